@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Both need only Python (3.10 or newer) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two test processes with one compute thread each are faster than one with two on a small machine.
+WORKERS ?= 2
+
+.PHONY: help demo test test-all lint clean
+
+help:
+	@echo "make demo      ingest examples/photos, search it with five texts, write demo.html"
+	@echo "make test      lint, type check and all tests (starts the servers that it needs)"
+	@echo "make test-all  the same and the slow tests"
+
+demo: $(VENV)/.installed
+	$(BIN)/celery -A workers enqueue examples/photos --metadata examples/photos/photos.jsonl
+	$(BIN)/ldot search \
+	  "a dog tied to a fire hydrant" \
+	  "two people riding horses on the beach" \
+	  "a man standing next to an elephant" \
+	  "a red double-decker bus" \
+	  "a teddy bear sitting in the grass" \
+	  --html demo.html
+	@echo "Open $(CURDIR)/demo.html in a browser."
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	@echo "Creating $(VENV) and installing (about two minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) ldot-data demo.html .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,43 @@
+"""Image-text retrieval with LightningDOT: offline image vectors, dot-product search, cross-attention re-ranking."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from integrations.langchain import LightningDOTRetriever as LightningDOTRetriever
+
+    from .bundle import load_model as load_model
+    from .embedder import LightningDOTEmbedder as LightningDOTEmbedder
+    from .retrieval import Hit as Hit
+    from .retrieval import Retriever as Retriever
+    from .settings import Settings as Settings
+    from .stores import open_store as open_store
+
+__version__ = "0.1.0"
+
+# Loaded when first asked for: importing ldot_milvus alone loads neither torch nor LangChain.
+_WHERE = {
+    "Hit": "ldot_milvus.retrieval",
+    "LightningDOTEmbedder": "ldot_milvus.embedder",
+    "LightningDOTRetriever": "integrations.langchain",
+    "Retriever": "ldot_milvus.retrieval",
+    "Settings": "ldot_milvus.settings",
+    "load_model": "ldot_milvus.bundle",
+    "open_store": "ldot_milvus.stores",
+}
+
+__all__ = sorted([*_WHERE, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,195 @@
+"""The embedding provider: texts and photos to vectors, pairs to re-ranking scores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+import torch
+
+from .bundle import Bundle, load_model
+from .errors import InputError, UsageError
+from .images import decode, from_pil
+from .regions import Regions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+ImageInput = Union[str, Path, bytes, "Image", Regions]
+
+TEXT_BATCH = 128
+IMAGE_BATCH = 32
+PAIR_BATCH = 100
+
+
+class LightningDOTEmbedder:
+    """Encodes with a LightningDOT model. Safe to use from several threads.
+
+    Args:
+        model: packaged name, folder or hub id.
+        device, dtype: see :func:`~ldot_milvus.bundle.load_model`.
+    """
+
+    def __init__(self, model: str = "ldot-mini", device: str | None = None, dtype: str | None = None) -> None:
+        self.bundle: Bundle = load_model(model, device=device, dtype=dtype)
+        self.dim: int = self.bundle.files.dim
+        self.fingerprint: str = self.bundle.files.fingerprint
+        # A fast tokenizer keeps truncation state between calls and refuses two threads at once.
+        self._tokenizing = threading.Lock()
+
+    def encode_texts(self, texts: Sequence[str]) -> Array:
+        """Vectors of texts, float32 (n, dim), as the model gives them. Long texts are cut to its limit of tokens.
+
+        Raises:
+            UsageError: ``texts`` is a single string, or a text is empty.
+        """
+        tokens = self._tokenize(texts)
+
+        def encode(rows: list[int]) -> torch.Tensor:
+            ids, mask = self._pad_tokens([tokens[row] for row in rows])
+            return self.bundle.encoder.encode_text(ids, mask)
+
+        return self._in_batches(tokens, TEXT_BATCH, encode)
+
+    def encode_images(self, images: Sequence[ImageInput]) -> Array:
+        """Vectors of photos, float32 (n, dim): paths, encoded bytes, PIL images or ready regions.
+
+        Raises:
+            InputError: an image that cannot be read, or regions of another width than the model's.
+        """
+        return self.encode_for_store(images)[0]
+
+    def encode_for_store(self, images: Sequence[ImageInput]) -> tuple[Array, list[Regions]]:
+        """Vectors (n, dim) of photos and, from the same pass, what re-ranking needs of each."""
+        vectors = np.empty((len(images), self.dim), np.float32)
+        kept: list[Regions] = []
+        for start in range(0, len(images), IMAGE_BATCH):
+            regions = self.regions(images[start : start + IMAGE_BATCH])
+            part, states = self._encode_regions(regions)
+            vectors[start : start + len(regions)] = part
+            kept += states
+        return vectors, kept
+
+    def regions(self, images: Sequence[ImageInput]) -> list[Regions]:
+        """Regions of photos by the model's own extractor; ready ones are checked and passed through."""
+        ready: dict[int, Regions] = {}
+        pixels: dict[int, Image] = {}
+        for index, image in enumerate(images):
+            if isinstance(image, Regions):
+                ready[index] = self._checked(image)
+            else:
+                pixels[index] = _open(image)
+        if pixels:
+            if self.bundle.extractor is None:
+                raise UsageError(
+                    f"model {self.bundle.files.name!r} has no region extractor: give Regions instead of photos"
+                )
+            ready.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
+        return [ready[index] for index in range(len(images))]
+
+    def rerank(self, texts: Sequence[str], regions: Sequence[Regions]) -> Array:
+        """Cross-attention scores (n,) of text i with the kept regions i; higher is better."""
+        reranker = self.bundle.reranker
+        if reranker is None:
+            raise UsageError(f"model {self.bundle.files.name!r} has no re-ranker: search with rerank=0")
+        tokens = self._tokenize(texts)
+
+        def score(rows: list[int]) -> torch.Tensor:
+            ids, mask = self._pad_tokens([tokens[row] for row in rows])
+            return reranker(ids, mask, *self._pad_regions([regions[row] for row in rows])).unsqueeze(1)
+
+        return self._in_batches(tokens, PAIR_BATCH, score, width=1)[:, 0]
+
+    @property
+    def can_rerank(self) -> bool:
+        """Whether the model came with a re-ranker."""
+        return self.bundle.reranker is not None
+
+    @property
+    def dot_weight(self) -> float:
+        """Weight of the dot product that is added to a re-ranking score."""
+        return 0.0 if self.bundle.reranker is None else float(self.bundle.reranker.config.dot_weight)
+
+    def _encode_regions(self, regions: list[Regions]) -> tuple[Array, list[Regions]]:
+        with torch.inference_mode():
+            features, boxes, mask = self._pad_regions(regions)
+            states = self.bundle.encoder.image_states(features, boxes, mask)
+            vectors = self.bundle.encoder.project_image(states, mask).float().cpu().numpy()
+        reranker = self.bundle.reranker
+        if reranker is None or reranker.config.region_input == "features":
+            return vectors, regions
+        hidden = states[:, 1:].float().cpu().numpy()
+        kept = [Regions(row[: len(r)], r.boxes, r.confidence) for row, r in zip(hidden, regions, strict=True)]
+        return vectors, kept
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        if isinstance(texts, str):
+            raise UsageError("give a list of texts, not one string")
+        for text in texts:
+            if not text.strip():
+                raise UsageError("the text is empty: describe what to look for")
+        if not texts:
+            return []
+        limit = self.bundle.encoder.config.max_text_length
+        with self._tokenizing:
+            ids: list[list[int]] = self.bundle.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+        return ids
+
+    def _pad_tokens(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        length = max(map(len, tokens))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in tokens])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in tokens])
+        return ids.to(self.bundle.device), mask.to(self.bundle.device)
+
+    def _pad_regions(self, regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        longest = max(map(len, regions))
+        features = np.zeros((len(regions), longest, regions[0].features.shape[1]), np.float32)
+        boxes = np.zeros((len(regions), longest, 7), np.float32)
+        mask = np.zeros((len(regions), longest), bool)
+        for row, one in enumerate(regions):
+            features[row, : len(one)], boxes[row, : len(one)], mask[row, : len(one)] = one.features, one.boxes, True
+        device, dtype = self.bundle.device, self.bundle.dtype
+        return (
+            torch.from_numpy(features).to(device, dtype),
+            torch.from_numpy(boxes).to(device, dtype),
+            torch.from_numpy(mask).to(device),
+        )
+
+    def _checked(self, regions: Regions) -> Regions:
+        expected = self.bundle.encoder.config.region_dim
+        if regions.features.shape[1] != expected:
+            raise InputError(
+                f"the regions have {regions.features.shape[1]} features, model {self.bundle.files.name!r} "
+                f"reads {expected}: they come from another extractor"
+            )
+        return regions
+
+    def _in_batches(
+        self, tokens: list[list[int]], size: int, compute: Callable[[list[int]], torch.Tensor], width: int | None = None
+    ) -> Array:
+        """Results (n, width) of ``compute`` over rows of ``tokens``, in their order.
+
+        Longest texts go first, so that a batch is of about one length and little padding is computed.
+        """
+        order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+        result = np.empty((len(tokens), width or self.dim), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                result[rows] = compute(rows).float().cpu().numpy()
+        return result
+
+
+def _open(image: str | Path | bytes | Image) -> Image:
+    if isinstance(image, bytes):
+        return decode(image).image
+    if isinstance(image, (str, Path)):
+        try:
+            return decode(Path(image).read_bytes(), name=str(image)).image
+        except OSError as error:
+            raise InputError(f"{image}: {error.strerror}") from error
+    return from_pil(image).image

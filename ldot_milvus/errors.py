@@ -1,0 +1,36 @@
+"""Everything that ldot-milvus raises on purpose: one base class, a small tree by cause.
+
+A message names the input and says what to do next; commands print it as one line.
+"""
+
+
+class LdotError(Exception):
+    """Base class of all errors of this project."""
+
+
+class UsageError(LdotError):
+    """The caller asked for something that cannot be: a bad argument, an unknown name, a missing path."""
+
+
+class FilterError(UsageError):
+    """A filter with an unknown operator or field, or a value of the wrong type."""
+
+
+class InputError(LdotError):
+    """One photo or text cannot be used. In a batch the others go on and this one is recorded."""
+
+
+class ModelError(LdotError):
+    """A model's files are missing, incomplete or do not fit its configuration."""
+
+
+class StoreError(LdotError):
+    """A store cannot be opened, read or written."""
+
+
+class CollectionNotFound(StoreError):
+    """The store has no collection of that name yet."""
+
+
+class ModelMismatch(StoreError):
+    """The collection holds vectors of another model or dimension."""

@@ -1,0 +1,1 @@
+"""Recall of a model on photos with captions."""

@@ -1,0 +1,227 @@
+"""Photos as bytes: hash them, check them, decode them to RGB. Pillow's errors and warnings end here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+# Suffix to the format that it promises. Phones write MPO (several JPEGs in one file) as .jpg.
+SUFFIXES = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
+    ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+
+# Nothing else is tried: Pillow's EPS runs Ghostscript, and rare formats are where its holes were.
+# Pillow's JPEG opener reads MPO as well, so that MPO has no entry of its own.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# The size at which Pillow itself turns its warning into an error (twice its MAX_IMAGE_PIXELS).
+MAX_PIXELS = 178_956_970
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_ORIENTATION_TAG = 0x0112
+_NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_strict_lock = threading.Lock()
+_strict_users = 0
+_lenient_before = False
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo.
+
+    Attributes:
+        image: RGB, the right way up; smaller than the photo if ``draft_to`` allowed it.
+        width, height: of the photo itself, in pixels after EXIF rotation.
+    """
+
+    image: Image
+    width: int
+    height: int
+
+
+def content_id(data: bytes) -> str:
+    """The id of a photo: SHA-256 of its bytes, 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, *, name: str = "image", draft_to: int | None = None) -> Photo:
+    """Decode a photo: first frame, RGB, EXIF rotation applied, transparency on white, 8 bits.
+
+    Args:
+        name: the input's name for messages; a known image suffix in it must fit the content.
+        draft_to: JPEGs may come out smaller, for speed, with both sides still at least this long.
+
+    Raises:
+        InputError: it is empty, not an image, of a format that is not supported or that its name denies, too
+            large, truncated or damaged.
+    """
+    if not data:
+        raise InputError(f"{name}: the file is empty")
+    with _boundary(name), _open(data, name) as image:
+        check_suffix(name, image.format or "")
+        return _load(image, name, draft_to)
+
+
+def from_pil(image: Image, *, name: str = "image") -> Photo:
+    """The same for an image that the caller has opened or made himself; his image stays as it is.
+
+    Raises:
+        InputError: as in :func:`decode`; also for an image without any pixel.
+    """
+    with _boundary(name):
+        return _load(image, name, None)
+
+
+def check_suffix(name: str, format: str) -> None:
+    """Refuse a name whose suffix promises another format than the content has (as Pillow calls it).
+
+    Raises:
+        InputError: for example a PNG named .jpg. Unknown suffixes and names without one pass.
+    """
+    found = "JPEG" if format == "MPO" else format
+    suffix = os.path.splitext(name)[1]
+    if SUFFIXES.get(suffix.lower(), found) != found:
+        right = next(known for known, promised in SUFFIXES.items() if promised == found)
+        raise InputError(f"{name}: this is a {found} named {suffix}: rename it to {right}")
+
+
+def _open(data: bytes, name: str) -> ImageFile:
+    """Read the header: the format and the size are known, nothing is decoded yet."""
+    import PIL.Image
+    import PIL.TiffImagePlugin
+    import PIL.WebPImagePlugin
+
+    # Unless the two plugins are imported by now, Pillow loads its forty other formats in search of them.
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except PIL.UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):
+            raise  # an image once: decode says that it is damaged
+        supported = ", ".join(FORMATS)
+        raise InputError(f"{name}: not an image (or of a format that is not supported: use {supported})") from error
+    except PIL.Image.DecompressionBombError as error:
+        # Pillow's error has the figures, and the limit that holds if the caller lowered it, in its text alone.
+        figures = re.findall(r"\d+", str(error))
+        limit = int(figures[1]) if len(figures) == 2 else MAX_PIXELS
+        claimed = f"{int(figures[0]):,} pixels are" if len(figures) == 2 else "it has"
+        raise InputError(f"{name}: {claimed} more than the limit of {limit:,} pixels") from error
+    return image
+
+
+def _load(image: Image, name: str, draft_to: int | None) -> Photo:
+    import PIL.Image
+    from PIL.ImageFile import ImageFile
+
+    width, height = image.size
+    if width * height == 0:
+        raise InputError(f"{name}: an image of {width} x {height} pixels is empty")
+    if width * height > MAX_PIXELS:  # Pillow let it pass: the caller has raised its limit or turned it off
+        raise InputError(f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,} pixels")
+    if draft_to is not None and isinstance(image, ImageFile):
+        image.draft(None, (draft_to, draft_to))
+    image.load()
+    # Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails on odd ones that do no harm here.
+    turn = PIL.Image.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+        6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90,
+    }  # fmt: skip
+    orientation = _orientation(image)
+    pixels = _to_rgb(image, name)
+    if orientation in turns:
+        pixels = pixels.transpose(turns[orientation])
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    pixels.info = {}  # with the EXIF data left in, whoever reads them would turn it a second time
+    return Photo(pixels, width, height)
+
+
+def _to_rgb(image: Image, name: str) -> Image:
+    """RGB, 8 bits a channel, of an image in any of Pillow's modes; transparency comes out white."""
+    import PIL.Image
+
+    if image.mode.startswith("I") and _fits_16_bits(image):
+        # Pillow clips at 255 here: scale 0..65535 to 0..255 and round.
+        return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        raise InputError(f"{name}: pixels of mode {image.mode} are not supported: save it with 8 bits, as RGB or grey")
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        white = PIL.Image.new("RGB", image.size, "white")
+        white.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _orientation(image: Image) -> int:
+    """EXIF orientation of a loaded image (Pillow has turned a TIFF while loading it); 1 where it is unreadable."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF data raise anything, and the pixels are good without them
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _fits_16_bits(image: Image) -> bool:
+    if image.mode != "I":
+        return True  # the I;16 family
+    low, high = cast("tuple[int, int]", image.getextrema())
+    return low >= 0 and high <= 65535
+
+
+@contextmanager
+def _boundary(name: str) -> Iterator[None]:
+    """Whatever Pillow raises in here leaves as InputError."""
+    with _strict_and_quiet():
+        try:
+            yield
+        except InputError:
+            raise
+        except MemoryError as error:
+            raise InputError(f"{name}: not enough memory to decode it") from error
+        except Exception as error:  # damaged headers raise nearly everything: struct.error, OverflowError, ...
+            state = "truncated" if "truncated" in str(error).lower() else "damaged or truncated"
+            raise InputError(f"{name}: the image is {state}") from error
+
+
+@contextmanager
+def _strict_and_quiet() -> Iterator[None]:
+    """Truncated files are errors whatever LOAD_TRUNCATED_IMAGES says, and Pillow's warnings are not shown.
+
+    Both are global in Python. The flag goes back when the last thread leaves. The filter is put in by hand since
+    ``warnings.catch_warnings`` restores other threads' filters and makes warnings that were shown once show again.
+    """
+    global _strict_users, _lenient_before
+    from PIL import ImageFile
+
+    filters: Any = warnings.filters
+    filters.insert(0, _NO_PILLOW_WARNINGS)
+    with _strict_lock:
+        if _strict_users == 0:
+            _lenient_before = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _strict_users += 1
+    try:
+        yield
+    finally:
+        with _strict_lock:
+            _strict_users -= 1
+            if _strict_users == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _lenient_before
+        with suppress(ValueError):  # somebody else has put back a list of his own meanwhile
+            filters.remove(_NO_PILLOW_WARNINGS)

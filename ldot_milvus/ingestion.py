@@ -1,0 +1,235 @@
+"""One chunk of sources into a store: the same code inline and in a worker.
+
+A photo's way: read, hash, skip what is known, decode, regions, vector, region store, vector store.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from .bundle import find_model
+from .errors import InputError
+from .images import content_id, decode
+from .region_store import open_region_store
+from .sources import Source, printable, read
+from .stores import Record, VectorStore
+
+if TYPE_CHECKING:
+    from .embedder import LightningDOTEmbedder
+    from .images import Photo
+
+log = logging.getLogger(__name__)
+
+CHUNK_SIZE = 64
+"""Photos a chunk: one task of a worker, one write to the store."""
+
+DEFAULT_NAMESPACE = "default"
+
+CONTENT_ID = "content_id"
+"""Metadata field that keeps the content's hash where the caller chose the id."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One source that could not be ingested."""
+
+    source: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """What became of the sources of one or more chunks; plain JSON values."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """How many sources were looked at."""
+        return self.added + self.updated + self.unchanged + len(self.failed)
+
+    def add(self, other: Report) -> None:
+        """Count another chunk's report into this one."""
+        self.added += other.added
+        self.updated += other.updated
+        self.unchanged += other.unchanged
+        self.failed += other.failed
+        self.seconds = dict(Counter(self.seconds) + Counter(other.seconds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_dict` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Report:
+        failed = [Failure(**failure) for failure in values["failed"]]
+        return cls(**{**values, "failed": failed})
+
+
+def chunks(sources: Iterable[Source], size: int = CHUNK_SIZE) -> Iterator[list[Source]]:
+    """Sources in lists of at most ``size``."""
+    iterator = iter(sources)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+class Ingestor:
+    """Writes photos into a store. The model is loaded when the first photo is new.
+
+    Args:
+        store: filled with, or still empty for, this model; another one's collection is refused here.
+        model: packaged name, folder or hub id.
+        region_store: address for re-ranking data; None takes the setting, else the folder beside a local store.
+    """
+
+    def __init__(
+        self,
+        store: VectorStore,
+        model: str = "ldot-mini",
+        *,
+        region_store: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        files = find_model(model)
+        self.store = store
+        self.region_store = open_region_store(store.address, files.fingerprint, region_store)
+        self._embedder_arguments = (model, device, dtype)
+        store.bind(files.fingerprint, files.dim)
+
+    @cached_property
+    def embedder(self) -> LightningDOTEmbedder:
+        """The model, loaded on first use: a run that finds nothing new never loads it."""
+        from .embedder import LightningDOTEmbedder
+
+        return LightningDOTEmbedder(*self._embedder_arguments)
+
+    def ingest(self, sources: Sequence[Source]) -> Report:
+        """Ingest one chunk. A source that fails is reported and the others go on.
+
+        Photos are known by id: the same bytes twice, in this chunk or an earlier one, are one row.
+        """
+        report = Report()
+        clock = _Clock(report.seconds)
+        with clock("read"):
+            new, changed = self._sort_out(sources, report)
+        with clock("decode"):
+            photos = _decode(new, report)
+        if photos:
+            embedder = self.embedder
+            with clock("encode"):
+                vectors, regions = embedder.encode_for_store([photo.image for _, photo in photos])
+            records = [
+                replace(row, embedding=vector, width=photo.width, height=photo.height)
+                for (row, photo), vector in zip(photos, vectors, strict=True)
+            ]
+            with clock("write"):
+                # Region data first: whatever a search finds can be re-ranked.
+                self.region_store.put({row.id: kept for row, kept in zip(records, regions, strict=True)})
+                self.store.upsert(records)
+            report.added = len(records)
+        if changed:
+            with clock("write"):
+                report.updated = self.store.update(changed)
+        log.info(
+            "chunk of %d: %d added, %d updated, %d unchanged, %d failed; seconds %s",
+            report.total, report.added, report.updated, report.unchanged, len(report.failed),
+            {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
+        )  # fmt: skip
+        return report
+
+    def _sort_out(self, sources: Sequence[Source], report: Report) -> tuple[dict[str, tuple[Record, bytes]], list[Record]]:
+        """Read and hash everything; return what is new, by id, and the rows whose description changed."""
+        found: dict[str, tuple[Record, bytes]] = {}
+        for source in sources:
+            try:
+                data = read(source)
+            except InputError as error:
+                report.failed.append(_failure(source.name, error))
+                continue
+            row = _row(source, content_id(data))
+            if row.id in found:
+                report.unchanged += 1
+            else:
+                found[row.id] = (row, data)
+        known = {row.id: row for row in self.store.get(list(found))}
+        ready = self.region_store.has(list(known))
+        new: dict[str, tuple[Record, bytes]] = {}
+        changed: list[Record] = []
+        for id, (row, data) in found.items():
+            stored = known.get(id)
+            if stored is None or id not in ready or stored.metadata.get(CONTENT_ID) != row.metadata.get(CONTENT_ID):
+                new[id] = (row, data)
+                continue
+            described = _described_anew(stored, row)
+            if described == stored:
+                report.unchanged += 1
+            else:
+                changed.append(described)
+        return new, changed
+
+
+def _row(source: Source, content: str) -> Record:
+    own = {} if source.id in (None, content) else {CONTENT_ID: content}
+    return Record(
+        id=source.id or content,
+        namespace=source.namespace,
+        source=source.source,
+        caption=source.caption,
+        metadata={**source.metadata, **own},
+    )
+
+
+def _described_anew(stored: Record, row: Record) -> Record:
+    """The stored row with what the source says now; what it leaves out stays."""
+    return replace(
+        stored,
+        namespace=stored.namespace if row.namespace == DEFAULT_NAMESPACE else row.namespace,
+        caption=row.caption or stored.caption,
+        metadata=row.metadata or stored.metadata,
+    )
+
+
+def _decode(new: dict[str, tuple[Record, bytes]], report: Report) -> list[tuple[Record, Photo]]:
+    photos = []
+    for row, data in new.values():
+        name = printable(row.source)
+        try:
+            photos.append((row, decode(data, name=name)))
+        except InputError as error:
+            report.failed.append(_failure(name, error))
+    return photos
+
+
+def _failure(name: str, error: InputError) -> Failure:
+    """The reason without the name that a listing shows beside it."""
+    return Failure(name, str(error).removeprefix(f"{name}: "))
+
+
+class _Clock:
+    """Adds up the seconds of each stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+
+

@@ -1,0 +1,112 @@
+"""Configurations of the dual encoder and of the re-ranker.
+
+The defaults are the published sizes (LightningDOT, NAACL 2021: BERT-base towers over 2048-d regions).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import BertConfig, PretrainedConfig
+
+CLS_TOKEN_ID = 101
+"""[CLS] in every BERT WordPiece vocabulary; the image encoder's first position is this token too."""
+
+POOLINGS = ("cls", "mean")
+
+
+def _bert_config(value: BertConfig | dict[str, Any] | None) -> BertConfig:
+    if isinstance(value, BertConfig):
+        return value
+    return BertConfig(**{"vocab_size": 28996, "layer_norm_eps": 1e-12, **(value or {})})
+
+
+class LightningDOTConfig(PretrainedConfig):
+    """Sizes and choices of a :class:`~ldot_milvus.model.LightningDOT`.
+
+    Args:
+        text_config, image_config: the two BERT bodies. The image body only ever looks up the [CLS] token, so
+            a model that shares nothing with it may keep a vocabulary of 102.
+        region_dim: width of a region's feature vector.
+        region_classes: labels of the region classifier in pre-training (1,600 objects and the background).
+        projection_dim: width of the vectors that are compared by dot product.
+        pooling: "cls" (published) or "mean", which averages the last hidden states of the real positions.
+        project_text: False compares the pooled text state itself, to keep a sentence encoder's own space.
+        normalize: scale vectors to length 1 inside the model; the published models do not.
+        pooler: keep BERT's pooler layers, which the published checkpoints carry for their matching head.
+        max_text_length: tokens a text is cut to, [CLS] and [SEP] included (published: 60).
+        region_extractor: how pixels become regions for this model, e.g. ``{"kind": "grid", ...}``.
+    """
+
+    model_type = "lightningdot"
+    sub_configs = {"text_config": BertConfig, "image_config": BertConfig}
+
+    def __init__(
+        self,
+        text_config: BertConfig | dict[str, Any] | None = None,
+        image_config: BertConfig | dict[str, Any] | None = None,
+        region_dim: int = 2048,
+        region_classes: int = 1601,
+        projection_dim: int = 768,
+        pooling: str = "cls",
+        project_text: bool = True,
+        normalize: bool = False,
+        pooler: bool = True,
+        max_text_length: int = 60,
+        region_extractor: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        self.text_config = _bert_config(text_config)
+        self.image_config = _bert_config(image_config)
+        if not project_text and self.text_config.hidden_size != projection_dim:
+            raise ValueError(
+                f"project_text=False needs projection_dim ({projection_dim}) to equal the text encoder's "
+                f"hidden_size ({self.text_config.hidden_size})"
+            )
+        self.region_dim = region_dim
+        self.region_classes = region_classes
+        self.projection_dim = projection_dim
+        self.pooling = pooling
+        self.project_text = project_text
+        self.normalize = normalize
+        self.pooler = pooler
+        self.max_text_length = max_text_length
+        self.region_extractor = region_extractor
+        super().__init__(**kwargs)
+
+
+class RerankerConfig(PretrainedConfig):
+    """Sizes of a :class:`~ldot_milvus.model.CrossAttentionReranker` (UNITER, image-text matching).
+
+    Args:
+        bert_config: the one body that reads text and regions together.
+        region_dim: width of the region vectors that it reads.
+        region_input: "features" reads what the region extractor gives (published); "hidden" reads the image
+            encoder's last hidden states of the regions, which are smaller to store and already in context.
+        dot_weight: weight of the dual encoder's dot product that retrieval adds to this model's score
+            (0 in the published system).
+        max_text_length: tokens a text is cut to, [CLS] and [SEP] included.
+    """
+
+    model_type = "lightningdot-reranker"
+    sub_configs = {"bert_config": BertConfig}
+
+    def __init__(
+        self,
+        bert_config: BertConfig | dict[str, Any] | None = None,
+        region_dim: int = 2048,
+        region_input: str = "features",
+        dot_weight: float = 0.0,
+        max_text_length: int = 60,
+        **kwargs: Any,
+    ) -> None:
+        if region_input not in ("features", "hidden"):
+            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'hidden'")
+        self.bert_config = _bert_config(bert_config)
+        self.region_dim = region_dim
+        self.region_input = region_input
+        self.dot_weight = dot_weight
+        self.max_text_length = max_text_length
+        super().__init__(**kwargs)

@@ -1,0 +1,60 @@
+"""The cross-attention re-ranker: one transformer that reads a text and an image's regions together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertPooler
+
+from .configuration import RerankerConfig
+from .layers import BertBasedModel, BertBody, pack
+
+
+class CrossAttentionReranker(BertBasedModel):
+    """UNITER's image-text matching model: [CLS] text [SEP] and the regions in one sequence, one score a pair."""
+
+    config_class = RerankerConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__(config)
+        self.bert = BertBody(config.bert_config, region_dim=config.region_dim)
+        self.rank_output = nn.Linear(config.bert_config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        region_features: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Scores of text-image pairs, higher is better.
+
+        Args:
+            input_ids: (B, T) WordPiece ids, [CLS] first.
+            attention_mask: (B, T), 1 = a token; all tokens where it is None.
+            region_features: (B, R, region_dim).
+            region_boxes: (B, R, 7).
+            region_mask: (B, R), 1 = a region; all regions where it is None.
+
+        Returns:
+            (B,) raw scores; their sigmoid is what UNITER's triplet loss sees.
+        """
+        text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if region_mask is None:
+            region_mask = region_features.new_ones(region_features.shape[:2], dtype=torch.bool)
+        embeddings, mask = pack(
+            [
+                (self.bert.embeddings(input_ids), text_mask),
+                (self.bert.embed_regions(region_features, region_boxes), region_mask),
+            ]
+        )
+        hidden = self.bert.encode(embeddings, mask)
+        pooler = self.bert.pooler
+        assert isinstance(pooler, BertPooler)
+        return self.rank_output(pooler(hidden)).squeeze(-1)

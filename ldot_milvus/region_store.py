@@ -1,0 +1,237 @@
+"""What re-ranking needs of each photo, kept as one small safetensors file a photo, in any folder or bucket.
+
+A file holds ``features`` float16 (n, d), ``boxes`` float32 (n, 7) and ``confidence`` float16 (n,).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from .errors import InputError, StoreError
+from .regions import Regions
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 16  # requests under way at a time to a remote store
+_NAME_MAX = 200  # bytes of a file name; most file systems take 255, and the suffix needs some
+_T = TypeVar("_T")
+
+
+def open_region_store(store: str, fingerprint: str, address: str | None = None) -> RegionStore:
+    """The region store that goes with a vector store.
+
+    Args:
+        store: address of the vector store.
+        fingerprint: of the model.
+        address: of the regions; None takes the setting ``LDOT_REGION_STORE``, else a folder beside a local store,
+            else ``./ldot-data/regions``.
+    """
+    if address is None:
+        from .settings import Settings
+
+        address = Settings().region_store
+    if address is None:
+        folder = store.removeprefix("faiss:") if store.startswith("faiss:") else "./ldot-data"
+        address = os.path.join(folder, "regions")
+    return RegionStore(address, fingerprint)
+
+
+class RegionStore:
+    """Regions by photo id, apart for each model: another extractor's regions are of no use to this one.
+
+    Every method raises :class:`~ldot_milvus.errors.StoreError`, saying what to do, when the store cannot be used.
+    Several processes may read and write at once; the last writer of an id wins, and readers see whole files.
+    """
+
+    def __init__(self, address: str, fingerprint: str) -> None:
+        """Nothing is created or read yet.
+
+        Args:
+            address: a folder, or any fsspec address: ``memory://regions``, ``s3://bucket/regions``.
+            fingerprint: of the model whose regions these are; its first 16 characters name the folder.
+        """
+        self.address = address
+        self._fs: Any = None  # None: a local folder, read and written without fsspec
+        root = os.path.abspath(os.path.expanduser(address))
+        if "://" in address or "::" in address:
+            self._fs, root = _connect(address)
+        self._root = f"{root.rstrip('/')}/{_safe(fingerprint[:16])}"
+
+    def put(self, items: Mapping[str, Regions]) -> None:
+        """Write or replace the regions of these ids; a local file is replaced at once or not at all.
+
+        Raises:
+            InputError: features that float16 cannot hold; nothing has been written then.
+        """
+        files = [(self._path(id), _pack(id, regions)) for id, regions in items.items()]
+        with self._explained("written"):
+            self._map(lambda file: self._write(*file), files)
+
+    def get(self, ids: Sequence[str]) -> dict[str, Regions]:
+        """The regions of these ids, as float32; an id that is not there, or whose file is damaged, is left out.
+
+        A crash of the machine can leave an empty or torn file: it is logged, and :meth:`put` mends it.
+        """
+        paths = {self._path(id): id for id in ids}
+        with self._explained("read"):
+            found = self._read(list(paths))
+        result = {}
+        for path, id in paths.items():
+            if path in found:
+                try:
+                    result[id] = _unpack(found[path])
+                except (SafetensorError, InputError, KeyError, ValueError) as error:
+                    logger.warning("%s is damaged (%s): ingest the photo again", path, error)
+        return result
+
+    def has(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids whose regions are there; an empty file, as a crash leaves it, does not count."""
+        ids = list(dict.fromkeys(ids))
+        with self._explained("read"):
+            sizes = self._map(self._size, [self._path(id) for id in ids])
+        return {id for id, size in zip(ids, sizes, strict=True) if size}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Forget these ids; those that are not there are no error."""
+        with self._explained("written"):
+            self._map(self._remove, [self._path(id) for id in dict.fromkeys(ids)])
+
+    def _path(self, id: str) -> str:
+        name = _safe(id)
+        if len(name) > _NAME_MAX:  # many letters of three or four bytes; "=" is in no quoted id
+            name = "=" + hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self._root}/{_safe(id[:2])}/{name}.safetensors"
+
+    def _map(self, function: Callable[[Any], _T], values: Sequence[Any]) -> list[_T]:
+        """One after the other in a folder, where threads only cost; side by side over a network."""
+        if self._fs is None or len(values) < 2:
+            return [function(value) for value in values]
+        with ThreadPoolExecutor(min(_THREADS, len(values))) as threads:
+            return list(threads.map(function, values))
+
+    def _read(self, paths: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        if self._fs is None:
+            for path in paths:
+                with suppress(FileNotFoundError), open(path, "rb") as file:
+                    found[path] = file.read()
+            return found
+        # Not on_error="omit": a network that is down must not look like regions that were never stored.
+        answers = self._fs.cat(list(paths), on_error="return") if paths else {}
+        for path, answer in answers.items():
+            if isinstance(answer, bytes):
+                found[path] = answer
+            elif not isinstance(answer, FileNotFoundError):
+                raise answer
+        return found
+
+    def _write(self, path: str, data: bytes) -> None:
+        if self._fs is not None:
+            try:
+                self._fs.pipe_file(path, data)
+            except FileNotFoundError:  # a file system with real folders
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self._fs.pipe_file(path, data)
+            return
+        folder = os.path.dirname(path)
+        temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+        try:
+            try:
+                file = open(temporary, "xb")  # noqa: SIM115  (not tempfile: its files only their owner may read)
+            except FileNotFoundError:
+                os.makedirs(folder, exist_ok=True)
+                file = open(temporary, "xb")  # noqa: SIM115
+            with file:
+                file.write(data)
+            # Not fsynced: that would cost more than computing the regions, which is what a lost file leads to.
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.remove(temporary)
+            raise
+
+    def _size(self, path: str) -> int:
+        with suppress(FileNotFoundError):
+            return os.stat(path).st_size if self._fs is None else int(self._fs.info(path)["size"] or 0)
+        return 0
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            if self._fs is None:
+                os.remove(path)
+            else:
+                self._fs.rm_file(path)
+
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        """Whatever a file system or a cloud's client raises in here leaves as StoreError."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"region store {self.address} cannot be {done}: {_remedy(error)}") from error
+
+
+def _connect(address: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(address)
+    except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
+        raise StoreError(f"region store {address}: {error} (pip install)") from error
+    except ValueError as error:
+        raise StoreError(
+            f"region store {address}: {error}. Set LDOT_REGION_STORE to a folder or to an address such as s3://..."
+        ) from error
+    except Exception as error:
+        raise StoreError(f"region store {address} cannot be opened: {_remedy(error)}") from error
+    is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    return (None if is_local else fs), str(root)
+
+
+def _safe(text: str) -> str:
+    """One component of a path, whatever is in an id: no slash, no dots that mean a folder, no pattern character."""
+    return quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
+
+
+def _pack(id: str, regions: Regions) -> bytes:
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(regions.features, np.float16)
+    if not np.isfinite(features).all():
+        raise InputError(f"{id}: the regions' features are not finite, or too large for half precision (65,504)")
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        "features": features,
+        "boxes": np.ascontiguousarray(regions.boxes, np.float32),
+        "confidence": np.ascontiguousarray(regions.confidence, np.float16),
+    }
+    return save(tensors)
+
+
+def _unpack(data: bytes) -> Regions:
+    tensors = load(data)
+    return Regions(*(tensors[name].astype(np.float32) for name in ("features", "boxes", "confidence")))
+
+
+def _remedy(error: Exception) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: free some space, or set LDOT_REGION_STORE to another place"
+    if code == errno.EROFS or isinstance(error, PermissionError):
+        return "no permission: check the owner of the folder or the credentials of the bucket"
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return "there is a file in the place of a folder: set LDOT_REGION_STORE to a folder"
+    return f"{error or type(error).__name__}: check that LDOT_REGION_STORE names a place that is there and reachable"

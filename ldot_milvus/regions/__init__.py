@@ -1,0 +1,4 @@
+"""Pixels to regions."""
+from .base import RegionExtractor, Regions
+
+__all__ = ["RegionExtractor", "Regions"]

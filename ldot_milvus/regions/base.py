@@ -1,0 +1,60 @@
+"""The one form in which photos reach the model: regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A photo as n regions.
+
+    Attributes:
+        features: (n, d) float32, what the extractor saw in each region.
+        boxes: (n, 7) float32: x1, y1, x2, y2, width, height as fractions of the photo, and width * height.
+        confidence: (n,) float32 in 0..1; all ones for a grid.
+    """
+
+    features: Array
+    boxes: Array
+    confidence: Array
+
+    def __post_init__(self) -> None:
+        n = len(self.features)
+        if self.features.ndim != 2 or self.boxes.shape != (n, 7) or self.confidence.shape != (n,) or n == 0:
+            raise InputError(
+                f"regions need features (n, d), boxes (n, 7) and confidence (n,) with n >= 1; got "
+                f"{self.features.shape}, {self.boxes.shape} and {self.confidence.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class RegionExtractor(Protocol):
+    """Pixels to regions. ``dim`` is the width of a region's feature."""
+
+    dim: int
+
+    def __call__(self, images: Sequence[Image]) -> list[Regions]:
+        """Regions of RGB photos; a photo's result does not depend on the others in the call."""
+        ...
+
+
+def boxes7(corners: Array) -> Array:
+    """(n, 4) corners as fractions of the photo to the (n, 7) boxes that the models read."""
+    x1, y1, x2, y2 = corners.T
+    width, height = x2 - x1, y2 - y1
+    return np.stack([x1, y1, x2, y2, width, height, width * height], axis=1).astype(np.float32)

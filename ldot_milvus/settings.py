@@ -1,0 +1,21 @@
+"""All settings, in one place; each is read from the environment with the prefix ``LDOT_``."""
+
+from __future__ import annotations
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Defaults suit a laptop: a local store, no broker, the packaged model. See ``docs/settings.md``."""
+
+    model_config = SettingsConfigDict(env_prefix="LDOT_", extra="ignore")
+
+    store: str = "faiss:./ldot-data"
+    collection: str = "images"
+    model: str = "ldot-mini"
+    region_store: str | None = None  # beside a local store unless named
+    broker: str | None = None  # none: ingest in this process
+    result_backend: str | None = None  # the broker itself where it is Redis
+    visibility_timeout: int = 600
+    device: str | None = None
+    dtype: str | None = None

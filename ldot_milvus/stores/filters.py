@@ -1,0 +1,262 @@
+"""Filters: a dictionary parsed into a small checked tree, and the tree compiled for a store.
+
+Meaning, the same in every store (two-valued, like MongoDB's):
+
+- Several keys in a dictionary, and several operators on a field, must all hold. A bare value means ``$eq``.
+- ``metadata.a.b`` looks up key ``b`` inside key ``a``. A comparison with a key that is not there, or with a value of
+  another type, is false. Numbers compare with numbers, strings with strings (by code point), booleans only for
+  equality with booleans. ``None`` equals a JSON null that is there; a missing key is not null.
+- ``$ne``, ``$nin`` and ``$not`` are exact complements, so a missing key satisfies ``{"metadata.a": {"$ne": 1}}``.
+- ``{}`` at the top is no filter. An empty ``$in`` matches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldot_milvus.errors import FilterError
+
+TEXT_FIELDS = ("id", "kind", "namespace", "source", "caption")
+NUMBER_FIELDS = ("width", "height")
+COMPARISONS = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin")
+# SQLite refuses expressions deeper than 1,000, and a chain of ANDs is as deep as it is long.
+MAX_CONDITIONS = 500
+MAX_DEPTH = 32
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column, or a value inside ``metadata`` (then ``path`` holds the keys that lead to it)."""
+
+    name: str
+    path: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """True for a column that holds strings."""
+        return self.name in TEXT_FIELDS
+
+
+@dataclass(frozen=True)
+class Compare:
+    """``operator`` is one of $eq, $gt, $gte, $lt, $lte."""
+
+    field: Field
+    operator: str
+    value: Scalar
+
+
+@dataclass(frozen=True)
+class In:
+    """The field equals one of the values; never true without values."""
+
+    field: Field
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class And:
+    """True when there are no parts."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Or:
+    """Never without parts."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """True where the part is false, and false where it is true: nothing is in between."""
+
+    part: Node
+
+
+Node = Compare | In | And | Or | Not
+
+
+def parse(filter: Mapping[str, Any] | None) -> Node:
+    """Check a filter and turn it into a tree; None and ``{}`` become the empty ``And``.
+
+    Raises:
+        FilterError: an unknown field or operator, or a value of the wrong type.
+    """
+    if filter is None or filter == {}:
+        return And(())
+    node = _parse_filter(filter, 1)
+    if _conditions(node) > MAX_CONDITIONS:
+        raise FilterError(f"a filter holds at most {MAX_CONDITIONS} conditions: use $in for a long list of values")
+    return node
+
+
+def to_sql(node: Node) -> tuple[str, list[Any]]:
+    """Compile for SQLite: an expression over the columns of the local store that is 0 or 1, and its parameters."""
+    if isinstance(node, Not):
+        clause, params = to_sql(node.part)
+        return f"NOT {clause}", params
+    if isinstance(node, (And, Or)):
+        if not node.parts:
+            return "1", []
+        compiled = [to_sql(part) for part in node.parts]
+        word = " AND " if isinstance(node, And) else " OR "
+        return f"({word.join(clause for clause, _ in compiled)})", [value for _, values in compiled for value in values]
+    if node.field.name == "metadata":
+        return _metadata_to_sql(node)
+    if isinstance(node, In):
+        return f"({node.field.name} IN (SELECT value FROM json_each(?)))", [_json(list(node.values))]
+    return f"({node.field.name} {_SQL_OPERATORS[node.operator]} ?)", [node.value]
+
+
+_SQL_OPERATORS = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+
+
+def _metadata_to_sql(node: Compare | In) -> tuple[str, list[Any]]:
+    path = "$" + "".join(f'."{key}"' for key in node.field.path)
+    if isinstance(node, Compare) and node.operator != "$eq":
+        types = "= 'text'" if isinstance(node.value, str) else "IN ('integer', 'real')"
+        # The value goes through SQLite's own JSON reader, as the stored one does: its reading of a float can differ
+        # from Python's in the last bit. COALESCE because a missing key gives NULL, which NOT would keep.
+        clause = (
+            f"COALESCE(json_type(metadata, ?) {types} AND "
+            f"json_extract(metadata, ?) {_SQL_OPERATORS[node.operator]} json_extract(?, '$'), 0)"
+        )
+        return clause, [path, path, _json(node.value)]
+    values = node.values if isinstance(node, In) else (node.value,)
+    # json_extract gives 1 for true, so true, false and null are told by their type alone.
+    names = [_json(value) for value in values if value is None or isinstance(value, bool)]
+    plain = [value for value in values if not (value is None or isinstance(value, bool))]
+    clause = (
+        "COALESCE(json_type(metadata, ?) IN (SELECT value FROM json_each(?)) OR "
+        "(json_type(metadata, ?) IN ('integer', 'real', 'text') AND "
+        "json_extract(metadata, ?) IN (SELECT value FROM json_each(?))), 0)"
+    )
+    return clause, [path, _json(names), path, path, _json(plain)]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _conditions(node: Node) -> int:
+    if isinstance(node, Not):
+        return _conditions(node.part)
+    if isinstance(node, (And, Or)):
+        return sum(_conditions(part) for part in node.parts)
+    return 1
+
+
+def _parse_filter(filter: Any, depth: int) -> Node:
+    if not isinstance(filter, Mapping):
+        raise FilterError(f'a filter is a dictionary such as {{"width": {{"$gte": 640}}}}, not {_describe(filter)}')
+    if not filter:
+        raise FilterError("an empty filter inside a filter: leave it out")
+    if depth > MAX_DEPTH:
+        raise FilterError(f"a filter is nested more than {MAX_DEPTH} deep")
+    return _all([_parse_entry(key, value, depth) for key, value in filter.items()])
+
+
+def _parse_entry(key: Any, value: Any, depth: int) -> Node:
+    if key == "$not":
+        return Not(_parse_filter(value, depth + 1))
+    if key in ("$and", "$or"):
+        if not isinstance(value, (list, tuple)) or not value:
+            raise FilterError(f"{key} takes a list of at least one filter, not {_describe(value)}")
+        parts = tuple(_parse_filter(part, depth + 1) for part in value)
+        return And(parts) if key == "$and" else Or(parts)
+    field = _parse_field(key)
+    return _parse_operators(field, key, value if isinstance(value, Mapping) else {"$eq": value}, depth)
+
+
+def _parse_field(key: Any) -> Field:
+    if key in TEXT_FIELDS or key in NUMBER_FIELDS:
+        return Field(key)
+    if isinstance(key, str) and key.startswith("$"):
+        raise FilterError(
+            f"unknown operator {key!r} where a field is expected: use $and, $or or $not, "
+            f"or put {', '.join(COMPARISONS)} inside a field"
+        )
+    if isinstance(key, str) and key.startswith("metadata."):
+        path = tuple(key.split(".")[1:])
+        if not all(path) or any(char in "'\"\\" or ord(char) < 32 or ord(char) == 127 for char in key):
+            raise FilterError(
+                f"bad metadata path {key!r}: keys are joined by dots and hold no quotes, "
+                "backslashes or control characters, and none is empty"
+            )
+        _check_text(key, "a field name")
+        return Field("metadata", path)
+    raise FilterError(
+        f"unknown field {key!r}: use {', '.join(TEXT_FIELDS + NUMBER_FIELDS)} or metadata.KEY (dots for nested keys)"
+    )
+
+
+def _parse_operators(field: Field, key: str, operators: Mapping[Any, Any], depth: int) -> Node:
+    if not operators:
+        raise FilterError(f"{key}: no operator given; use {', '.join(COMPARISONS)} or $not")
+    if depth > MAX_DEPTH:
+        raise FilterError(f"a filter is nested more than {MAX_DEPTH} deep")
+    return _all([_parse_operator(field, key, operator, value, depth) for operator, value in operators.items()])
+
+
+def _parse_operator(field: Field, key: str, operator: Any, value: Any, depth: int) -> Node:
+    if operator == "$not":
+        if not isinstance(value, Mapping):
+            raise FilterError(f'{key}: $not takes operators such as {{"$gt": 5}}, not {_describe(value)}; or use $ne')
+        return Not(_parse_operators(field, key, value, depth + 1))
+    if operator not in COMPARISONS:
+        raise FilterError(f"{key}: unknown operator {operator!r}; use {', '.join(COMPARISONS)} or $not")
+    if operator in ("$in", "$nin"):
+        if not isinstance(value, (list, tuple)):
+            raise FilterError(f"{key}: {operator} takes a list, not {_describe(value)}")
+        among = In(field, tuple(_check_value(field, f"{key}: {operator}", item) for item in value))
+        return among if operator == "$in" else Not(among)
+    checked = _check_value(field, f"{key}: {operator}", value)
+    if operator == "$ne":
+        return Not(Compare(field, "$eq", checked))
+    if operator != "$eq" and (checked is None or isinstance(checked, bool)):
+        raise FilterError(f"{key}: {operator} takes a number or a string, not {_describe(value)}")
+    return Compare(field, operator, checked)
+
+
+def _check_value(field: Field, where: str, value: Any) -> Scalar:
+    if field.is_text:
+        allowed, accepted = "a string", isinstance(value, str)
+    elif field.path:
+        allowed = "a string, a number, true, false or null"
+        accepted = value is None or isinstance(value, (str, int, float))
+    else:
+        allowed, accepted = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not accepted:
+        raise FilterError(f"{where} takes {allowed}, not {_describe(value)}")
+    if isinstance(value, str):
+        _check_text(value, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FilterError(f"{where} takes a finite number, not {value}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        # No row can hold such a number; SQLite and Milvus would round it without a word.
+        raise FilterError(f"{where}: {value} does not fit in 64 bits")
+    checked: Scalar = value
+    return checked
+
+
+def _check_text(value: str, where: str) -> None:
+    # No row holds a NUL (SQLite's JSON functions cut a string there) or half a surrogate pair.
+    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise FilterError(f"{where}: {_describe(value)} holds a NUL character or is not valid Unicode")
+
+
+def _all(parts: list[Node]) -> Node:
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _describe(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) else repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -1,0 +1,1 @@
+"""Training: the dual encoder by cross-modal retrieval, the re-ranker by hard negatives."""

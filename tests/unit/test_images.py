@@ -1,0 +1,324 @@
+"""Decoding: every kind of file that a folder of photos holds, and every kind that only claims to be one."""
+
+import hashlib
+import io
+import random
+import struct
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zlib
+
+import pytest
+from PIL import Image, ImageFile
+
+from ldot_milvus.errors import InputError
+from ldot_milvus.images import MAX_PIXELS, check_suffix, content_id, decode, from_pil
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def noise(width: int = 64, height: int = 48) -> Image.Image:
+    rnd = random.Random(width * height)
+    return Image.frombytes("RGB", (width, height), rnd.randbytes(width * height * 3))
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = png_chunk(b"IDAT", zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body + png_chunk(b"IEND", b"")
+
+
+def left_red(size: tuple[int, int] = (64, 32)) -> Image.Image:
+    image = Image.new("RGB", size, "blue")
+    image.paste("red", (0, 0, size[0] // 2, size[1]))
+    return image
+
+
+def close(pixel: object, expected: tuple[int, ...], tolerance: int = 3) -> bool:
+    return all(abs(a - b) <= tolerance for a, b in zip(pixel, expected, strict=True))  # type: ignore[call-overload]
+
+
+def refusal(data: bytes, name: str = "photos/x") -> str:
+    with pytest.raises(InputError) as caught:
+        decode(data, name=name)
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ")
+    assert message.count(name) == 1
+    assert "\n" not in message
+    assert len(message) < 200
+    return message
+
+
+def test_content_id_is_the_sha256_and_needs_no_pillow() -> None:
+    assert content_id(b"abc") == hashlib.sha256(b"abc").hexdigest()
+    code = "import sys, ldot_milvus.images as i, ldot_milvus.sources; i.content_id(b'x'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ldot_milvus.images" in loaded
+    assert not {"PIL", "numpy", "torch"} & set(loaded)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_allowed_format(format: str) -> None:
+    photo = decode(encoded(left_red(), format))
+    assert (photo.image.mode, photo.image.size, photo.width, photo.height) == ("RGB", (64, 32), 64, 32)
+    assert close(photo.image.getpixel((4, 4)), RED, 6)
+    assert close(photo.image.getpixel((60, 4)), (0, 0, 255), 6)
+
+
+def test_mpo_as_phones_write_it() -> None:
+    data = encoded(left_red(), "MPO", save_all=True, append_images=[noise()])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert close(decode(data, name="phone.jpg").image.getpixel((4, 4)), RED, 6)
+
+
+@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PDF", "EPS"])
+def test_other_formats_are_refused_although_pillow_reads_them(format: str) -> None:
+    assert "not an image (or of a format that is not supported: use JPEG, PNG, " in refusal(encoded(noise(), format))
+
+
+def test_zero_bytes_and_text() -> None:
+    assert refusal(b"", "a.jpg") == "a.jpg: the file is empty"
+    assert "not an image" in refusal(b"this is text\n" * 50, "photos/notes.jpg")
+    assert "not an image" in refusal(b"BM", "b.bmp")
+    assert "not an image" in refusal(b"\0", "c.png")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_truncated(format: str) -> None:
+    data = encoded(noise(), format)
+    assert refusal(data[: len(data) // 2]) == "photos/x: the image is truncated"
+
+
+def test_truncated_webp_and_damaged_header() -> None:
+    data = encoded(noise(), "WEBP")
+    assert "damaged or truncated" in refusal(data[: len(data) // 2])
+    png = bytearray(encoded(noise(), "PNG"))
+    png[20] ^= 0xFF  # the header's checksum no longer fits
+    assert "damaged or truncated" in refusal(bytes(png))
+
+
+def test_truncated_is_an_error_whatever_the_global_flag_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encoded(noise(256, 256), "JPEG")
+    half = data[: len(data) // 2]
+    Image.open(io.BytesIO(half)).load()  # Pillow is lenient now
+    messages: list[str] = []
+
+    def work() -> None:
+        for _ in range(20):
+            messages.append(refusal(half))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert messages == ["photos/x: the image is truncated"] * 80
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_suffix_that_lies() -> None:
+    png, jpeg = encoded(noise(), "PNG"), encoded(noise(), "JPEG")
+    assert refusal(png, "photos/x.jpg") == "photos/x.jpg: this is a PNG named .jpg: rename it to .png"
+    assert refusal(jpeg, "x.PNG") == "x.PNG: this is a JPEG named .PNG: rename it to .jpg"
+    for name in ("x.jpeg", "x.JPG", "x.jfif", "x.jpe", "x", "x.dat", ".jpg/x", "x.png.jpg"):
+        decode(jpeg, name=name)
+    check_suffix("x.jpg", "MPO")
+    check_suffix("x.tif", "TIFF")
+    with pytest.raises(InputError):
+        check_suffix("x.gif", "WEBP")
+
+
+def test_a_bomb_costs_nothing() -> None:
+    start = time.perf_counter()
+    message = refusal(png_claiming(50_000, 50_000))
+    assert message == "photos/x: 2,500,000,000 pixels are more than the limit of 178,956,970 pixels"
+    gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + encoded(noise(), "GIF")[10:]
+    assert "more than the limit" in refusal(gif)
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("limit", [None, 10**12])
+def test_a_bomb_is_refused_where_pillows_limit_is_off(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert "50000 x 50000 pixels are more than the limit" in refusal(png_claiming(50_000, 50_000))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_lower_limit_of_the_caller_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert refusal(encoded(noise(), "PNG")) == "photos/x: 3,072 pixels are more than the limit of 2,000 pixels"
+
+
+def test_large_photos_below_the_limit_are_no_bombs() -> None:
+    assert MAX_PIXELS > 13_000 * 13_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow warns from 89 million pixels on
+        assert "truncated" in refusal(png_claiming(9_500, 9_500))
+
+
+def test_pillow_warnings_stay_inside_and_others_do_not() -> None:
+    large = png_claiming(9_500, 9_500)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(large))
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        refusal(large)
+        assert not seen
+        warnings.warn("mine", stacklevel=1)
+    assert [str(one.message) for one in seen] == ["mine"]
+    assert list(warnings.filters) == before
+
+
+def test_cmyk_jpeg() -> None:
+    assert close(decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")).image.getpixel((8, 8)), RED)
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
+    image = Image.new("I;16", (5, 1))
+    for x, value in enumerate((0, 256, 32768, 65535, 400)):
+        image.putpixel((x, 0), value)
+    for format in ("PNG", "TIFF"):
+        got = decode(encoded(image, format)).image
+        assert [got.getpixel((x, 0)) for x in range(5)] == [(grey,) * 3 for grey in (0, 1, 128, 255, 2)]
+    wide = image.convert("I")  # as older Pillows open them
+    assert from_pil(wide).image.getpixel((2, 0)) == (128, 128, 128)
+
+
+def test_pixels_without_a_range_are_refused() -> None:
+    assert "mode F" in refusal(encoded(Image.new("F", (4, 4), 0.5), "TIFF"))
+    assert "mode I" in refusal(encoded(Image.new("I", (4, 4), 70_000), "TIFF"))
+    assert "mode LAB" in refusal(encoded(Image.new("LAB", (4, 4)), "TIFF"))
+
+
+def test_grey_bilevel_and_palette() -> None:
+    assert decode(encoded(Image.new("L", (4, 4), 77), "PNG")).image.getpixel((1, 1)) == (77, 77, 77)
+    assert decode(encoded(Image.new("1", (4, 4), 1), "PNG")).image.getpixel((1, 1)) == WHITE
+    assert close(decode(encoded(left_red().quantize(4), "PNG")).image.getpixel((1, 1)), RED)
+
+
+def test_transparency_becomes_white() -> None:
+    half = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    half.putpixel((0, 0), (255, 0, 0, 255))
+    half.putpixel((1, 0), (0, 0, 0, 128))
+    got = decode(encoded(half, "PNG")).image
+    assert got.getpixel((0, 0)) == RED
+    assert got.getpixel((3, 3)) == WHITE
+    assert close(got.getpixel((1, 0)), (127, 127, 127))
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((0, 0), 1)
+    for transparency in (1, b"\xff\x00"):  # one index, or an alpha for each
+        got = decode(encoded(palette, "PNG", transparency=transparency)).image
+        assert got.getpixel((0, 0)) == WHITE
+        assert got.getpixel((1, 1)) == RED
+    grey = Image.new("LA", (4, 4), (0, 0))
+    assert decode(encoded(grey, "PNG")).image.getpixel((1, 1)) == WHITE
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_rotation_is_applied_once(format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the photo is at the right side of the pixels
+    photo = decode(encoded(left_red(), format, exif=exif))
+    assert (photo.width, photo.height, photo.image.size) == (32, 64, (32, 64))
+    assert close(photo.image.getpixel((16, 4)), RED, 6)
+    assert close(photo.image.getpixel((16, 60)), (0, 0, 255), 6)
+    assert from_pil(photo.image).image.size == (32, 64)
+
+
+def test_all_orientations_agree_with_pillow() -> None:
+    from PIL import ImageOps
+
+    source = noise(6, 4)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(source, "PNG", exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        assert decode(data).image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_does_no_harm(format: str) -> None:
+    data = encoded(left_red(), format, exif=b"Exif\0\0no TIFF header")
+    if format != "JPEG":  # there Pillow swallows it by itself
+        with pytest.raises(SyntaxError):
+            Image.open(io.BytesIO(data)).getexif()
+    photo = decode(data)
+    assert (photo.width, photo.height, photo.image.size) == (64, 32, (64, 32))
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "lime", "blue")]
+    for format in ("GIF", "WEBP", "PNG"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=100)
+        assert close(decode(data).image.getpixel((8, 4)), RED, 6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
+def test_one_pixel_wide(size: tuple[int, int]) -> None:
+    for format in ("JPEG", "PNG"):
+        assert decode(encoded(noise(*size), format), draft_to=100).image.size == size
+
+
+def test_draft_is_smaller_and_tells_the_true_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(left_red((1600, 1200)), "JPEG", exif=exif)
+    photo = decode(data, draft_to=224)
+    assert (photo.width, photo.height) == (1200, 1600)
+    assert photo.image.size == (300, 400)
+    assert close(photo.image.getpixel((150, 20)), RED, 6)
+    assert decode(data, draft_to=5000).image.size == (1200, 1600)
+    assert decode(encoded(noise(), "PNG"), draft_to=8).image.size == (64, 48)
+
+
+def test_images_of_the_caller() -> None:
+    mine = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert from_pil(mine).image.getpixel((0, 0)) == WHITE
+    assert mine.mode == "RGBA"
+    with pytest.raises(InputError, match="0 x 5"):
+        from_pil(Image.new("RGB", (0, 5)))
+    data = encoded(noise(256, 256), "JPEG")
+    with pytest.raises(InputError, match="truncated"):
+        from_pil(Image.open(io.BytesIO(data[: len(data) // 2])))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_random_damage_is_an_input_error_or_nothing(format: str) -> None:
+    rnd = random.Random(format)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    original = encoded(noise(), format, exif=exif)
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start = time.perf_counter()
+        for _ in range(100):
+            data = bytearray(original)
+            for _ in range(rnd.randint(1, 8)):
+                where = rnd.randrange(min(len(data), rnd.choice((64, len(data)))))  # headers get their share
+                data[where] = rnd.randrange(256)
+            if rnd.random() < 0.3:
+                del data[rnd.randrange(len(data)) :]
+            try:
+                assert decode(bytes(data)).image.mode == "RGB"
+            except InputError:
+                refused += 1
+    assert refused > 10
+    assert time.perf_counter() - start < 10
