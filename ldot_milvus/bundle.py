@@ -127,7 +127,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
     from .model import CrossAttentionReranker, LightningDOT
 
     place, precision = _device(device), _dtype(dtype, _device(device))
-    with _quiet_transformers():
+    with _QuietTransformers():
         try:
             encoder = LightningDOT.from_pretrained(files.folder)
             tokenizer = AutoTokenizer.from_pretrained(files.folder)
@@ -177,17 +177,17 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return getattr(torch, name)  # type: ignore[no-any-return]
 
 
-class _quiet_transformers:
+class _QuietTransformers:
     """No progress bars of transformers while a model loads; its setting is put back afterwards."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
         self._was_on = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging
 
         if self._was_on:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

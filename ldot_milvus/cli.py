@@ -197,4 +197,4 @@ def _print_hits(query: str, hits: list[Hit]) -> None:
     for place, hit in enumerate(hits, start=1):
         reranked = "" if hit.rerank_score is None else f"  rerank {hit.rerank_score:7.3f}"
         caption = hit.caption.split("\n")[0]
-        click.echo(f"  {place:>3}. score {hit.score:7.3f}{reranked}  {hit.source or hit.id}" + (f"  {caption}" if caption else ""))
+        click.echo(f"  {place:>3}. score {hit.score:7.3f}{reranked}  {hit.source or hit.id}  {caption}".rstrip())

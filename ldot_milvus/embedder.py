@@ -100,7 +100,8 @@ class LightningDOTEmbedder:
 
         def score(rows: list[int]) -> torch.Tensor:
             ids, mask = self._pad_tokens([tokens[row] for row in rows])
-            return reranker(ids, mask, *self._pad_regions([regions[row] for row in rows])).unsqueeze(1)
+            scores: torch.Tensor = reranker(ids, mask, *self._pad_regions([regions[row] for row in rows]))
+            return scores.unsqueeze(1)
 
         return self._in_batches(tokens, PAIR_BATCH, score, width=1)[:, 0]
 

@@ -79,7 +79,7 @@ def _credit(hit: Hit) -> str:
 
 def _picture(hit: Hit) -> str:
     from .images import decode
-    from .sources import read, locate
+    from .sources import locate, read
 
     if hit.kind != "image":
         return ""

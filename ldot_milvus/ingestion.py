@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Unread = dict[str, tuple[Record, bytes]]
+"""Rows by id with the bytes of their photos, not yet decoded."""
+
 CHUNK_SIZE = 64
 """Photos a chunk: one task of a worker, one write to the store."""
 
@@ -74,6 +77,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
+        """The report that :meth:`to_dict` was made of."""
         failed = [Failure(**failure) for failure in values["failed"]]
         return cls(**{**values, "failed": failed})
 
@@ -150,9 +154,9 @@ class Ingestor:
         )  # fmt: skip
         return report
 
-    def _sort_out(self, sources: Sequence[Source], report: Report) -> tuple[dict[str, tuple[Record, bytes]], list[Record]]:
+    def _sort_out(self, sources: Sequence[Source], report: Report) -> tuple[Unread, list[Record]]:
         """Read and hash everything; return what is new, by id, and the rows whose description changed."""
-        found: dict[str, tuple[Record, bytes]] = {}
+        found: Unread = {}
         for source in sources:
             try:
                 data = read(source)
@@ -166,7 +170,7 @@ class Ingestor:
                 found[row.id] = (row, data)
         known = {row.id: row for row in self.store.get(list(found))}
         ready = self.region_store.has(list(known))
-        new: dict[str, tuple[Record, bytes]] = {}
+        new: Unread = {}
         changed: list[Record] = []
         for id, (row, data) in found.items():
             stored = known.get(id)
@@ -202,7 +206,7 @@ def _described_anew(stored: Record, row: Record) -> Record:
     )
 
 
-def _decode(new: dict[str, tuple[Record, bytes]], report: Report) -> list[tuple[Record, Photo]]:
+def _decode(new: Unread, report: Report) -> list[tuple[Record, Photo]]:
     photos = []
     for row, data in new.values():
         name = printable(row.source)
@@ -231,5 +235,3 @@ class _Clock:
             yield
         finally:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
-
-

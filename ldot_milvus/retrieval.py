@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .region_store import RegionStore, open_region_store
 from .stores import Match, VectorStore
+from .stores.base import Array
 
 if TYPE_CHECKING:
     from .embedder import ImageInput, LightningDOTEmbedder
@@ -134,14 +134,14 @@ class Retriever:
                 "%d of %d photos have no region data in %s and are ranked last: ingest them again (first: %s)",
                 len(unscored), len(hits), self.region_store.address, unscored[0].source,
             )  # fmt: skip
-        scores = self.embedder.rerank([text] * len(scored), [regions[hit.id] for hit in scored]) if scored else []
+        scores = self.embedder.rerank([text] * len(scored), [regions[hit.id] for hit in scored])
         return self._ordered(scored, scores) + unscored
 
     def _by_texts(self, regions: Regions, hits: list[Hit]) -> list[Hit]:
         scores = self.embedder.rerank([hit.caption for hit in hits], [regions] * len(hits))
         return self._ordered(hits, scores)
 
-    def _ordered(self, hits: list[Hit], scores: Sequence[float]) -> list[Hit]:
+    def _ordered(self, hits: list[Hit], scores: Array) -> list[Hit]:
         weight = self.embedder.dot_weight
         ranked = [
             replace(hit, rerank_score=float(score) + weight * hit.score)

@@ -11,11 +11,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LDOT_", extra="ignore")
 
     store: str = "faiss:./ldot-data"
+    store_token: str | None = None
     collection: str = "images"
     model: str = "ldot-mini"
     region_store: str | None = None  # beside a local store unless named
+    index: str = "auto"
     broker: str | None = None  # none: ingest in this process
     result_backend: str | None = None  # the broker itself where it is Redis
     visibility_timeout: int = 600
     device: str | None = None
     dtype: str | None = None
+    allow_urls: bool = False

@@ -153,8 +153,9 @@ def redis_url() -> Iterator[str]:
 def _redis_container():
     """A started container, or None where there is no container engine."""
     try:
-        import docker
         from testcontainers.community.redis import RedisContainer
+
+        import docker
 
         return RedisContainer("redis:7.4-alpine").start()
     except (ImportError, docker.errors.DockerException):

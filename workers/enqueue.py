@@ -33,7 +33,7 @@ LISTED_FAILURES = 20
 @click.option("--chunk-size", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Photos a task.")
 @click.option("--wait/--no-wait", default=True, help="Wait for the workers and print a summary (the default).")
 @click.pass_context
-@handle_preload_options
+@handle_preload_options  # type: ignore[untyped-decorator]
 def enqueue(
     ctx: click.Context,
     paths: tuple[str, ...],

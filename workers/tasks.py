@@ -20,7 +20,8 @@ def ingest_chunk(target: dict[str, Any], sources: list[dict[str, Any]]) -> dict[
     from ldot_milvus.sources import Source
 
     ingestor = _ingestor(os.getpid(), **target)
-    return ingestor.ingest([Source.from_dict(source) for source in sources]).to_dict()
+    report: dict[str, Any] = ingestor.ingest([Source.from_dict(source) for source in sources]).to_dict()
+    return report
 
 
 # One model and one connection a process, made by its first task: neither survives a fork.

@@ -23,7 +23,8 @@ def text_to_image_ranks(scores: NDArray[np.floating], owner: NDArray[np.int64]) 
         owner: (captions,) index of the photo that a caption describes.
     """
     own = scores[np.arange(len(owner)), owner]
-    return (scores >= own[:, None]).sum(1) - 1
+    ranks: NDArray[np.int64] = (scores >= own[:, None]).sum(1) - 1
+    return ranks
 
 
 def image_to_text_ranks(scores: NDArray[np.floating], owner: NDArray[np.int64]) -> NDArray[np.int64]:

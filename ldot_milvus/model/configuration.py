@@ -5,7 +5,7 @@ The defaults are the published sizes (LightningDOT, NAACL 2021: BERT-base towers
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import BertConfig, PretrainedConfig
 
@@ -39,7 +39,7 @@ class LightningDOTConfig(PretrainedConfig):
     """
 
     model_type = "lightningdot"
-    sub_configs = {"text_config": BertConfig, "image_config": BertConfig}
+    sub_configs: ClassVar = {"text_config": BertConfig, "image_config": BertConfig}
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class RerankerConfig(PretrainedConfig):
     """
 
     model_type = "lightningdot-reranker"
-    sub_configs = {"bert_config": BertConfig}
+    sub_configs: ClassVar = {"bert_config": BertConfig}
 
     def __init__(
         self,

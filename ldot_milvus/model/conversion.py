@@ -36,9 +36,7 @@ def convert_reranker(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _convert(published, _RERANKER, ("bert.", "rank_output."))
 
 
-def _convert(
-    published: Mapping[str, Tensor], rules: list[tuple[str, str]], kept: tuple[str, ...]
-) -> dict[str, Tensor]:
+def _convert(published: Mapping[str, Tensor], rules: list[tuple[str, str]], kept: tuple[str, ...]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in published.items():
         for pattern, replacement in rules + _OLD_SPELLINGS:

@@ -52,9 +52,7 @@ class LightningDOT(BertBasedModel):
         hidden = self.text_states(input_ids, mask)
         return self._finish(self.text_projection(pool(hidden, mask, self.config.pooling)))
 
-    def encode_image(
-        self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
+    def encode_image(self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None) -> Tensor:
         """Vectors of images given as regions.
 
         Args:

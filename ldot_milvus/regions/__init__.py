@@ -1,4 +1,5 @@
 """Pixels to regions."""
+
 from .base import RegionExtractor, Regions
 
 __all__ = ["RegionExtractor", "Regions"]

@@ -39,11 +39,14 @@ class GridExtractor:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.size = size
-        self.dim = int(backbone.config.hidden_sizes[-1])
+        sizes = backbone.config.hidden_sizes
+        assert sizes is not None
+        self.dim = int(sizes[-1])
         self.device = torch.device(device)
         self.dtype = dtype
         backbone = _fuse_batch_norms(backbone.float().eval())
-        self._backbone = backbone.to(self.device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone = nn.Module.to(backbone, self.device, dtype)
+        self._backbone = nn.Module.to(backbone, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(PIXEL_MEAN, device=self.device, dtype=dtype).view(1, 3, 1, 1)
 
     @classmethod
@@ -79,7 +82,7 @@ def grid_boxes(cells: int) -> Array:
     """Boxes (cells * cells, 7) of a square grid, row by row."""
     edges = np.arange(cells + 1, dtype=np.float32) / cells
     y, x = np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij")
-    corners = np.stack([edges[x], edges[y], edges[x + 1], edges[y + 1]], axis=-1)
+    corners = np.stack([edges[x], edges[y], edges[x + 1], edges[y + 1]], axis=-1).astype(np.float32)
     return boxes7(corners.reshape(-1, 4))
 
 

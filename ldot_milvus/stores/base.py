@@ -84,9 +84,7 @@ class VectorStore(ABC):
         """
 
     @abstractmethod
-    def search(
-        self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None
-    ) -> list[list[Match]]:
+    def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
         """The k rows of largest inner product for each query, best first, equal scores by id.
 
         Args:

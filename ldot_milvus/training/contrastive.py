@@ -106,8 +106,8 @@ def standardise_regions(model: LightningDOT, photos: CachedPhotos, sample: int =
     values = photos.views[0][rows].astype(np.float32).reshape(-1, photos.views[0].shape[-1])
     linear = model.image_model.img_embeddings.img_linear
     with torch.no_grad():
-        linear.weight /= torch.from_numpy(values.std(0) + 1e-3)
-        linear.bias -= linear.weight @ torch.from_numpy(values.mean(0))
+        linear.weight.div_(torch.from_numpy(values.std(0) + 1e-3))
+        linear.bias.sub_(linear.weight @ torch.from_numpy(values.mean(0)))
 
 
 @torch.inference_mode()
@@ -187,9 +187,7 @@ def caption_batches(
                 yield rows, turn[rows]
 
 
-def sample_view(
-    photos: CachedPhotos, rows: np.ndarray, keep: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def sample_view(photos: CachedPhotos, rows: np.ndarray, keep: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Features (B, keep, d) and boxes (B, keep, 7): a random view of each photo, ``keep`` random regions of it."""
     regions = photos.views[0].shape[1]
     choices = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(len(photos.views), size=len(rows)))

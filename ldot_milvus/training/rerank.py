@@ -199,7 +199,8 @@ def _sample(
 
 
 def _optimizer(model: CrossAttentionReranker, recipe: RerankRecipe) -> torch.optim.AdamW:
-    known, new = [], []
+    known: list[nn.Parameter] = []
+    new: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (known if name.startswith(("bert.encoder", "bert.embeddings")) else new).append(parameter)
     return torch.optim.AdamW(

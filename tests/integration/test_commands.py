@@ -81,7 +81,10 @@ MISTAKES = {
     "page cannot be written": (["ldot", "search", "dogs", "--html", "no/such/folder.html"], "folder.html"),
     "eval without the file": (["ldot", "eval", "--data", "missing.tar"], "missing.tar"),
     "folder is not there": (["celery", "-A", "workers", "enqueue", "no-such-folder"], "no-such-folder"),
-    "enqueue with an unknown model": (["celery", "-A", "workers", "enqueue", "photos", "--model", "no-such"], "no-such"),
+    "enqueue with an unknown model": (
+        ["celery", "-A", "workers", "enqueue", "photos", "--model", "no-such"],
+        "no-such",
+    ),
     "metadata is not there": (["celery", "-A", "workers", "enqueue", "photos", "--metadata", "x.jsonl"], "x.jsonl"),
 }
 
@@ -134,7 +137,10 @@ def test_eval_prints_the_contract(run: Run, env: dict[str, str], tmp_path: Path)
 
     with tarfile.open(tmp_path / "d.tar", "w") as tar:
         for n in range(6):
-            for name, data in ((f"{n}.jpg", make_photo(n)), (f"{n}.json", json.dumps({"captions": ["one", f"no {n}"]}).encode())):
+            for name, data in (
+                (f"{n}.jpg", make_photo(n)),
+                (f"{n}.json", json.dumps({"captions": ["one", f"no {n}"]}).encode()),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

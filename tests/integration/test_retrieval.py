@@ -20,7 +20,9 @@ from ldot_milvus.stores import Record
 def retriever(tiny, tiny_model: str, photo_folder: Callable[[int], Path], tmp_path: Path):
     with open_store(f"faiss:{tmp_path / 'store'}", "photos") as store:
         Ingestor(store, tiny_model).ingest(list(expand([str(photo_folder(12))])))
-        texts = [Record(f"t{n}", tiny.encode_texts([f"text {n}"])[0], kind="text", caption=f"text {n}") for n in range(3)]
+        texts = [
+            Record(f"t{n}", tiny.encode_texts([f"text {n}"])[0], kind="text", caption=f"text {n}") for n in range(3)
+        ]
         store.upsert(texts)
         yield Retriever(tiny, store)
 

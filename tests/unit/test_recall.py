@@ -12,8 +12,8 @@ from ldot_milvus.evaluation.recall import both_ways
 def naive(scores: np.ndarray, owner: np.ndarray) -> dict:
     """Sort each row with the worst luck at ties: right answers last among equals."""
     captions, photos = scores.shape
-    text = {k: 0 for k in (1, 5, 10)}
-    image = {k: 0 for k in (1, 5, 10)}
+    text = dict.fromkeys((1, 5, 10), 0)
+    image = dict.fromkeys((1, 5, 10), 0)
     for c in range(captions):
         order = sorted(range(photos), key=lambda p: (-scores[c, p], p == owner[c]))
         for k in text:
