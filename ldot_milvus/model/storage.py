@@ -7,7 +7,10 @@ small tensors as they are. A file says so in its safetensors header, so that ``f
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +89,24 @@ class QuantizedStorage:
                 config = config or cls.config_class.from_pretrained(source, **hub)
                 source, state = None, load_quantized(path)
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            source, *args, config=config, output_loading_info=True, **({"state_dict": state} if state else {}), **kwargs
-        )
+        state_argument = {"state_dict": state} if state else {}
+        # transformers would print a table and go on with random weights where something is missing.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with _without_report():
+            model, info = super().from_pretrained(source, *args, config=config, **state_argument, **kwargs)  # type: ignore[misc]
         _refuse_misfits(str(pretrained_model_name_or_path), info)
         return (model, info) if with_info else model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    reporter = logging.getLogger("transformers.modeling_utils")
+    level = reporter.level
+    reporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reporter.setLevel(level)
 
 
 def _refuse_misfits(source: str, info: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ..evaluation.evaluate import first_columns
 from ..evaluation.recall import recall_at, text_to_image_ranks
 from ..model import CrossAttentionReranker, LightningDOT, RerankerConfig
 from ..regions.grid import grid_boxes
-from .contrastive import caption_batches, cosine, dual_vectors, pad
+from .contrastive import caption_batches, cosine, dual_vectors, pad, tokenize
 from .data import CachedPhotos
 
 log = logging.getLogger(__name__)
@@ -51,16 +51,15 @@ def train_reranker(
     recipe: RerankRecipe,
     log_file: Path | None = None,
 ) -> CrossAttentionReranker:
-    """Train a re-ranker over the dual encoder's hidden region states; the last weights are returned."""
+    """Train a re-ranker over the dual encoder's region embeddings; the last weights are returned."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = start_from_dual(dual, recipe)
-    tokens = [[tokenizer(caption, truncation=True, max_length=recipe.text_tokens)["input_ids"] for caption in captions]
-              for captions in train.captions]  # fmt: skip
+    tokens = tokenize(tokenizer, train.captions, recipe.text_tokens)
     wrong_photos, wrong_captions = mine(dual, tokenizer, train, recipe.mined)
     flat = [caption for captions in tokens for caption in captions]
     first_caption = np.cumsum([0] + [len(captions) for captions in tokens])
-    states = [hidden_states(dual, view) for view in train.views]
+    states = [embedded_regions(dual, view) for view in train.views]
     boxes = grid_boxes(math.isqrt(states[0].shape[1]))
     optimizer = _optimizer(model, recipe)
     total = recipe.passes * (len(train) // recipe.photos_per_step)
@@ -107,7 +106,7 @@ def start_from_dual(dual: LightningDOT, recipe: RerankRecipe) -> CrossAttentionR
     """A re-ranker whose body is the first layers of the dual encoder's text encoder."""
     body = dual.config.text_config.to_dict() | {"num_hidden_layers": recipe.layers}
     width = dual.config.image_config.hidden_size
-    model = CrossAttentionReranker(RerankerConfig(bert_config=body, region_dim=width, region_input="hidden"))
+    model = CrossAttentionReranker(RerankerConfig(bert_config=body, region_dim=width, region_input="embedded"))
     fitting = {name: value for name, value in dual.text_model.state_dict().items() if name in model.bert.state_dict()}
     model.bert.load_state_dict(fitting, strict=False)
     return model
@@ -134,16 +133,15 @@ def mine(
 
 
 @torch.inference_mode()
-def hidden_states(dual: LightningDOT, features: NDArray[np.float16], batch_size: int = 100) -> NDArray[np.float16]:
-    """Last hidden states (N, R, H) of the regions of N photos, float16, as the region store keeps them."""
+def embedded_regions(dual: LightningDOT, features: NDArray[np.float16], batch_size: int = 100) -> NDArray[np.float16]:
+    """The dual encoder's region embeddings (N, R, H) of N photos, float16, as the region store keeps them."""
     dual.eval()
     boxes = torch.from_numpy(grid_boxes(math.isqrt(features.shape[1])))
     parts = []
     for start in range(0, len(features), batch_size):
         batch = torch.from_numpy(np.asarray(features[start : start + batch_size], np.float32))
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = dual.image_states(batch, boxes.expand(len(batch), -1, -1))
-        parts.append(hidden[:, 1:].float().numpy().astype(np.float16))
+        embedded = dual.image_model.embed_regions(batch, boxes.expand(len(batch), -1, -1))
+        parts.append(embedded.numpy().astype(np.float16))
     return np.concatenate(parts)
 
 
@@ -164,7 +162,7 @@ def probe(
     flat = [caption for group in dev.captions for caption in group]
     scores = (texts[chosen] @ images.T).numpy()
     rows, columns = np.nonzero(first_columns(scores, first))
-    states = hidden_states(dual, dev.views[0])
+    states = embedded_regions(dual, dev.views[0])
     boxes = torch.from_numpy(grid_boxes(math.isqrt(states.shape[1])))
     crossed = np.full_like(scores, -np.inf)
     for start in range(0, len(rows), 200):
@@ -191,7 +189,7 @@ def _sample(
     states: list[NDArray[np.float16]], boxes: NDArray[np.float32], rows: NDArray[np.int64], keep: int,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Hidden states (P, keep, H) and boxes of a random view and random regions of each photo."""
+    """Region embeddings (P, keep, H) and boxes of a random view and random regions of each photo."""
     views = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(len(states), size=len(rows)))
     cells = rng.random((len(rows), len(boxes))).argsort(1)[:, :keep]
     features = np.stack([states[view][row][pick] for view, row, pick in zip(views, rows, cells, strict=True)])
