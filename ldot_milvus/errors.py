@@ -34,3 +34,18 @@ class CollectionNotFound(StoreError):
 
 class ModelMismatch(StoreError):
     """The collection holds vectors of another model or dimension."""
+
+
+def printable(path: str) -> str:
+    """A path for messages: one line of valid UTF-8, whatever bytes are in it."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason(error: OSError | ValueError) -> str:
+    """What went wrong with a file, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

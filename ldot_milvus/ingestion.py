@@ -16,10 +16,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .bundle import find_model
-from .errors import InputError
+from .errors import InputError, printable
 from .images import content_id, decode
 from .region_store import open_region_store
-from .sources import Source, printable, read
+from .sources import Source, read
 from .stores import Record, VectorStore
 
 if TYPE_CHECKING:

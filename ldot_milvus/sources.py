@@ -6,7 +6,6 @@ Listing opens nothing but tars and lists; :func:`read` opens a photo, perhaps in
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import stat
@@ -15,16 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .errors import InputError, UsageError
+from .descriptions import Metadata, described, json_object
+from .errors import InputError, UsageError, printable, reason
 from .images import SUFFIXES
 
 MAX_BYTES = 256 * 2**20  # of one photo's file
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
-_LIMITS = {"id": 64, "namespace": 64, "caption": 8192}  # bytes of UTF-8 that a collection's fields hold
-
-Metadata = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,6 @@ class Source:
         return cls(**values)
 
 
-def printable(path: str) -> str:
-    """A path for messages: one line of valid UTF-8, whatever bytes are in it."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def read(source: Source) -> bytes:
     """The bytes of a photo.
 
@@ -98,7 +89,7 @@ def read(source: Source) -> bytes:
             file.seek(source.offset or 0)
             data = file.read(size)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise InputError(f"{source.name}: {_why(error)}") from error
+        raise InputError(f"{source.name}: {reason(error)}") from error
     if len(data) < size:
         raise InputError(f"{source.name}: the file ends before the photo does")
     return data
@@ -130,8 +121,8 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
     to the list. What is wrong with a single photo becomes its ``problem`` and the others go on.
 
     Args:
-        metadata: from :func:`load_metadata`; a photo is looked up by its path in the folder, tar or list, by its
-            path as given, then by its base name.
+        metadata: from :func:`~ldot_milvus.descriptions.load_metadata`; a photo is looked up by its path in the
+            folder, tar or list, by its path as given, then by its base name.
 
     Raises:
         UsageError: at once, before the first source: a PATH that is missing or unreadable, without any image, a
@@ -140,41 +131,6 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
     for path in paths:
         next(_named(path, peek=True), None)
     return _with_metadata(paths, metadata or {})
-
-
-def load_metadata(path: str) -> dict[str, dict[str, Any]]:
-    """Read a JSONL file of what the owner knows about the photos.
-
-    Each line is an object with "file" (relative path or base name), optionally "id", "namespace", and "caption" or
-    "captions" (a list); all other keys are the photo's metadata.
-
-    Returns:
-        "file" to the fields of :class:`Source` that the line sets.
-
-    Raises:
-        UsageError: with file and line, for a line that is not such an object or a file named twice.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    values = _json_object(line)
-                    name = values.pop("file", None)
-                    if not isinstance(name, str) or not name:
-                        raise ValueError('"file" is missing: the photo\'s relative path or base name')
-                    name = os.path.normpath(name)
-                    if name in found:
-                        raise ValueError(f"{printable(name)} is there twice")
-                    own = {key: values.pop(key) for key in ("id", "namespace") if values.get(key) is not None}
-                    found[name] = _fields(values, own)
-                except ValueError as error:
-                    raise UsageError(f"{printable(path)}:{number}: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{printable(path)}: {_why(error)}") from error
-    return found
 
 
 def _with_metadata(paths: Sequence[str], metadata: Metadata) -> Iterator[Source]:
@@ -207,7 +163,7 @@ def _named(path: str, *, peek: bool = False) -> Iterator[tuple[str, Source]]:
         if not glob.has_magic(path):
             raise UsageError(f"{name}: no such file or folder") from None
     except OSError as error:
-        raise UsageError(f"{name}: {_why(error)}") from error
+        raise UsageError(f"{name}: {reason(error)}") from error
     else:
         yield from _existing(path, peek)
         return
@@ -249,7 +205,7 @@ def _folder(root: str) -> Iterator[tuple[str, Source]]:
     try:
         todo = _entries(root)
     except OSError as error:
-        raise UsageError(f"{printable(root)}: {_why(error)}") from error
+        raise UsageError(f"{printable(root)}: {reason(error)}") from error
     while todo:
         entry = todo.pop()
         key = entry.path.removeprefix(prefix)
@@ -264,7 +220,7 @@ def _folder(root: str) -> Iterator[tuple[str, Source]]:
             try:
                 todo += _entries(entry.path)
             except OSError as error:
-                yield key, _source(entry.path, problem=f"the folder cannot be listed: {_why(error)}")
+                yield key, _source(entry.path, problem=f"the folder cannot be listed: {reason(error)}")
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -284,7 +240,7 @@ def _tar(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
     try:
         tar = tarfile.open(path, "r:")  # noqa: SIM115
     except (tarfile.TarError, OSError, ValueError) as error:
-        why = _why(error) if isinstance(error, OSError) else "not an uncompressed tar"
+        why = reason(error) if isinstance(error, OSError) else "not an uncompressed tar"
         raise UsageError(f"{printable(path)}: {why}") from error
     photos: list[tarfile.TarInfo] = []
     sidecars: dict[str, tarfile.TarInfo] = {}
@@ -332,7 +288,7 @@ def _sidecar(tar: tarfile.TarFile, sidecars: Mapping[str, tarfile.TarInfo], name
     if file is None:
         return {}
     try:
-        return _fields(_json_object(file.read(2**20)), {})  # more than a MiB is cut, and no JSON any more
+        return described(json_object(file.read(2**20)), {})  # more than a MiB is cut, and no JSON any more
     except (tarfile.TarError, OSError) as error:
         raise ValueError("cannot be read") from error
 
@@ -343,7 +299,7 @@ def _list(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
         with open(path, "rb") as file:
             text = file.read().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise UsageError(f"{name}: {_why(error)}") from error
+        raise UsageError(f"{name}: {reason(error)}") from error
     if b"\0" in text:
         raise UsageError(f"{name}: not a list of paths in UTF-8, one a line")
     folder = os.path.dirname(path)
@@ -369,49 +325,3 @@ def _one_of_many(path: str, key: str, peek: bool) -> Iterator[tuple[str, Source]
             yield (key if inner == path else inner), source
     except UsageError as error:
         yield key, _source(path, problem=str(error).removeprefix(f"{printable(path)}: "))
-
-
-def _json_object(text: bytes) -> dict[str, Any]:
-    """Raises ValueError with the reason for whatever is not a JSON object in UTF-8."""
-    try:
-        values = json.loads(text, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    return values
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _fields(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A source's fields: ``own`` and the caption of ``values`` checked, the rest of ``values`` as metadata."""
-    captions = values.pop("captions" if "captions" in values else "caption", None)
-    if isinstance(captions, list) and all(isinstance(line, str) for line in captions):
-        captions = "\n".join(captions)
-    if captions is not None:
-        own = {**own, "caption": captions}
-    for key, value in own.items():
-        if not isinstance(value, str) or (not value and key != "caption"):
-            raise ValueError(f'"{key}" must be a text')
-        if len(value.encode("utf-8", "surrogatepass")) > _LIMITS[key]:
-            raise ValueError(f'"{key}" is longer than {_LIMITS[key]} bytes')
-    try:
-        json.dumps([own, values], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("half a surrogate pair: no store can keep that text") from error
-    return {**own, "metadata": values}
-
-
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -50,9 +50,10 @@ def enqueue(
     process. A photo that is there already is not read again by the model. Exit status: 0, or 1 if some photos
     failed (they are listed), or 2 if nothing could be done.
     """
+    from ldot_milvus.descriptions import load_metadata
     from ldot_milvus.errors import LdotError
     from ldot_milvus.settings import Settings
-    from ldot_milvus.sources import expand, load_metadata
+    from ldot_milvus.sources import expand
 
     settings = Settings()
     chosen = {"collection": collection, "model": model, "store": store}

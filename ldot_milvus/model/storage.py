@@ -100,13 +100,17 @@ class QuantizedStorage:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
+    """No table of tensors on the terminal: what is wrong is told by our own error."""
+
+    def silence(record: logging.LogRecord) -> bool:
+        return False
+
     reporter = logging.getLogger("transformers.modeling_utils")
-    level = reporter.level
-    reporter.setLevel(logging.ERROR)
+    reporter.addFilter(silence)
     try:
         yield
     finally:
-        reporter.setLevel(level)
+        reporter.removeFilter(silence)
 
 
 def _refuse_misfits(source: str, info: dict[str, Any]) -> None:

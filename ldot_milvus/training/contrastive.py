@@ -116,9 +116,7 @@ def standardise_regions(model: LightningDOT, photos: CachedPhotos, sample: int =
         linear.bias.sub_(linear.weight @ torch.from_numpy(values.mean(0)))
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, captions: list[list[str]], limit: int
-) -> list[list[list[int]]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[list[str]], limit: int) -> list[list[list[int]]]:
     """Token ids of every photo's captions, each cut to ``limit``."""
     flat = tokenizer([text for texts in captions for text in texts], truncation=True, max_length=limit)["input_ids"]
     ids = iter(flat)

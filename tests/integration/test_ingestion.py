@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from ldot_milvus import open_store
+from ldot_milvus.descriptions import load_metadata
 from ldot_milvus.errors import ModelMismatch, UsageError
 from ldot_milvus.images import content_id
 from ldot_milvus.ingestion import Ingestor, Report, chunks
-from ldot_milvus.sources import Source, expand, load_metadata
+from ldot_milvus.sources import Source, expand
 from tests.conftest import make_photo
 
 Folder = Callable[[int], Path]

@@ -46,7 +46,9 @@ def test_reranking_orders_the_first_by_cross_attention(retriever: Retriever, tin
     expected = {hit.id: tiny.rerank(["a red square"], [kept[hit.id]])[0] for hit in first[:6]}
     for hit in hits[:6]:
         assert hit.rerank_score == pytest.approx(expected[hit.id], abs=1e-4)
-    assert [hit.rerank_score for hit in hits[:6]] == sorted(expected.values(), reverse=True)
+    scores = [hit.rerank_score for hit in hits[:6]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] - scores[-1] > 0.01  # the scores differ, so the order means something
     # The stored regions give what the photo itself would give: half precision is all that is lost.
     photo = tiny.encode_for_store([hits[0].source])[1][0]
     assert tiny.rerank(["a red square"], [photo])[0] == pytest.approx(hits[0].rerank_score, abs=2e-2)

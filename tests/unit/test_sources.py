@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from ldot_milvus import sources
-from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.descriptions import load_metadata
+from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import decode
-from ldot_milvus.sources import Source, expand, load_metadata, printable, read
+from ldot_milvus.sources import Source, expand, read
 
 
 def jpeg(colour: str = "red") -> bytes:
