@@ -23,7 +23,7 @@ def main(folder: str) -> None:
                 [celery, "-A", "workers", "enqueue", folder], env=env, capture_output=True, text=True, check=False
             )
             seconds.append(round(time.perf_counter() - started, 2))
-            summaries.append([line for line in done.stdout.splitlines() if "added" in line][0].split(": ", 1)[1])
+            summaries.append(next(line for line in done.stdout.splitlines() if "added" in line).split(": ", 1)[1])
     print(json.dumps({"seconds": seconds, "second_to_first": round(seconds[1] / seconds[0], 3), "runs": summaries}))
 
 

@@ -82,7 +82,7 @@ class LightningDOTEmbedder:
             if isinstance(image, Regions):
                 ready[index] = self._checked(image)
             else:
-                pixels[index] = _open(image)
+                pixels[index] = _open(image, self.least_side)
         if pixels:
             if self.bundle.extractor is None:
                 raise UsageError(
@@ -104,6 +104,11 @@ class LightningDOTEmbedder:
             return scores.unsqueeze(1)
 
         return self._in_batches(tokens, PAIR_BATCH, score, width=1)[:, 0]
+
+    @property
+    def least_side(self) -> int | None:
+        """Pixels that both sides of a photo must keep when it is decoded reduced; None without an extractor."""
+        return None if self.bundle.extractor is None else self.bundle.extractor.least_side
 
     @property
     def can_rerank(self) -> bool:
@@ -185,12 +190,12 @@ class LightningDOTEmbedder:
         return result
 
 
-def _open(image: str | Path | bytes | Image) -> Image:
+def _open(image: str | Path | bytes | Image, least_side: int | None) -> Image:
     if isinstance(image, bytes):
-        return decode(image).image
+        return decode(image, draft_to=least_side).image
     if isinstance(image, (str, Path)):
         try:
-            return decode(Path(image).read_bytes(), name=str(image)).image
+            return decode(Path(image).read_bytes(), name=str(image), draft_to=least_side).image
         except OSError as error:
             raise InputError(f"{image}: {error.strerror}") from error
     return from_pil(image).image

@@ -129,10 +129,12 @@ class Ingestor:
         clock = _Clock(report.seconds)
         with clock("read"):
             new, changed = self._sort_out(sources, report)
-        with clock("decode"):
-            photos = _decode(new, report)
-        if photos:
+        photos = []
+        if new:
             embedder = self.embedder
+            with clock("decode"):
+                photos = _decode(new, report, embedder.least_side)
+        if photos:
             with clock("encode"):
                 vectors, regions = embedder.encode_for_store([photo.image for _, photo in photos])
             records = [
@@ -206,12 +208,12 @@ def _described_anew(stored: Record, row: Record) -> Record:
     )
 
 
-def _decode(new: Unread, report: Report) -> list[tuple[Record, Photo]]:
+def _decode(new: Unread, report: Report, least_side: int | None) -> list[tuple[Record, Photo]]:
     photos = []
     for row, data in new.values():
         name = printable(row.source)
         try:
-            photos.append((row, decode(data, name=name)))
+            photos.append((row, decode(data, name=name, draft_to=least_side)))
         except InputError as error:
             report.failed.append(_failure(name, error))
     return photos

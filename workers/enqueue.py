@@ -93,8 +93,9 @@ def _through_broker(
     from ldot_milvus.errors import StoreError
     from ldot_milvus.ingestion import chunks
 
+    from .tasks import ingest_chunk
+
     find_model(settings.model)  # an unknown name is told here, not by every worker
-    task = app.tasks.get("ldot.ingest_chunk") or app.signature("ldot.ingest_chunk").type
     target = {
         "store": _absolute(settings.store),
         "collection": settings.collection,
@@ -105,7 +106,7 @@ def _through_broker(
     try:
         for chunk in chunks(sources, chunk_size):
             here = [source.to_dict() for source in chunk]
-            sent.append((task.apply_async((target, here), retry=False), chunk))
+            sent.append((ingest_chunk.apply_async((target, here), retry=False), chunk))
     except OperationalError as error:
         raise StoreError(
             f"the broker at LDOT_BROKER does not answer ({error}) after {len(sent)} chunks: start it and enqueue "

@@ -9,7 +9,7 @@ from typing import Any
 from .app import app
 
 
-@app.task(name="ldot.ingest_chunk", max_retries=5)  # type: ignore[untyped-decorator]
+@app.task(name="ldot.ingest_chunk")  # type: ignore[untyped-decorator]
 def ingest_chunk(target: dict[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
     """Ingest a chunk and return its report.
 

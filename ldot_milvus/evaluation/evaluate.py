@@ -42,7 +42,8 @@ def evaluate(embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, rerank: i
     owner = np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
     vectors, regions = [], []
     for start in range(0, len(pairs), 32):
-        images = [decode(pair.data, name=pair.name).image for pair in pairs[start : start + 32]]
+        part = pairs[start : start + 32]
+        images = [decode(pair.data, name=pair.name, draft_to=embedder.least_side).image for pair in part]
         batch, kept = embedder.encode_for_store(images)
         vectors.append(batch)
         regions += kept

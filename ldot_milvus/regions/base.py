@@ -44,9 +44,15 @@ class Regions:
 
 
 class RegionExtractor(Protocol):
-    """Pixels to regions. ``dim`` is the width of a region's feature."""
+    """Pixels to regions.
+
+    Attributes:
+        dim: width of a region's feature.
+        least_side: pixels; a photo may come reduced as long as both sides stay at least this long.
+    """
 
     dim: int
+    least_side: int
 
     def __call__(self, images: Sequence[Image]) -> list[Regions]:
         """Regions of RGB photos; a photo's result does not depend on the others in the call."""

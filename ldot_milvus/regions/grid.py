@@ -39,6 +39,7 @@ class GridExtractor:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.size = size
+        self.least_side = 2 * size  # enough for the last reduction to be a smooth one
         sizes = backbone.config.hidden_sizes
         assert sizes is not None
         self.dim = int(sizes[-1])
