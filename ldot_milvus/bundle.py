@@ -55,7 +55,8 @@ class ModelFiles:
     @property
     def dim(self) -> int:
         """Width of the model's vectors."""
-        return int(self.config["projection_dim"])
+        # As LightningDOTConfig.embedding_dim, which would cost the import of transformers.
+        return int(self.config["projection_dim"]) + (2 if self.config.get("calibration_anchors") else 0)
 
     @cached_property
     def fingerprint(self) -> str:

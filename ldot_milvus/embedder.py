@@ -120,17 +120,17 @@ class LightningDOTEmbedder:
         """Weight of the dot product that is added to a re-ranking score."""
         return 0.0 if self.bundle.reranker is None else float(self.bundle.reranker.config.dot_weight)
 
+    @torch.inference_mode()
     def _encode_regions(self, regions: list[Regions]) -> tuple[Array, list[Regions]]:
-        with torch.inference_mode():
-            features, boxes, mask = self._pad_regions(regions)
-            states = self.bundle.encoder.image_states(features, boxes, mask)
-            vectors = self.bundle.encoder.project_image(states, mask).float().cpu().numpy()
-        reranker = self.bundle.reranker
+        encoder, reranker = self.bundle.encoder, self.bundle.reranker
+        features, boxes, mask = self._pad_regions(regions)
+        vectors = encoder.encode_image(features, boxes, mask).float().cpu().numpy()
         if reranker is None or reranker.config.region_input == "features":
             return vectors, regions
-        hidden = states[:, 1:].float().cpu().numpy()
-        kept = [Regions(row[: len(r)], r.boxes, r.confidence) for row, r in zip(hidden, regions, strict=True)]
-        return vectors, kept
+        embedded = encoder.image_model.embed_regions(features, boxes).float().cpu().numpy()
+        return vectors, [
+            Regions(row[: len(one)], one.boxes, one.confidence) for row, one in zip(embedded, regions, strict=True)
+        ]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         if isinstance(texts, str):

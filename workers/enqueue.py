@@ -102,16 +102,17 @@ def _through_broker(
         "model": settings.model,
         "region_store": settings.region_store,
     }
+    _check_broker(app)
     sent = []
-    try:
-        for chunk in chunks(sources, chunk_size):
-            here = [source.to_dict() for source in chunk]
-            sent.append((ingest_chunk.apply_async((target, here), retry=False), chunk))
-    except OperationalError as error:
-        raise StoreError(
-            f"the broker at LDOT_BROKER does not answer ({error}) after {len(sent)} chunks: start it and enqueue "
-            "again, what is there already is skipped"
-        ) from error
+    for chunk in chunks(sources, chunk_size):
+        try:
+            task = ingest_chunk.apply_async((target, [source.to_dict() for source in chunk]), retry=False)
+        except (OperationalError, RuntimeError) as error:  # RuntimeError: Celery's word for a lost result backend
+            raise StoreError(
+                f"the broker or the result backend was lost after {len(sent)} chunks ({_first_line(error)}): see to "
+                "it and enqueue again, what is there already is skipped"
+            ) from error
+        sent.append((task, chunk))
     click.echo(f"Enqueued {_photos(len(sources))} in {len(sent)} chunks to the workers.")
     if not wait:
         return None
@@ -119,6 +120,22 @@ def _through_broker(
         click.echo("No result backend is set (LDOT_RESULT_BACKEND): not waiting for the workers.", err=True)
         return None
     return _summarise((_outcome(result, chunk) for result, chunk in sent), len(sources), settings)
+
+
+def _check_broker(app: Celery) -> None:
+    """A broker that is not there is told at once, not after Celery's own long series of attempts."""
+    from kombu.exceptions import OperationalError
+
+    from ldot_milvus.errors import StoreError
+
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=2, interval_start=0.2, timeout=5)
+    except (OperationalError, OSError) as error:
+        raise StoreError(
+            f"the broker at LDOT_BROKER ({app.connection_for_write().as_uri()}) does not answer "
+            f"({_first_line(error)}): start it, or unset LDOT_BROKER to ingest in this process"
+        ) from error
 
 
 def _outcome(result: Any, chunk: list[Source]) -> Report:
@@ -156,6 +173,10 @@ def _summarise(reports: Iterator[Report], expected: int, settings: Settings) -> 
     if len(total.failed) > LISTED_FAILURES:
         click.echo(f"  ... and {len(total.failed) - LISTED_FAILURES} more", err=True)
     return total
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _photos(count: int) -> str:

@@ -33,6 +33,9 @@ class LightningDOTConfig(PretrainedConfig):
         pooling: "cls" (published) or "mean", which averages the last hidden states of the real positions.
         project_text: False compares the pooled text state itself, to keep a sentence encoder's own space.
         normalize: scale vectors to length 1 inside the model; the published models do not.
+        calibration_anchors: with n > 0, n vectors of the other side are kept with each encoder and every vector gets
+            two coordinates that take its hubness out of the dot product (``layers.HubnessCalibration``).
+        calibration_weight, calibration_temperature: how much, and how sharply.
         pooler: keep BERT's pooler layers, which the published checkpoints carry for their matching head.
         max_text_length: tokens a text is cut to, [CLS] and [SEP] included (published: 60).
         region_extractor: how pixels become regions for this model, e.g. ``{"kind": "grid", ...}``.
@@ -51,6 +54,9 @@ class LightningDOTConfig(PretrainedConfig):
         pooling: str = "cls",
         project_text: bool = True,
         normalize: bool = False,
+        calibration_anchors: int = 0,
+        calibration_weight: float = 0.4,
+        calibration_temperature: float = 0.05,
         pooler: bool = True,
         max_text_length: int = 60,
         region_extractor: dict[str, Any] | None = None,
@@ -71,10 +77,18 @@ class LightningDOTConfig(PretrainedConfig):
         self.pooling = pooling
         self.project_text = project_text
         self.normalize = normalize
+        self.calibration_anchors = calibration_anchors
+        self.calibration_weight = calibration_weight
+        self.calibration_temperature = calibration_temperature
         self.pooler = pooler
         self.max_text_length = max_text_length
         self.region_extractor = region_extractor
         super().__init__(**kwargs)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the vectors that the encoders give."""
+        return self.projection_dim + (2 if self.calibration_anchors else 0)
 
 
 class RerankerConfig(PretrainedConfig):
@@ -83,8 +97,8 @@ class RerankerConfig(PretrainedConfig):
     Args:
         bert_config: the one body that reads text and regions together.
         region_dim: width of the region vectors that it reads.
-        region_input: "features" reads what the region extractor gives (published); "hidden" reads the image
-            encoder's last hidden states of the regions, which are smaller to store and already in context.
+        region_input: "features" reads what the region extractor gives (published); "embedded" reads the image
+            encoder's region embeddings, which are much smaller to store.
         dot_weight: weight of the dual encoder's dot product that retrieval adds to this model's score
             (0 in the published system).
         max_text_length: tokens a text is cut to, [CLS] and [SEP] included.
@@ -102,8 +116,8 @@ class RerankerConfig(PretrainedConfig):
         max_text_length: int = 60,
         **kwargs: Any,
     ) -> None:
-        if region_input not in ("features", "hidden"):
-            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'hidden'")
+        if region_input not in ("features", "embedded"):
+            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'embedded'")
         self.bert_config = _bert_config(bert_config)
         self.region_dim = region_dim
         self.region_input = region_input

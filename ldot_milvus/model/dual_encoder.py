@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import CLS_TOKEN_ID, LightningDOTConfig
-from .layers import BertBasedModel, BertBody, pool
+from .layers import BertBasedModel, BertBody, HubnessCalibration, pool
 
 
 def _projection(hidden_size: int, projection_dim: int) -> nn.Sequential:
@@ -36,6 +36,12 @@ class LightningDOT(BertBasedModel):
         if config.project_text:
             self.text_projection = _projection(config.text_config.hidden_size, config.projection_dim)
         self.image_projection = _projection(config.image_config.hidden_size, config.projection_dim)
+        self.text_calibration = self.image_calibration = None
+        if config.calibration_anchors:
+            arguments = (config.calibration_anchors, config.projection_dim,
+                         config.calibration_weight, config.calibration_temperature)  # fmt: skip
+            self.text_calibration = HubnessCalibration(*arguments)
+            self.image_calibration = HubnessCalibration(*arguments)
         self.post_init()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -46,11 +52,14 @@ class LightningDOT(BertBasedModel):
             attention_mask: (B, T), 1 = a token, 0 = padding. All tokens where it is None.
 
         Returns:
-            (B, projection_dim), not normalised unless the configuration says so.
+            (B, embedding_dim), as the configuration says: neither normalised nor calibrated in published models.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.text_states(input_ids, mask)
-        return self._finish(self.text_projection(pool(hidden, mask, self.config.pooling)))
+        vectors = self._scaled(self.text_projection(pool(hidden, mask, self.config.pooling)))
+        if self.text_calibration is None:
+            return vectors
+        return torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
 
     def encode_image(self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None) -> Tensor:
         """Vectors of images given as regions.
@@ -61,15 +70,15 @@ class LightningDOT(BertBasedModel):
             region_mask: (B, R), 1 = a region, 0 = padding. All regions where it is None.
 
         Returns:
-            (B, projection_dim), not normalised unless the configuration says so.
+            (B, embedding_dim), as the configuration says: neither normalised nor calibrated in published models.
         """
         mask = _region_mask(region_features, region_mask)
-        return self.project_image(self.image_states(region_features, region_boxes, mask), mask)
-
-    def project_image(self, hidden: Tensor, region_mask: Tensor) -> Tensor:
-        """Vectors (B, projection_dim) of what :meth:`image_states` gave, so that both cost one pass."""
-        pooled = pool(hidden, _with_cls(region_mask), self.config.pooling)
-        return self._finish(self.image_projection(pooled))
+        hidden = self.image_states(region_features, region_boxes, mask)
+        vectors = self._scaled(self.image_projection(pool(hidden, _with_cls(mask), self.config.pooling)))
+        if self.image_calibration is None:
+            return vectors
+        # The text's correction meets a 1 here, and this one meets a 1 there.
+        return torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states of texts, (B, T, H); rows of padding hold nothing of use."""
@@ -101,13 +110,13 @@ class LightningDOT(BertBasedModel):
         region_mask: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Text and image vectors of a batch of pairs: two tensors (B, projection_dim)."""
+        """Text and image vectors of a batch of pairs: two tensors (B, embedding_dim)."""
         return (
             self.encode_text(input_ids, attention_mask),
             self.encode_image(region_features, region_boxes, region_mask),
         )
 
-    def _finish(self, vectors: Tensor) -> Tensor:
+    def _scaled(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors.float(), dim=-1) if self.config.normalize else vectors
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig
@@ -64,9 +66,35 @@ class BertBody(nn.Module):
 
     def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Run the layers over ``embeddings`` (B, L, H); ``mask`` (B, L) is true where a position is real."""
-        # A full mask is dropped, so that attention takes its fastest kernel.
-        attention = None if bool(mask.all()) else mask[:, None, None, :]
+        attention = None
+        if not bool(mask.all()):  # a full mask is dropped, so that attention takes its fastest kernel
+            attention = mask[:, None, None, :]
+            if self.encoder.config._attn_implementation == "eager":  # which adds its mask
+                attention = torch.zeros_like(attention, dtype=embeddings.dtype).masked_fill(~attention, -10000.0)
         return self.encoder(embeddings, attention_mask=attention).last_hidden_state
+
+
+class HubnessCalibration(nn.Module):
+    """How near a vector is to everything on the other side, to be taken out of its scores.
+
+    Some photos are near every sentence, and some sentences near every photo; they crowd out the right answers. The
+    correction of a vector x is ``-weight * temperature * logmeanexp(x . anchors / temperature)``, with vectors of the
+    other side as anchors. The encoders append it as a coordinate, so a score remains one dot product. It is the
+    logarithm of the inverted softmax (Smith et al., ICLR 2017; for retrieval: Bogolin et al., CVPR 2022).
+    """
+
+    anchors: Tensor
+
+    def __init__(self, count: int, dim: int, weight: float, temperature: float) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.zeros(count, dim))
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, dim) to the correction, (B, 1)."""
+        nearness = vectors @ self.anchors.to(vectors.dtype).T / self.temperature
+        mean = nearness.logsumexp(1, keepdim=True) - math.log(len(self.anchors))
+        return -self.weight * self.temperature * mean
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:

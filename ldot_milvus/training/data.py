@@ -20,18 +20,37 @@ from ..regions import RegionExtractor
 log = logging.getLogger(__name__)
 
 Features = NDArray[np.float16]
+Scale = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class CachedPhotos:
-    """N photos: ``views`` are arrays (N, R, d) of float16 features, the photo itself first, then augmented ones."""
+    """N photos: ``views`` are arrays (N, R, d) of float16 features, the photo itself first, then augmented ones.
+
+    ``scale`` is the mean and the standard deviation (d,) that training takes out of the features.
+    """
 
     names: list[str]
     captions: list[list[str]]
     views: list[Features]
+    scale: Scale | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def measured(self, sample: int = 1000) -> Scale:
+        """Mean and standard deviation of every channel, over some photos."""
+        rows = np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int)
+        values = self.views[0][rows].astype(np.float32).reshape(-1, self.views[0].shape[-1])
+        return values.mean(0), values.std(0) + 1e-3
+
+    def standardised(self, features: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Features as float32, at mean 0 and variance 1 a channel where ``scale`` is set."""
+        values = features.astype(np.float32)
+        if self.scale is not None:
+            values -= self.scale[0]
+            values /= self.scale[1]
+        return values
 
 
 def cache_photos(

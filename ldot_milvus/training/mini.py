@@ -22,14 +22,14 @@ from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 from ..model import CrossAttentionReranker, LightningDOT, LightningDOTConfig
 from ..model.storage import save_quantized
 from ..regions.grid import GridBackbone, GridExtractor
-from .contrastive import ContrastiveRecipe, train_dual_encoder
+from .contrastive import ContrastiveRecipe, calibrate, train_dual_encoder
 from .data import CachedPhotos, cache_photos
 from .rerank import RerankRecipe, train_reranker
 
 IMAGE_LAYERS = 2
 GRID = {"kind": "grid", "size": 224}
 # The region input layer reads unscaled features: its columns differ too much for one int8 scale a row.
-FULLER_STORAGE = ("img_linear", "image_projection", "pos_linear", "rank_output")
+FULLER_STORAGE = ("anchors", "img_linear", "image_projection", "pos_linear", "rank_output")
 
 
 def start_from_minilm(folder: Path) -> LightningDOT:
@@ -111,7 +111,8 @@ def _dual(
     if not (work / "dual" / "config.json").exists():
         start = start_from_minilm(minilm)
         log_file = work / "dual.jsonl"
-        train_dual_encoder(start, tokenizer, train, dev, ContrastiveRecipe(), log_file).save_pretrained(work / "dual")
+        trained = train_dual_encoder(start, tokenizer, train, dev, ContrastiveRecipe(), log_file)
+        calibrate(trained, tokenizer, train).save_pretrained(work / "dual")
     model: LightningDOT = LightningDOT.from_pretrained(work / "dual")
     return model
 

@@ -110,3 +110,32 @@ def test_saved_and_loaded_by_auto_classes(sizes: dict, reranker: CrossAttentionR
     assert torch.equal(model.encode_text(inputs["input_ids"]), again.encode_text(inputs["input_ids"]))
     assert isinstance(AutoModel.from_pretrained(tmp_path / "reranker"), CrossAttentionReranker)
     assert {path.name for path in (tmp_path / "dual").iterdir()} == {"config.json", "model.safetensors"}
+
+
+@torch.inference_mode()
+def test_calibration_is_a_correction_of_each_side(sizes: dict, inputs: dict) -> None:
+    """With anchors, a score is the plain one and two corrections, each of one side alone."""
+    plain = dual_encoder(sizes, "pretrained.pt")
+    config = LightningDOTConfig.from_dict({**plain.config.to_dict(), "calibration_anchors": 6})
+    model = LightningDOT(config).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    assert model.text_calibration is not None
+    assert model.image_calibration is not None
+    generator = torch.Generator().manual_seed(0)
+    for part in (model.text_calibration, model.image_calibration):
+        part.anchors.copy_(torch.randn(part.anchors.shape, generator=generator))
+    texts, images = (
+        model.encode_text(inputs["input_ids"], inputs["text_mask"]),
+        model.encode_image(*image_arguments(inputs)),
+    )
+    assert texts.shape[1] == images.shape[1] == config.embedding_dim == sizes["project_dim"] + 2
+    x, y = plain.encode_text(inputs["input_ids"], inputs["text_mask"]), plain.encode_image(*image_arguments(inputs))
+    weight, temperature = config.calibration_weight, config.calibration_temperature
+
+    def correction(vectors: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        near = (vectors.double() @ anchors.double().T / temperature).exp().mean(1)
+        return -weight * temperature * near.log()
+
+    expected = x @ y.T + correction(x, model.text_calibration.anchors)[:, None]
+    expected = expected + correction(y, model.image_calibration.anchors)[None]
+    torch.testing.assert_close((texts @ images.T).double(), expected.double(), atol=1e-4, rtol=1e-4)
