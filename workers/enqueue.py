@@ -103,7 +103,7 @@ def _through_broker(
         "region_store": settings.region_store,
     }
     _check_broker(app)
-    sent = []
+    sent: list[tuple[Any, list[Source]]] = []
     for chunk in chunks(sources, chunk_size):
         try:
             task = ingest_chunk.apply_async((target, [source.to_dict() for source in chunk]), retry=False)

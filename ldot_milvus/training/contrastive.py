@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.recall import both_ways
-from ..model import LightningDOT
+from ..model import LightningDOT, LightningDOTConfig
 from ..regions.grid import grid_boxes
 from .data import CachedPhotos, Scale
 
@@ -243,7 +243,7 @@ def calibrate(
     some = CachedPhotos([photos.names[row] for row in rows], [photos.captions[row][:1] for row in rows],
                         [photos.views[0][rows]])  # fmt: skip
     texts, images = dual_vectors(model, tokenizer, some)
-    config = copy.deepcopy(model.config)
+    config: LightningDOTConfig = copy.deepcopy(model.config)  # type: ignore[assignment]
     config.calibration_anchors = anchors
     calibrated = LightningDOT(config)
     calibrated.load_state_dict(model.state_dict(), strict=False)
