@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RERANK = 20
-"""How many are re-ranked unless told; the gain flattens beyond (see ``docs/model.md``)."""
+"""How many are re-ranked unless told."""
 
 
 @dataclass(frozen=True)

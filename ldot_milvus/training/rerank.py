@@ -30,7 +30,7 @@ class RerankRecipe:
     """What ``ldot-mini``'s re-ranker was trained with (figures in its model card)."""
 
     layers: int = 4  # the first of the dual encoder's text layers, so that words are understood from the start
-    passes: int = 5  # over the photos, each with one of its captions
+    passes: int = 4  # over the photos, each with one of its captions
     photos_per_step: int = 32
     negatives: int = 3  # photos for each caption, and captions for each photo
     mined: int = 30  # negatives are drawn from the first so many wrong answers of the dual encoder
@@ -93,7 +93,7 @@ def train_reranker(
         if (step + 1) % 100 == 0 or step + 1 == total:
             entry: dict[str, object] = {"step": step + 1, "of": total, "loss": float(np.mean(losses[-100:]))}
             entry["seconds"] = time.time() - started
-            if (step + 1) % 400 == 0:
+            if (step + 1) % 370 == 0:
                 entry |= probe(model, dual, tokenizer, dev)
                 model.train()
             log.info("%s", entry)
