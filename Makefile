@@ -15,11 +15,11 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/celery -A workers enqueue examples/photos --metadata examples/photos/photos.jsonl
 	$(BIN)/ldot search \
-	  "a dog tied to a fire hydrant" \
 	  "two people riding horses on the beach" \
+	  "a boy doing a trick on a skateboard" \
 	  "a man standing next to an elephant" \
-	  "a red double-decker bus" \
-	  "a teddy bear sitting in the grass" \
+	  "a bear and some vultures in the grass" \
+	  "a long red bus" \
 	  --html demo.html
 	@echo "Open $(CURDIR)/demo.html in a browser."
 

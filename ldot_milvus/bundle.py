@@ -151,7 +151,8 @@ def _extractor(
         raise ValueError(f"region_extractor {config!r} is not known; 'grid' is")
     from .regions.grid import GridExtractor
 
-    return GridExtractor.from_pretrained(str(folder / "regions"), size=config["size"], device=device, dtype=dtype)
+    options = {key: value for key, value in config.items() if key != "kind"}
+    return GridExtractor.from_pretrained(str(folder / "regions"), **options, device=device, dtype=dtype)
 
 
 def _device(name: str | None) -> torch.device:

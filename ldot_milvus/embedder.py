@@ -127,9 +127,9 @@ class LightningDOTEmbedder:
         vectors = encoder.encode_image(features, boxes, mask).float().cpu().numpy()
         if reranker is None or reranker.config.region_input == "features":
             return vectors, regions
-        embedded = encoder.image_model.embed_regions(features, boxes).float().cpu().numpy()
+        projected = encoder.project_regions(features, boxes, mask).float().cpu().numpy()
         return vectors, [
-            Regions(row[: len(one)], one.boxes, one.confidence) for row, one in zip(embedded, regions, strict=True)
+            Regions(row[: len(one)], one.boxes, one.confidence) for row, one in zip(projected, regions, strict=True)
         ]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:

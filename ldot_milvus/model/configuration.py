@@ -55,8 +55,8 @@ class LightningDOTConfig(PretrainedConfig):
         project_text: bool = True,
         normalize: bool = False,
         calibration_anchors: int = 0,
-        calibration_weight: float = 0.4,
-        calibration_temperature: float = 0.05,
+        calibration_weight: float = 0.6,
+        calibration_temperature: float = 0.08,
         pooler: bool = True,
         max_text_length: int = 60,
         region_extractor: dict[str, Any] | None = None,
@@ -97,8 +97,11 @@ class RerankerConfig(PretrainedConfig):
     Args:
         bert_config: the one body that reads text and regions together.
         region_dim: width of the region vectors that it reads.
-        region_input: "features" reads what the region extractor gives (published); "embedded" reads the image
-            encoder's region embeddings, which are much smaller to store.
+        text_layers: how many of the first layers see the text alone before the regions join: 0 is UNITER's single
+            stream, more is ALBEF's order (Li et al., NeurIPS 2021).
+        region_input: "features" reads what the region extractor gives (published); "projected" reads the
+            dual encoder's hidden states of the regions, each projected like an image: in the space of the vectors,
+            and much smaller to store.
         dot_weight: weight of the dual encoder's dot product that retrieval adds to this model's score
             (0 in the published system).
         max_text_length: tokens a text is cut to, [CLS] and [SEP] included.
@@ -111,15 +114,17 @@ class RerankerConfig(PretrainedConfig):
         self,
         bert_config: BertConfig | dict[str, Any] | None = None,
         region_dim: int = 2048,
+        text_layers: int = 0,
         region_input: str = "features",
         dot_weight: float = 0.0,
         max_text_length: int = 60,
         **kwargs: Any,
     ) -> None:
-        if region_input not in ("features", "embedded"):
-            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'embedded'")
+        if region_input not in ("features", "projected"):
+            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'projected'")
         self.bert_config = _bert_config(bert_config)
         self.region_dim = region_dim
+        self.text_layers = text_layers
         self.region_input = region_input
         self.dot_weight = dot_weight
         self.max_text_length = max_text_length

@@ -80,6 +80,12 @@ class LightningDOT(BertBasedModel):
         # The text's correction meets a 1 here, and this one meets a 1 there.
         return torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
 
+    def project_regions(
+        self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None
+    ) -> Tensor:
+        """Each region's last hidden state, projected like a whole image: (B, R, projection_dim)."""
+        return self._scaled(self.image_projection(self.image_states(region_features, region_boxes, region_mask)[:, 1:]))
+
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states of texts, (B, T, H); rows of padding hold nothing of use."""
         return self.text_model.encode(self.text_model.embeddings(input_ids), attention_mask.bool())

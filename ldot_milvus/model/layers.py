@@ -64,14 +64,16 @@ class BertBody(nn.Module):
         region_type = self.embeddings.token_type_embeddings.weight[1]
         return self.img_embeddings(features, boxes, region_type, hidden)
 
-    def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Run the layers over ``embeddings`` (B, L, H); ``mask`` (B, L) is true where a position is real."""
+    def encode(self, embeddings: Tensor, mask: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
+        """Run layers ``start`` to ``stop`` (all) over ``embeddings`` (B, L, H); ``mask`` (B, L): true = real."""
         attention = None
         if not bool(mask.all()):  # a full mask is dropped, so that attention takes its fastest kernel
             attention = mask[:, None, None, :]
             if self.encoder.config._attn_implementation == "eager":  # which adds its mask
                 attention = torch.zeros_like(attention, dtype=embeddings.dtype).masked_fill(~attention, -10000.0)
-        return self.encoder(embeddings, attention_mask=attention).last_hidden_state
+        for layer in self.encoder.layer[start:stop]:
+            embeddings = layer(embeddings, attention)
+        return embeddings
 
 
 class HubnessCalibration(nn.Module):

@@ -48,13 +48,10 @@ class CrossAttentionReranker(BertBasedModel):
         text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if region_mask is None:
             region_mask = region_features.new_ones(region_features.shape[:2], dtype=torch.bool)
-        embeddings, mask = pack(
-            [
-                (self.bert.embeddings(input_ids), text_mask),
-                (self.bert.embed_regions(region_features, region_boxes), region_mask),
-            ]
-        )
-        hidden = self.bert.encode(embeddings, mask)
+        words = self.bert.encode(self.bert.embeddings(input_ids), text_mask.bool(), stop=self.config.text_layers)
+        regions = self.bert.embed_regions(region_features, region_boxes)
+        joined, mask = pack([(words, text_mask), (regions, region_mask)])
+        hidden = self.bert.encode(joined, mask, start=self.config.text_layers)
         pooler = self.bert.pooler
         assert isinstance(pooler, BertPooler)
         return self.rank_output(pooler(hidden)).squeeze(-1)

