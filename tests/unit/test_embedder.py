@@ -62,6 +62,20 @@ def test_regions_of_different_numbers_go_together(tiny: LightningDOTEmbedder) ->
         np.testing.assert_allclose(tiny.encode_images([one])[0], vector, atol=1e-5)
 
 
+def test_a_pairs_score_does_not_depend_on_its_company(tiny: LightningDOTEmbedder) -> None:
+    rng = np.random.default_rng(1)
+    pairs = []
+    for n in range(30):
+        size = int(rng.integers(1, 9))
+        features = rng.normal(size=(size, tiny.dim)).astype(np.float32)
+        regions = Regions(features, rng.random((size, 7), np.float32), np.ones(size, np.float32))
+        pairs.append(("word " * (n % 6) + str(n), regions))
+    together = tiny.rerank([text for text, _ in pairs], [regions for _, regions in pairs])
+    assert together.std() > 0.01
+    for (text, regions), score in zip(pairs, together, strict=True):
+        np.testing.assert_allclose(tiny.rerank([text], [regions])[0], score, atol=1e-5)
+
+
 def test_threads_give_what_one_gives(tiny: LightningDOTEmbedder) -> None:
     texts = [[f"text {n} {m}" for m in range(n % 5 + 1)] for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
