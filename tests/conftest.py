@@ -164,9 +164,8 @@ def redis_url() -> Iterator[str]:
 def _redis_container():
     """A started container, or None where there is no container engine."""
     try:
-        from testcontainers.community.redis import RedisContainer
-
         import docker
+        from testcontainers.community.redis import RedisContainer
 
         return RedisContainer("redis:7.4-alpine").start()
     except (ImportError, docker.errors.DockerException):

@@ -54,9 +54,9 @@ class CachedPhotos:
 
 
 def cache_photos(
-    tars: Sequence[str | Path], extractor: RegionExtractor, folder: str | Path, *, views: int = 1, seed: int = 0
+    tars: Sequence[str | Path], extractors: Sequence[RegionExtractor], folder: str | Path, *, seed: int = 0
 ) -> CachedPhotos:
-    """Region features of all photos, read from ``folder`` where an earlier run left them.
+    """Region features of all photos, one view for each extractor, read from ``folder`` where an earlier run left them.
 
     View 0 is the photo; later views are random crops (45 to 100 % of the area), every second one mirrored.
     """
@@ -65,7 +65,7 @@ def cache_photos(
     pairs = list(read_tars(tars))
     names = [pair.name for pair in pairs]
     arrays: list[Features] = []
-    for view in range(views):
+    for view, extractor in enumerate(extractors):
         path, done = folder / f"view-{view}.npy", folder / f"view-{view}.json"
         if not (done.exists() and json.loads(done.read_text()) == names):
             _extract_view(pairs, extractor, path, view, np.random.default_rng((seed, view)))

@@ -27,7 +27,6 @@ from .data import CachedPhotos, cache_photos
 from .rerank import RerankRecipe, train_reranker
 
 IMAGE_LAYERS = 2
-# Training looks at each view once; the packaged model looks at a photo and its mirror image.
 GRID = {"kind": "grid", "size": 224, "mirror": True}
 # The region input layer reads unscaled features: its columns differ too much for one int8 scale a row.
 FULLER_STORAGE = ("anchors", "img_linear", "image_projection", "pos_linear", "rank_output")
@@ -91,15 +90,15 @@ def main() -> None:
     parser.add_argument("--dev", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("ldot-mini-work"))
-    parser.add_argument("--views", type=int, default=3)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(arguments.minilm)
-    extractor = GridExtractor.from_pretrained(str(arguments.resnet), dtype=torch.bfloat16)
-    train = cache_photos(arguments.train, extractor, work / "train", views=arguments.views)
-    dev = cache_photos([arguments.dev], extractor, work / "dev")
+    shipped = GridExtractor.from_pretrained(str(arguments.resnet), mirror=True, dtype=torch.bfloat16)
+    plain = GridExtractor.from_pretrained(str(arguments.resnet), dtype=torch.bfloat16)
+    train = cache_photos(arguments.train, [shipped, plain, plain], work / "train")
+    dev = cache_photos([arguments.dev], [shipped], work / "dev")
     dual = _dual(arguments.minilm, tokenizer, train, dev, work)
     reranker = _reranker(dual, tokenizer, train, dev, work)
     package(arguments.out, dual, reranker, tokenizer, arguments.resnet)

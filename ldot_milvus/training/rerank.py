@@ -30,7 +30,7 @@ class RerankRecipe:
     """What ``ldot-mini``'s re-ranker was trained with (figures in its model card)."""
 
     joint_layers: int = 2  # on top of the dual encoder's text layers, which stay frozen
-    passes: int = 4  # over the photos, each with one of its captions
+    passes: int = 6  # over the photos, each with one of its captions
     photos_per_step: int = 32
     negatives: int = 3  # photos for each caption, and captions for each photo
     mined: int = 30  # negatives are drawn from the first so many wrong answers of the dual encoder
