@@ -99,8 +99,12 @@ class LightningDOTEmbedder:
         tokens = self._tokenize(texts)
 
         def score(rows: list[int]) -> torch.Tensor:
-            ids, mask = self._pad_tokens([tokens[row] for row in rows])
-            scores: torch.Tensor = reranker(ids, mask, *self._pad_regions([regions[row] for row in rows]))
+            # A search compares one text with many photos: its own layers see it once.
+            texts = list(dict.fromkeys(tuple(tokens[row]) for row in rows))
+            places = torch.tensor([texts.index(tuple(tokens[row])) for row in rows], device=self.bundle.device)
+            ids, mask = self._pad_tokens([list(text) for text in texts])
+            words = reranker.encode_words(ids, mask)[places]
+            scores = reranker.score(words, mask[places], *self._pad_regions([regions[row] for row in rows]))
             return scores.unsqueeze(1)
 
         return self._in_batches(tokens, PAIR_BATCH, score, width=1)[:, 0]

@@ -48,7 +48,17 @@ class CrossAttentionReranker(BertBasedModel):
         text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if region_mask is None:
             region_mask = region_features.new_ones(region_features.shape[:2], dtype=torch.bool)
-        words = self.bert.encode(self.bert.embeddings(input_ids), text_mask.bool(), stop=self.config.text_layers)
+        words = self.encode_words(input_ids, text_mask)
+        return self.score(words, text_mask, region_features, region_boxes, region_mask)
+
+    def encode_words(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The part that sees the text alone, (B, T, H): the same for every photo that a text is compared with."""
+        return self.bert.encode(self.bert.embeddings(input_ids), attention_mask.bool(), stop=self.config.text_layers)
+
+    def score(
+        self, words: Tensor, text_mask: Tensor, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor
+    ) -> Tensor:
+        """The rest of :meth:`forward`, from what :meth:`encode_words` gave."""
         regions = self.bert.embed_regions(region_features, region_boxes)
         joined, mask = pack([(words, text_mask), (regions, region_mask)])
         hidden = self.bert.encode(joined, mask, start=self.config.text_layers)
