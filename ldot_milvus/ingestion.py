@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .bundle import find_model
@@ -80,13 +79,6 @@ class Report:
         """The report that :meth:`to_dict` was made of."""
         failed = [Failure(**failure) for failure in values["failed"]]
         return cls(**{**values, "failed": failed})
-
-
-def chunks(sources: Iterable[Source], size: int = CHUNK_SIZE) -> Iterator[list[Source]]:
-    """Sources in lists of at most ``size``."""
-    iterator = iter(sources)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 class Ingestor:

@@ -36,8 +36,8 @@ def open_region_store(store: str, fingerprint: str, address: str | None = None) 
     Args:
         store: address of the vector store.
         fingerprint: of the model.
-        address: of the regions; None takes the setting ``LDOT_REGION_STORE``, else a folder beside a local store,
-            else ``./ldot-data/regions``.
+        address: of the regions; None takes the setting ``LDOT_REGION_STORE``, else the folder ``regions`` in a local
+            store, ``x.db-regions`` beside Milvus Lite's ``x.db``, else ``./ldot-data/regions``.
     """
     if address is None:
         from .settings import Settings
@@ -45,7 +45,7 @@ def open_region_store(store: str, fingerprint: str, address: str | None = None) 
         address = Settings().region_store
     if address is None:
         folder = store.removeprefix("faiss:") if store.startswith("faiss:") else "./ldot-data"
-        address = os.path.join(folder, "regions")
+        address = f"{store}-regions" if store.endswith(".db") else os.path.join(folder, "regions")
     return RegionStore(address, fingerprint)
 
 

@@ -16,6 +16,7 @@ class Settings(BaseSettings):
     model: str = "ldot-mini"
     region_store: str | None = None  # beside a local store unless named
     index: str = "auto"
+    index_fallback: bool = True  # take the nearest index without a GPU where the server has none
     broker: str | None = None  # none: ingest in this process
     result_backend: str | None = None  # the broker itself where it is Redis
     visibility_timeout: int = 600

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.milvus_server import milvus_url  # noqa: F401  (a fixture)
+
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"
 

@@ -71,7 +71,8 @@ def enqueue(
 
 
 def _in_process(app: Celery, settings: Settings, sources: list[Source], chunk_size: int, wait: bool) -> Report:
-    from ldot_milvus.ingestion import Ingestor, chunks
+    from ldot_milvus.batches import batched
+    from ldot_milvus.ingestion import Ingestor
     from ldot_milvus.stores import open_store
 
     click.echo(f"No broker is set (LDOT_BROKER): ingesting {_photos(len(sources))} in this process.")
@@ -80,7 +81,7 @@ def _in_process(app: Celery, settings: Settings, sources: list[Source], chunk_si
         ingestor = Ingestor(
             store, settings.model, region_store=settings.region_store, device=settings.device, dtype=settings.dtype
         )
-        reports = (ingestor.ingest(chunk) for chunk in chunks(sources, chunk_size))
+        reports = (ingestor.ingest(chunk) for chunk in batched(sources, chunk_size))
         return _summarise(reports, len(sources), settings)
 
 
@@ -89,9 +90,9 @@ def _through_broker(
 ) -> Report | None:
     from kombu.exceptions import OperationalError
 
+    from ldot_milvus.batches import batched
     from ldot_milvus.bundle import find_model
     from ldot_milvus.errors import StoreError
-    from ldot_milvus.ingestion import chunks
 
     from .tasks import ingest_chunk
 
@@ -104,7 +105,7 @@ def _through_broker(
     }
     _check_broker(app)
     sent: list[tuple[Any, list[Source]]] = []
-    for chunk in chunks(sources, chunk_size):
+    for chunk in batched(sources, chunk_size):
         try:
             task = ingest_chunk.apply_async((target, [source.to_dict() for source in chunk]), retry=False)
         except (OperationalError, RuntimeError) as error:  # RuntimeError: Celery's word for a lost result backend
@@ -186,4 +187,6 @@ def _photos(count: int) -> str:
 def _absolute(store: str) -> str:
     """A local store's address that means the same in a worker's folder."""
     scheme, _, path = store.partition(":")
-    return f"faiss:{os.path.abspath(path)}" if scheme == "faiss" else store
+    if scheme == "faiss":
+        return f"faiss:{os.path.abspath(path)}"
+    return store if "://" in store else os.path.abspath(store)  # a file of Milvus Lite

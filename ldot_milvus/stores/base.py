@@ -115,6 +115,14 @@ class VectorStore(ABC):
         """All rows (that pass the filter), in order of id, without a limit."""
 
     @abstractmethod
+    def successor(self) -> VectorStore:
+        """An empty collection of the same store and index settings, to be filled and put in this one's place."""
+
+    @abstractmethod
+    def replace_by(self, successor: VectorStore) -> None:
+        """Make this collection's name mean ``successor``'s rows, at once for every process; the old rows go."""
+
+    @abstractmethod
     def close(self) -> None:
         """Release files and connections; a closed store is not used again."""
 

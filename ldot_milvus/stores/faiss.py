@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ldot_milvus.errors import CollectionNotFound, ModelMismatch, StoreError, UsageError
+from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
 from ldot_milvus.stores import checks
-from ldot_milvus.stores.base import KINDS, Array, Filter, Match, Record, VectorStore
+from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
+from ldot_milvus.stores.faiss_index import LocalIndex, available
 from ldot_milvus.stores.filters import parse, to_sql
+from ldot_milvus.stores.index import IndexSpec
 from ldot_milvus.stores.rows import Collection, Transaction, Where
 from ldot_milvus.stores.sqlite import Database
 
 _EVERYTHING: Where = ("1", [])
-_CHUNK = 8192  # rows read from the file at a time while catching up
 
 
 class FaissStore(VectorStore):
@@ -26,13 +23,22 @@ class FaissStore(VectorStore):
 
     Reading makes no folder and no file. A collection that does not exist counts 0 rows, gives none, and is refused by
     :meth:`search`.
+
+    Args:
+        folder: where ``store.sqlite`` is or will be.
+        collection: letters, digits and underscores.
+        index: the kind of index that each process builds in its memory at its first search; none of it is in the file.
+            HNSW takes one core about half a second per 1,000 rows. Without a GPU in reach of FAISS the GPU kinds become
+            the nearest ones without, which is logged as a warning.
     """
 
-    def __init__(self, folder: str | Path, collection: str) -> None:
+    def __init__(self, folder: str | Path, collection: str, index: IndexSpec = IndexSpec()) -> None:  # noqa: B008
         self.address = f"faiss:{folder}"
         self.collection = checks.collection_name(collection)
         self._database = Database(Path(folder).expanduser() / "store.sqlite")
-        self._index: _Index | None = None
+        self._spec = index.checked()
+        self._taken: IndexSpec | None = None  # known at the first search, which imports FAISS
+        self._index: LocalIndex | None = None
 
     @property
     def model(self) -> str | None:
@@ -86,7 +92,11 @@ class FaissStore(VectorStore):
         return len(kept)
 
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
-        """As the interface says, exactly: the filter comes first, and the whole search sees one state of the store."""
+        """As the interface says: the filter comes first, and the whole search sees one state of the store.
+
+        Exactly with the kinds FLAT and GPU_BRUTE_FORCE, which ``AUTO`` takes for small collections. The others may
+        miss neighbours, but they never give fewer rows and their scores are exact too.
+        """
         checks.k(k)
         checks.kind(kind, "search")
         where = _where(filter)
@@ -101,7 +111,7 @@ class FaissStore(VectorStore):
             matrix = checks.queries(queries, found.dim)
             index = self._caught_up(rows, found)
             among = None if where == _EVERYTHING else rows.pks(found, kind, where)
-            tops = index.search(matrix, k, kind, among)
+            tops = index.search(matrix, k, kind, among, partial(rows.vectors, found))
             # Equal scores go by id, and which of them make the first k too; only then are whole rows read.
             ids = rows.ids_of({pk for top in tops for _, pk in top})
             tops = [sorted(top, key=lambda hit: (-hit[0], ids[hit[1]]))[:k] for top in tops]
@@ -158,6 +168,25 @@ class FaissStore(VectorStore):
         checks.k(batch_size, "batch_size")
         return self._pages(_where(filter), batch_size, with_embeddings)
 
+    def successor(self) -> VectorStore:
+        """As the interface says. An earlier one that was left half filled is emptied."""
+        made = FaissStore(self.address.removeprefix("faiss:"), f"{self.collection}__next", self._spec)
+        with self._database.writing() as rows:
+            old = made._find(rows)
+            if old is not None:
+                rows.drop(old)
+        return made
+
+    def replace_by(self, successor: VectorStore) -> None:
+        """As the interface says, in one transaction."""
+        with self._database.writing() as rows:
+            old, new = self._find(rows), rows.collection(successor.collection)
+            if new is None:
+                raise CollectionNotFound(f"{self.address} has no collection {successor.collection!r}")
+            if old is not None:
+                rows.drop(old)
+            rows.rename(new, self.collection)
+
     def close(self) -> None:
         """As the interface says; the index goes too."""
         self._index = None
@@ -189,93 +218,17 @@ class FaissStore(VectorStore):
         with self._database.reading() as rows:
             return self._find(rows) is not None
 
-    def _caught_up(self, rows: Transaction, found: Collection) -> _Index:
+    def _caught_up(self, rows: Transaction, found: Collection) -> LocalIndex:
         """The index, with everything that this transaction sees. Runs under the database's lock."""
         index = self._index
         if index is None or index.collection != found.id:
-            index = _Index(rows, found)
+            self._taken = self._taken or available(self._spec)
+            index = LocalIndex(rows, found, self._taken)
         self._index = None  # an error half way leaves no index that is half right
         index.catch_up(rows, found)
         self._index = index
         return index
 
 
-class _Index:
-    """One flat inner-product index for each kind over the rows seen so far."""
-
-    def __init__(self, rows: Transaction, found: Collection) -> None:
-        faiss = _faiss()
-        self.collection = found.id
-        self._kinds = {kind: faiss.IndexIDMap(faiss.IndexFlatIP(found.dim)) for kind in KINDS}
-        self._last_pk = 0
-        # What was removed before the first row is read was never in the index.
-        self._last_tombstone = rows.last_tombstone(found)
-
-    def catch_up(self, rows: Transaction, found: Collection) -> None:
-        newest = rows.last_tombstone(found)
-        if newest > self._last_tombstone:
-            gone = np.array(rows.removed(found, self._last_tombstone), np.int64)
-            gone = gone[gone <= self._last_pk]
-            if gone.size:
-                for index in self._kinds.values():
-                    index.remove_ids(gone)
-            self._last_tombstone = newest
-        while True:
-            pks, kinds, vectors = rows.added(found, self._last_pk, _CHUNK)
-            if not pks:
-                return
-            for kind, index in self._kinds.items():
-                of_kind = np.array([value == kind for value in kinds])
-                if of_kind.any():
-                    index.add_with_ids(vectors[of_kind], np.array(pks, np.int64)[of_kind])
-            self._last_pk = pks[-1]
-
-    def search(self, queries: Array, k: int, kind: str, among: list[int] | None) -> list[list[tuple[float, int]]]:
-        """The best k of the rows ``among`` (all where None) for each query, with all that tie with the k-th.
-
-        Returns:
-            For each query (score, pk) pairs, at least k of them where there are as many, in no promised order.
-        """
-        faiss = _faiss()
-        index = self._kinds[kind]
-        available = int(index.ntotal) if among is None else len(among)
-        results: list[list[tuple[float, int]]] = [[] for _ in queries]
-        if not available or not results:
-            return results
-        selector = None if among is None else faiss.IDSelectorBatch(np.array(among, np.int64))
-        params = None if selector is None else faiss.SearchParameters(sel=selector)
-        pending = np.arange(len(queries))
-        fetch = min(k + 1, available)  # one more than asked for shows whether the k-th has a tie outside
-        while pending.size:
-            scores, pks = index.search(queries[pending], fetch, params=params)
-            complete = np.full(len(pending), True) if fetch == available else scores[:, -1] < scores[:, k - 1]
-            for row in np.flatnonzero(complete):
-                hits = zip(scores[row].tolist(), pks[row].tolist(), strict=True)
-                least = scores[row, min(k, fetch) - 1]
-                results[pending[row]] = [(score, pk) for score, pk in hits if pk >= 0 and score >= least]
-            pending = pending[~complete]
-            fetch = min(fetch * 4, available)
-        return results
-
-
 def _where(filter: Filter | None) -> Where:
     return to_sql(parse(filter))
-
-
-def _faiss() -> Any:
-    """FAISS, imported at the first search: reading and writing rows does not need it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise StoreError(f"searching a local store needs FAISS: pip install faiss-cpu ({error})") from error
-    return faiss
-
-
-def _one_thread_after_fork() -> None:
-    # OpenMP's threads do not survive a fork, and a child that counts on them hangs for ever in its first search.
-    if "faiss" in sys.modules:
-        sys.modules["faiss"].omp_set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_one_thread_after_fork)

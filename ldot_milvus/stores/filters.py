@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import eq, ge, gt, le, lt
 from typing import Any
 
 from ldot_milvus.errors import FilterError
+from ldot_milvus.stores.base import Record
 
 TEXT_FIELDS = ("id", "kind", "namespace", "source", "caption")
 NUMBER_FIELDS = ("width", "height")
@@ -140,6 +142,48 @@ def _metadata_to_sql(node: Compare | In) -> tuple[str, list[Any]]:
         "json_extract(metadata, ?) IN (SELECT value FROM json_each(?))), 0)"
     )
     return clause, [path, _json(names), path, path, _json(plain)]
+
+
+def matches(node: Node, record: Record) -> bool:
+    """Whether a row passes: what :func:`to_sql` says in SQL, for rows that are at hand."""
+    if isinstance(node, Not):
+        return not matches(node.part, record)
+    if isinstance(node, And):
+        return all(matches(part, record) for part in node.parts)
+    if isinstance(node, Or):
+        return any(matches(part, record) for part in node.parts)
+    there, value = _value_of(node.field, record)
+    if not there:
+        return False
+    if isinstance(node, In):
+        return any(_compares("$eq", value, wanted) for wanted in node.values)
+    return _compares(node.operator, value, node.value)
+
+
+_PYTHON_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "$eq": eq, "$gt": gt, "$gte": ge, "$lt": lt, "$lte": le,
+}  # fmt: skip
+
+
+def _value_of(field: Field, record: Record) -> tuple[bool, Any]:
+    """Whether the row has the field, and its value."""
+    value: Any = getattr(record, field.name)
+    for key in field.path:
+        if not isinstance(value, dict) or key not in value:
+            return False, None
+        value = value[key]
+    return True, value
+
+
+def _compares(name: str, value: Any, wanted: Scalar) -> bool:
+    return _kind_of(value) == _kind_of(wanted) is not None and _PYTHON_OPERATORS[name](value, wanted)
+
+
+def _kind_of(value: Any) -> str | None:
+    """What a JSON value compares with; None for lists and objects, which compare with nothing."""
+    if value is None or isinstance(value, bool):
+        return repr(type(value))
+    return "number" if isinstance(value, (int, float)) else "text" if isinstance(value, str) else None
 
 
 def _json(value: Any) -> str:

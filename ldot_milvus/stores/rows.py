@@ -82,6 +82,16 @@ class Transaction:
         """Set the model of a collection that has none."""
         self._sql.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection.id))
 
+    def drop(self, collection: Collection) -> None:
+        """Delete a collection with all its rows."""
+        self.delete(collection, ("1", []))
+        self._sql.execute("DELETE FROM tombstones WHERE collection = ?", (collection.id,))
+        self._sql.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
+
+    def rename(self, collection: Collection, name: str) -> None:
+        """Give a collection a name that is free."""
+        self._sql.execute("UPDATE collections SET name = ? WHERE id = ?", (name, collection.id))
+
     def upsert(self, collection: Collection, records: Sequence[Record], vectors: Array) -> None:
         """Write checked records, each id once. A row whose vector and kind stay keeps its pk, so no index changes."""
         ids = _json([record.id for record in records])
@@ -179,9 +189,16 @@ class Transaction:
             "WHERE collection = ? AND pk > ? ORDER BY pk LIMIT ?",
             (collection.id, after, limit),
         ).fetchall()
-        vectors = [self._vector(blob, collection.dim) for _, _, blob in rows]
-        matrix = np.stack(vectors) if vectors else np.zeros((0, collection.dim), np.float32)
+        matrix = self._matrix(collection, [blob for _, _, blob in rows])
         return [pk for pk, _, _ in rows], [kind for _, kind, _ in rows], matrix
+
+    def vectors(self, collection: Collection, pks: Sequence[int]) -> Array:
+        """float32 (n, dim), in ascending order of pk; rows that do not exist are left out."""
+        rows = self._sql.execute(
+            "SELECT embedding FROM vectors WHERE pk IN (SELECT value FROM json_each(?)) ORDER BY pk",
+            (_json(list(pks)),),
+        )
+        return self._matrix(collection, [blob for (blob,) in rows])
 
     def removed(self, collection: Collection, after: int) -> list[int]:
         """The pks of the tombstones with a sequence number above ``after``."""
@@ -201,6 +218,10 @@ class Transaction:
             raise damaged(self._path, f"metadata of {id!r}") from error
         embedding = None if blob is None else self._vector(blob, dim)
         return Record(id, embedding, kind, namespace, source, caption, width, height, metadata)
+
+    def _matrix(self, collection: Collection, blobs: list[bytes]) -> Array:
+        vectors = [self._vector(blob, collection.dim) for blob in blobs]
+        return np.stack(vectors) if vectors else np.zeros((0, collection.dim), np.float32)
 
     def _vector(self, blob: bytes, dim: int) -> Array:
         if len(blob) != 4 * dim:

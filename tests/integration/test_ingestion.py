@@ -13,7 +13,7 @@ from ldot_milvus import open_store
 from ldot_milvus.descriptions import load_metadata
 from ldot_milvus.errors import ModelMismatch, UsageError
 from ldot_milvus.images import content_id
-from ldot_milvus.ingestion import Ingestor, Report, chunks
+from ldot_milvus.ingestion import Ingestor, Report
 from ldot_milvus.sources import Source, expand
 from tests.conftest import make_photo
 
@@ -139,4 +139,3 @@ def test_reports_add_up_and_travel() -> None:
     total.add(Report(added=2, seconds={"read": 1.0}))
     total.add(Report.from_dict(Report(unchanged=1, seconds={"read": 0.5, "write": 1.0}).to_dict()))
     assert (total.total, total.seconds) == (3, {"read": 1.5, "write": 1.0})
-    assert [len(chunk) for chunk in chunks([Source(str(n)) for n in range(7)], 3)] == [3, 3, 1]

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -713,9 +712,8 @@ def test_open_store_by_address(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (store.address, store.collection) == (f"faiss:{folder}", "photos")
         store.upsert(rows(1))
     assert (folder / "store.sqlite").exists()
-    settings = types.ModuleType("ldot_milvus.settings")
-    settings.Settings = lambda: types.SimpleNamespace(store=f"faiss:{folder}", collection="photos")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ldot_milvus.settings", settings)
+    monkeypatch.setenv("LDOT_STORE", f"faiss:{folder}")
+    monkeypatch.setenv("LDOT_COLLECTION", "photos")
     with open_store() as store:
         assert store.count() == 1
     with open_store(collection="others") as store:
@@ -723,9 +721,13 @@ def test_open_store_by_address(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("address", ["http://localhost:19530", "https://host", "./x.db"])
-def test_milvus_addresses_are_refused_for_now(address: str) -> None:
-    with pytest.raises(StoreError, match=r"not supported in this version.*faiss:./ldot-data"):
-        open_store(address, "photos")
+def test_milvus_addresses_open_without_a_connection(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_store(address, "photos") as store:
+        assert (type(store).__name__, store.address) == ("MilvusStore", address)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("address", ["", "faiss:", "./folder", "redis://x", "FAISS:x"])

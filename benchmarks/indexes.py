@@ -1,0 +1,128 @@
+"""Kinds of index of the local store on synthetic vectors: seconds to build, ms a search, recall@10 and memory.
+
+    python benchmarks/indexes.py --rows 10000 100000 --dim 768 --out benchmarks/results/indexes.json
+
+The vectors are shaped like a dual encoder's: clusters of uneven size, most of the variance in few directions, norms
+that differ, and queries (texts) that lie beside the rows (photos), not among them. GPU kinds run where FAISS has a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from ldot_milvus.stores import faiss_index
+from ldot_milvus.stores.index import IndexSpec
+
+KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT")
+CHUNK = 8192  # as the store reads them
+K = 10
+
+
+def vectors(count, dim, queries, spread, seed=0):
+    """The rows, of norms that differ by ``spread`` at most, and the queries."""
+    random = np.random.default_rng(seed)
+    scales = (1 + np.arange(dim)) ** -0.5  # a few hundred directions count, as in real embeddings
+    clusters = max(count // 100, 10)
+    centres = random.normal(size=(clusters, dim)) * scales
+    sizes = 1 / (1 + np.arange(clusters)) ** 0.5
+
+    def draw(n, noise):
+        of = random.choice(clusters, size=n, p=sizes / sizes.sum())
+        rows = centres[of] + noise * random.normal(size=(n, dim)) * scales
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    rows = draw(count, 1.5) * spread ** random.beta(2, 2, size=(count, 1))
+    beside = random.normal(size=dim) * scales
+    asked = draw(queries, 2.0) + beside / np.linalg.norm(beside)
+    return rows.astype(np.float32), asked.astype(np.float32)
+
+
+def size_of(index):
+    """Bytes of the index when written, counted without keeping them."""
+    written = 0
+
+    def count(block):
+        nonlocal written
+        written += len(block)
+        return len(block)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(count, 1 << 20))
+    return written
+
+
+def measure(text, rows, queries, best):
+    spec = faiss_index.plan(IndexSpec.parse(text), len(rows))
+    pks = np.arange(len(rows))
+    started = time.perf_counter()
+    cells = int(spec.params.get("nlist", 0))
+    picked = np.random.default_rng(0).permutation(len(rows))[: cells * faiss_index.CELL_ROWS]
+    part = faiss_index.build(spec, rows.shape[1], rows[np.sort(picked)] if cells else None)
+    for start in range(0, len(rows), CHUNK):
+        part.add_with_ids(rows[start : start + CHUNK], pks[start : start + CHUNK])
+    seconds = time.perf_counter() - started
+    times, found = [], []
+    for query in queries:
+        started = time.perf_counter()
+        [hits] = part.search(query[None], K, None, lambda pks: rows[np.array(pks, np.int64)])
+        times.append(time.perf_counter() - started)
+        found.append({pk for _, pk in sorted(hits, reverse=True)[:K]})
+    return {
+        "index": text,
+        "built": str(spec),
+        "rows": len(rows),
+        "dim": rows.shape[1],
+        "build_seconds": round(seconds, 2),
+        "search_ms": round(1000 * float(np.median(times)), 3),
+        "recall_at_10": round(float(np.mean([len(a & set(b)) / K for a, b in zip(found, best, strict=True)])), 4),
+        "bytes": size_of(part.index),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--spread", type=float, default=2.0, help="longest norm divided by shortest")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, help="as LDOT_INDEX takes them: HNSW:M=16,ef=64")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)  # of kinds that are not here; the table says it
+    results = []
+    print(f"{'index':<44}{'rows':>9}{'build s':>9}{'ms':>9}{'recall':>8}{'MB':>8}")
+    for count in options.rows:
+        rows, queries = vectors(count, options.dim, options.queries, options.spread)
+        exact = faiss.IndexFlatIP(options.dim)
+        exact.add(rows)
+        best = exact.search(queries, K)[1].tolist()
+        del exact
+        for text in options.kinds:
+            spec = IndexSpec.parse(text)
+            if spec.needs_gpu and faiss_index.available(spec) != spec:
+                print(f"{text:<44}{count:>9}  not with this FAISS")
+                continue
+            result = measure(text, rows, queries, best)
+            results.append(result)
+            print(
+                f"{result['built']:<44}{count:>9}{result['build_seconds']:>9}{result['search_ms']:>9}"
+                f"{result['recall_at_10']:>8}{result['bytes'] / 1e6:>8.1f}",
+                flush=True,
+            )
+    if options.out:
+        machine = {"faiss": faiss.__version__, "threads": faiss.omp_get_max_threads(), "cores": os.cpu_count()}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(
+            json.dumps({"machine": machine, "spread": options.spread, "results": results}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Index kinds: what ``LDOT_INDEX`` may say, checked before anything is sent to a server.
+
+Names and parameters are Milvus's own (https://milvus.io/docs/index.md, https://milvus.io/docs/gpu-index.md). All kinds
+compare by inner product.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ldot_milvus.errors import UsageError
+
+AUTO = "AUTO"
+FLAGS = ("true", "false")  # Milvus takes them as strings
+CAGRA_BUILDERS = ("IVF_PQ", "NN_DESCENT")
+
+Value = int | str
+Range = tuple[int, int] | tuple[str, ...]
+
+_CELLS = {"nlist": (1, 65536)}
+_PROBES = {"nprobe": (1, 65536)}
+_CACHED = {"cache_dataset_on_device": FLAGS}
+
+BUILD: dict[str, dict[str, Range]] = {
+    "FLAT": {},
+    "HNSW": {"M": (2, 2048), "efConstruction": (1, 2**31 - 1)},
+    "IVF_FLAT": {**_CELLS},
+    "IVF_SQ8": {**_CELLS},
+    "GPU_BRUTE_FORCE": {},
+    "GPU_CAGRA": {
+        "intermediate_graph_degree": (1, 1024), "graph_degree": (1, 1024), "build_algo": CAGRA_BUILDERS,
+        "adapt_for_cpu": FLAGS, **_CACHED,
+    },
+    "GPU_IVF_FLAT": {**_CELLS, **_CACHED},
+    "GPU_IVF_PQ": {**_CELLS, "m": (1, 65536), "nbits": (1, 16), **_CACHED},
+}  # fmt: skip
+"""The parameters with which each kind is built: a range of whole numbers, or the words allowed."""
+
+SEARCH: dict[str, dict[str, Range]] = {
+    "FLAT": {},
+    "HNSW": {"ef": (1, 2**31 - 1)},
+    "IVF_FLAT": {**_PROBES},
+    "IVF_SQ8": {**_PROBES},
+    "GPU_BRUTE_FORCE": {},
+    "GPU_CAGRA": {"itopk_size": (1, 4096), "search_width": (1, 1024)},
+    "GPU_IVF_FLAT": {**_PROBES},
+    "GPU_IVF_PQ": {**_PROBES},
+}
+"""The parameters of a search."""
+
+DEFAULTS: dict[str, dict[str, Value]] = {
+    # Recall of at least 0.98 at 10 for vectors of ldot-mini and of LightningDOT's size: benchmarks/indexes.py.
+    "HNSW": {"M": 32, "efConstruction": 200, "ef": 128},
+    "IVF_FLAT": {"nlist": 1024, "nprobe": 64},
+    "IVF_SQ8": {"nlist": 1024, "nprobe": 64},
+    "GPU_CAGRA": {"intermediate_graph_degree": 128, "graph_degree": 64, "itopk_size": 128, "search_width": 4},
+    "GPU_IVF_FLAT": {"nlist": 1024, "nprobe": 64},
+    "GPU_IVF_PQ": {"nlist": 1024, "m": 0, "nbits": 8, "nprobe": 64},
+}
+
+EXACT_UP_TO = {False: 100_000, True: 250_000}
+"""Rows up to which ``auto`` compares with everything, without and with a GPU: below, a graph saves no time worth its
+build and its lost neighbours (benchmarks/README.md)."""
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """An index kind and its parameters; ``AUTO`` leaves the choice to the size and to what the server accepts."""
+
+    kind: str = AUTO
+    params: Mapping[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> IndexSpec:
+        """Read a setting: ``auto``, ``HNSW``, ``HNSW:M=16,efConstruction=200,ef=64``.
+
+        Raises:
+            UsageError: an unknown kind or parameter, a value out of range, another metric than inner product.
+        """
+        kind, _, rest = text.strip().partition(":")
+        kind = kind.strip().upper()
+        params: dict[str, Value] = {}
+        for part in filter(None, (part.strip() for part in rest.split(","))):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not name:
+                raise UsageError(f"index {text!r}: {part!r} is not NAME=VALUE")
+            params[name] = int(value) if re.fullmatch("-?[0-9]{1,18}", value) else value
+        return cls(kind, params).checked()
+
+    def checked(self) -> IndexSpec:
+        """This spec without its metric, or UsageError where something in it cannot be."""
+        params = dict(self.params)
+        metric = str(params.pop("metric_type", "IP")).upper()
+        if metric != "IP":
+            raise UsageError(
+                f"index {self.kind}: metric {metric} is refused. LightningDOT is trained so that the inner product "
+                "ranks, and its vectors have no common length; use IP or leave metric_type out"
+            )
+        if self.kind == AUTO:
+            if params:
+                raise UsageError(f"index auto takes no parameters ({', '.join(params)}): name a kind")
+            return IndexSpec()
+        if self.kind not in BUILD:
+            raise UsageError(f"unknown index {self.kind!r}: use auto, {', '.join(BUILD)}")
+        known = BUILD[self.kind] | SEARCH[self.kind]
+        for name, value in params.items():
+            _check(self.kind, name, value, known)
+        degree, rough = (self.params.get(n, DEFAULTS["GPU_CAGRA"][n]) for n in _CAGRA_DEGREES)
+        if self.kind == "GPU_CAGRA" and int(degree) > int(rough):
+            raise UsageError(f"index GPU_CAGRA: graph_degree ({degree}) is above intermediate_graph_degree ({rough})")
+        return IndexSpec(self.kind, params)
+
+    @property
+    def needs_gpu(self) -> bool:
+        """True for the kinds that only a server (or FAISS) with a GPU has."""
+        return self.kind.startswith("GPU_")
+
+    def on_cpu(self) -> IndexSpec:
+        """The nearest kind without a GPU, with its default parameters."""
+        nearest = {"GPU_BRUTE_FORCE": "FLAT", "GPU_CAGRA": "HNSW", "GPU_IVF_FLAT": "IVF_FLAT", "GPU_IVF_PQ": "IVF_SQ8"}
+        return IndexSpec(nearest.get(self.kind, self.kind), {} if self.needs_gpu else self.params)
+
+    def build_params(self, dim: int) -> dict[str, Value]:
+        """What the index is built with.
+
+        Raises:
+            UsageError: parameters that do not fit vectors of this width.
+        """
+        params = self._with_defaults(BUILD)
+        if self.kind == "GPU_IVF_PQ":
+            parts = int(params["m"]) or max(n for n in (1, 2, 4, 8, 16, 32, 48, 64, 96) if dim % n == 0)
+            if dim % parts:
+                raise UsageError(f"index GPU_IVF_PQ: m ({parts}) does not divide the vectors' width ({dim})")
+            params["m"] = parts
+        return params
+
+    def search_params(self, k: int) -> dict[str, Value]:
+        """What a search for the first ``k`` is sent with: no smaller than the kind's own rules allow."""
+        params = self._with_defaults(SEARCH)
+        if "ef" in params:
+            params["ef"] = max(int(params["ef"]), k)
+        if "nprobe" in params:  # more cells than there are is an error in Milvus
+            params["nprobe"] = min(int(params["nprobe"]), int(self._with_defaults(BUILD)["nlist"]))
+        if "itopk_size" in params:
+            params["itopk_size"] = -(-max(int(params["itopk_size"]), k) // 32) * 32  # cuVS wants multiples of 32
+        return params
+
+    def _with_defaults(self, table: dict[str, dict[str, Range]]) -> dict[str, Value]:
+        values = {**DEFAULTS.get(self.kind, {}), **self.params}
+        return {name: value for name, value in values.items() if name in table[self.kind]}
+
+    def __str__(self) -> str:
+        given = ",".join(f"{name}={value}" for name, value in self.params.items())
+        return f"{self.kind}:{given}" if given else self.kind
+
+
+def choose(rows: int, gpu: bool) -> IndexSpec:
+    """What ``auto`` means for this many rows."""
+    exact, approximate = ("GPU_BRUTE_FORCE", "GPU_CAGRA") if gpu else ("FLAT", "HNSW")
+    return IndexSpec(exact if rows <= EXACT_UP_TO[gpu] else approximate)
+
+
+_CAGRA_DEGREES = ("graph_degree", "intermediate_graph_degree")
+
+
+def _check(kind: str, name: str, value: Value, known: Mapping[str, Range]) -> None:
+    if name not in known:
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise UsageError(f"index {kind} has no parameter {name!r}: {takes}")
+    allowed = known[name]
+    if isinstance(allowed[0], str):
+        if value not in allowed:
+            raise UsageError(f"index {kind}: {name} is one of {', '.join(map(str, allowed))}, not {value!r}")
+        return
+    low, high = allowed
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= int(high):
+        raise UsageError(f"index {kind}: {name} is a whole number from {low} to {high}, not {value!r}")

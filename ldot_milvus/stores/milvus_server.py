@@ -1,0 +1,175 @@
+"""Calls to a Milvus server or to Milvus Lite: time limits, retries, and our own errors in place of pymilvus's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ldot_milvus.errors import CollectionNotFound, StoreError
+
+TIMEOUT = 30.0
+"""Seconds that one call may take, retries included."""
+
+_NOT_FOUND = 100
+_LATER = (
+    1,  # service not ready
+    2,  # service unavailable
+    8,  # rate limit
+    9,  # quota exceeded for now
+    106,  # collection not fully loaded
+    500, 503,  # channel lacking, channel not available
+    901, 902,  # node not found, node offline
+)  # fmt: skip
+"""Codes of Milvus 2.3 and later for what passes by itself (pkg/merr/errors.go)."""
+_LATER_WORDS = ("not ready", "not healthy", "no available shard", "channel not available", "node offline", "recovering")
+"""What Milvus 2.3 says instead, inside its code 65535 for everything else."""
+_TOKEN_WORDS = ("auth check failure", "unauthenticated", "not authenticated", "invalid username or password")
+
+
+class Server:
+    """One address. Connects at the first call, and again in every process that a fork makes of this one.
+
+    Args:
+        address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``.
+        token: ``user:password`` or an API key.
+    """
+
+    def __init__(self, address: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
+        self.address = address
+        self.lite = address.endswith(".db")
+        self.timeout = timeout
+        self._token = token
+        self._lock = threading.Lock()
+        self._connected: tuple[int, Any] | None = None
+
+    def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+        """``MilvusClient.method(*args, **kwargs)``, tried again while its error is one that passes.
+
+        Raises:
+            CollectionNotFound: there is no such collection or alias.
+            StoreError: everything else that Milvus refuses or that takes longer than the time limit.
+        """
+
+        def once(remaining: float) -> Any:
+            return getattr(self._client(remaining), method)(*args, timeout=remaining, **kwargs)
+
+        return self._persistently(method, once, timeout or self.timeout)
+
+    def pages(self, collection: str, **query: Any) -> Iterator[list[dict[str, Any]]]:
+        """The pages of ``MilvusClient.query_iterator``, in order of the primary key; errors as of :meth:`call`."""
+        iterator = self.call("query_iterator", collection, **query)
+        try:
+            while page := self._persistently("query_iterator", lambda _: iterator.next(), self.timeout):
+                yield page
+        finally:
+            iterator.close()
+
+    def _persistently(self, method: str, once: Callable[[float], Any], limit: float) -> Any:
+        from pymilvus import MilvusException
+
+        deadline = time.monotonic() + limit
+        pause = 0.05
+        while True:
+            try:
+                with _quiet_pymilvus():
+                    return once(max(deadline - time.monotonic(), 0.1))
+            except MilvusException as error:
+                if not _passes(error) or time.monotonic() + pause > deadline:
+                    raise self._explained(method, error, limit) from error
+            except Exception as error:  # gRPC's own, ValueErrors of pymilvus, DataDirLockedError of Milvus Lite
+                raise self._explained(method, error, limit) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    @cached_property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version; Milvus Lite counts as the newest."""
+        if self.lite:
+            return (99, 0)
+        numbers = str(self.call("get_server_version")).lstrip("v").split(".")
+        return int(numbers[0]), int(numbers[1])
+
+    def close(self) -> None:
+        """Close this process's connection; the next call opens another."""
+        with self._lock:
+            connected, self._connected = self._connected, None
+        if connected is not None and connected[0] == os.getpid():
+            with _quiet_pymilvus():
+                connected[1].close()
+
+    def _client(self, timeout: float) -> Any:
+        with self._lock:
+            # A gRPC channel does not survive a fork: a child that used its parent's would wait for ever.
+            if self._connected is None or self._connected[0] != os.getpid():
+                from pymilvus import MilvusClient
+
+                if self.lite:
+                    Path(self.address).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
+                more = {"token": self._token} if self._token else {}
+                client = MilvusClient(self.address, timeout=timeout, dedicated=not self.lite, **more)
+                self._connected = os.getpid(), client
+            return self._connected[1]
+
+    def _explained(self, method: str, error: Exception, limit: float) -> StoreError:
+        code, text = getattr(error, "code", None), str(getattr(error, "message", None) or error)
+        lowered = f"{code} {text}".lower()
+        if code == _NOT_FOUND:
+            return CollectionNotFound(f"{self.address} has no such collection ({_first_line(text)})")
+        if any(words in lowered for words in _TOKEN_WORDS):
+            return StoreError(f"Milvus at {self.address} refuses the token: set LDOT_STORE_TOKEN to USER:PASSWORD")
+        if type(error).__name__ == "DataDirLockedError" or "locked" in lowered:
+            return StoreError(
+                f"{self.address} is open in another process, and Milvus Lite serves one at a time: stop the other "
+                "one, or use a Milvus server or faiss:PATH for several"
+            )
+        if not self.lite and any(words in lowered for words in ("deadline", "timeout", "unavailable", "connect")):
+            return StoreError(
+                f"Milvus at {self.address} does not answer within {limit:.0f} s ({method}: {_first_line(text)}): "
+                "check that it runs and that LDOT_STORE has its address"
+            )
+        return StoreError(f"Milvus at {self.address}: {method} failed: {_first_line(text)}")
+
+
+def _passes(error: Any) -> bool:
+    text = str(error.message).lower()
+    return bool(error.retriable) or (error.code in _LATER and "already exist" not in text) or _any_later(text)
+
+
+def _any_later(text: str) -> bool:
+    return any(words in text for words in _LATER_WORDS)
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+_ours = threading.local()
+
+
+class _NotOurs(logging.Filter):
+    """Drops what pymilvus logs about calls whose errors we raise ourselves (a traceback for each try)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(_ours, "active", False)
+
+
+_filter = _NotOurs()
+
+
+@contextmanager
+def _quiet_pymilvus() -> Iterator[None]:
+    for name in ("pymilvus.decorators", "pymilvus.milvus_client.milvus_client", "pymilvus.client.connection_manager"):
+        logging.getLogger(name).addFilter(_filter)  # once: a second time changes nothing
+    _ours.active = True
+    try:
+        yield
+    finally:
+        _ours.active = False
