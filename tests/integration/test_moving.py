@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldot_milvus.bundle import find_model
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.migration import checksum, migrate
@@ -26,14 +27,9 @@ DIM = 8
 def fill(store: VectorStore, count: int) -> None:
     rng = np.random.default_rng(0)
     store.bind("model-a", DIM)
-    store.upsert(
-        [
-            Record(
-                f"{n:05d}", rng.normal(size=DIM).astype(np.float32), namespace=f"t{n % 3}", metadata={"n": n, "é": None}
-            )
-            for n in range(count)
-        ]
-    )
+    vectors = rng.normal(size=(count, DIM)).astype(np.float32)
+    metadata = [{"n": n, "é": None} for n in range(count)]
+    store.upsert([Record(f"{n:05d}", vectors[n], namespace=f"t{n % 3}", metadata=metadata[n]) for n in range(count)])
 
 
 def everything(store: VectorStore) -> list[str]:
@@ -73,9 +69,10 @@ def test_there_and_back_again(address: str, tmp_path: Path) -> None:
         assert everything(two) == everything(server) == everything(one)
         assert two.model == "model-a"
         np.testing.assert_array_equal(there.get(["00650"])["00650"].boxes, regions(650).boxes)
-        with pytest.raises(ModelMismatch), open_store(f"faiss:{tmp_path}/three", name) as other:
+        with open_store(f"faiss:{tmp_path}/three", name) as other:
             other.bind("model-b", DIM)
-            migrate(server, other)
+            with pytest.raises(ModelMismatch):
+                migrate(server, other)
 
 
 def test_the_command(run, tmp_path: Path) -> None:
@@ -122,20 +119,20 @@ def test_a_new_model_reads_the_photos_again(
         assert (report.added, report.failed) == (5, [])
         new = {row.id: row for row in store.iterate(with_embeddings=True)}
         assert new.keys() == old.keys()
-        assert store.model != Ingestor(store, other_model).embedder.fingerprint or store.model is not None
+        assert store.model == find_model(other_model).fingerprint
         for id, row in new.items():
             assert row.source == old[id].source
             assert not np.allclose(row.embedding, old[id].embedding)
         next(folder.iterdir()).unlink()
-        with pytest.raises(StoreError, match="1 of 5 photos could not be read again.*stays as it is"):
+        with pytest.raises(StoreError, match=r"1 of 5 photos could not be read again.*stays as it is"):
             reembed(store, tiny_model)
         assert store.count() == 5
 
 
 def test_reindexing_what_is_not_there(tmp_path: Path) -> None:
     with (
-        open_store(f"faiss:{tmp_path}", "nothing") as store,
-        pytest.raises(StoreError, match="no collection 'nothing'"),
+        open_store(f"faiss:{tmp_path}", "absent") as store,
+        pytest.raises(StoreError, match="no collection 'absent'"),
     ):
         rebuild_index(store)
     with pytest.raises(UsageError, match="unknown index"):
