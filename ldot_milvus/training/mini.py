@@ -4,7 +4,7 @@
 
     python -m ldot_milvus.training.mini --minilm FOLDER --resnet FOLDER --train a.tar b.tar --dev dev.tar --out FOLDER
 
-About an hour on two CPU cores. The parts lie in ``--work`` as they are finished, and a second call goes on
+About an hour and a half on two CPU cores. The parts lie in ``--work`` as they are finished, and a second call goes on
 from there.
 """
 

@@ -30,7 +30,7 @@ class RerankRecipe:
     """What ``ldot-mini``'s re-ranker was trained with (figures in its model card)."""
 
     joint_layers: int = 2  # on top of the dual encoder's text layers, which stay frozen
-    passes: int = 6  # over the photos, each with one of its captions
+    passes: int = 4  # over the photos, each with one of its captions
     photos_per_step: int = 32
     negatives: int = 3  # photos for each caption, and captions for each photo
     mined: int = 30  # negatives are drawn from the first so many wrong answers of the dual encoder
@@ -80,11 +80,14 @@ def train_reranker(
         texts = np.concatenate([captions[:, None], _draw(wrong_captions[rows], m, hard, len(flat), rng)], axis=1)
         # One positive pair, then m wrong photos for its caption, then m wrong captions for its photo.
         pair_photos = np.concatenate([photos, np.repeat(rows[:, None], m, axis=1)], axis=1).ravel()
-        pair_texts = np.concatenate([np.repeat(captions[:, None], m + 1, axis=1), texts[:, 1:]], axis=1).ravel()
-        features, places = _sample(states, boxes, pair_photos, recipe.regions_kept, rng)
-        ids, mask = pad([flat[index] for index in pair_texts])
+        places = np.arange(n * (m + 1)).reshape(n, m + 1)  # of each caption's words among those encoded below
+        pair_texts = np.concatenate([np.repeat(places[:, :1], m + 1, axis=1), places[:, 1:]], axis=1).ravel()
+        features, cells = _sample(states, boxes, pair_photos, recipe.regions_kept, rng)
+        ids, mask = pad([flat[index] for index in texts.ravel()])
         with torch.autocast("cpu", torch.bfloat16):
-            scores = model(ids, mask, features, places)
+            words = model.encode_words(ids, mask)
+            everything = torch.ones(features.shape[:2], dtype=torch.bool)
+            scores = model.score(words[pair_texts], mask[pair_texts], features, cells, everything)
         scores = scores.float().view(n, 2 * m + 1)
         by_photo, by_text = scores[:, : m + 1], torch.cat([scores[:, :1], scores[:, m + 1 :]], dim=1)
         loss = -(by_photo.log_softmax(1)[:, 0] + by_text.log_softmax(1)[:, 0]).mean() / 2

@@ -55,7 +55,7 @@ def test_fused_batch_norms_change_nothing(tiny_model: str) -> None:
     with torch.inference_mode():
         plain = backbone(pixels - torch.tensor([123.68, 116.779, 103.939]).view(1, 3, 1, 1)).last_hidden_state
     (regions,) = GridExtractor(backbone, size=64)([image])
-    np.testing.assert_allclose(regions.features, plain[0].flatten(1).T.numpy(), atol=1e-4)
+    np.testing.assert_allclose(regions.features, plain[0].flatten(1).T.numpy(), rtol=1e-4, atol=1e-3)
 
 
 def test_mirrored_average_is_that_of_both_photos(tiny_model: str) -> None:
@@ -66,7 +66,7 @@ def test_mirrored_average_is_that_of_both_photos(tiny_model: str) -> None:
     plain = GridExtractor.from_pretrained(backbone, size=128)
     straight, turned = (regions.features.reshape(4, 4, -1) for regions in plain([image, ImageOps.mirror(image)]))
     (both,) = GridExtractor.from_pretrained(backbone, size=128, mirror=True)([image])
-    np.testing.assert_allclose(both.features.reshape(4, 4, -1), (straight + turned[:, ::-1]) / 2, atol=1e-5)
+    np.testing.assert_allclose(both.features.reshape(4, 4, -1), (straight + turned[:, ::-1]) / 2, rtol=1e-4, atol=1e-3)
 
 
 def test_a_photo_does_not_depend_on_its_batch(mini) -> None:
