@@ -341,13 +341,24 @@ class MilvusStore(VectorStore):
         expression = to_milvus(node, lite=self.server.lite)
         size = min(size, _page_size(found.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
-        pages = self.server.pages(
-            self.collection, filter=expression.text, batch_size=size, output_fields=fields, consistency_level="Strong"
-        )
+        options = {"output_fields": fields, "consistency_level": "Strong"}
+        if self.server.lite:  # whose queries come in no order
+            pages = self.server.pages(self.collection, filter=expression.text, batch_size=size, **options)
+        else:  # whose iterators, before 2.4, read the past: their time is the client's clock
+            pages = self._pages(expression.text, size, options)
         for page in pages:
             for read in map(record, page):
                 if expression.exact or matches(node, read):
                     yield read
+
+    def _pages(self, expression: str, size: int, options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+        after = expression
+        while page := self.server.call("query", self.collection, filter=after, limit=size, **options):
+            page = sorted(page, key=lambda row: str(row["id"]))
+            yield page
+            if len(page) < size:
+                return
+            after = f"({expression}) and id > {json.dumps(page[-1]['id'], ensure_ascii=False)}"
 
 
 def _exactly(queries: Array, k: int, rows: Iterator[Record]) -> list[list[Match]]:

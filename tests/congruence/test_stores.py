@@ -17,7 +17,7 @@ from ldot_milvus.errors import LdotError
 from ldot_milvus.stores import Record, VectorStore, open_store
 from ldot_milvus.stores.base import Filter
 
-pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
+pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers, pytest.mark.slow]
 
 DIM = 12
 CASES = 170  # on each of two stores beside the local one, and three calls a case: over 1,000 comparisons

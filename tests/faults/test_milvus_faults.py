@@ -23,7 +23,7 @@ from ldot_milvus.stores.milvus import REQUEST_BYTES, MilvusStore
 from ldot_milvus.stores.milvus_index import settle_index
 from tests.milvus_server import PackagedServer
 
-pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
+pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers, pytest.mark.slow]
 
 DIM = 8
 

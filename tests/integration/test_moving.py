@@ -19,7 +19,7 @@ from ldot_milvus.reindexing import rebuild_index, reembed
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record, VectorStore, open_store
 
-pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
+pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers, pytest.mark.slow]
 
 DIM = 8
 
