@@ -10,7 +10,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo      ingest examples/photos, search it with five texts, write demo.html"
 	@echo "make test      lint, type check and all tests (starts the servers that it needs)"
-	@echo "make test-all  the same and the slow tests"
+	@echo "make test-all  the same and the slow tests, those with a Milvus server among them"
 
 demo: $(VENV)/.installed
 	$(BIN)/celery -A workers enqueue examples/photos --metadata examples/photos/photos.jsonl
@@ -27,7 +27,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
