@@ -41,16 +41,19 @@ class ModelFiles:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The dual encoder's configuration."""
-        try:
-            config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {self.name!r}: {self.folder}/config.json cannot be read ({error})") from error
+        config = self._read(self.folder / "config.json")
         if config.get("model_type") != "lightningdot":
             raise ModelError(
                 f"model {self.name!r} is of type {config.get('model_type')!r}, not 'lightningdot'; "
                 "convert a published checkpoint first"
             )
         return config
+
+    @cached_property
+    def reranker_config(self) -> dict[str, Any] | None:
+        """The re-ranker's configuration; None where the model has none."""
+        folder = self.folder / "reranker"
+        return self._read(folder / "config.json") if folder.is_dir() else None
 
     @property
     def dim(self) -> int:
@@ -60,9 +63,14 @@ class ModelFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (first 32 hex digits) of everything that decides an image's vector; the re-ranker is not part."""
+        """SHA-256 (first 32 hex digits) of everything that decides what ingestion keeps of an image.
+
+        That is its vector, and its region data: a re-ranker that embeds the regions itself is part of it.
+        """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         weights = [self.folder / "model.safetensors", *sorted((self.folder / "regions").glob("*"))]
+        if (self.reranker_config or {}).get("region_input") == "embedded":
+            weights.append(self.folder / "reranker" / "model.safetensors")
         for path in weights:
             try:
                 with path.open("rb") as file:
@@ -71,6 +79,13 @@ class ModelFiles:
             except OSError as error:
                 raise ModelError(f"model {self.name!r}: {path} cannot be read ({error.strerror})") from error
         return digest.hexdigest()[:32]
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            config: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.name!r}: {path} cannot be read ({error})") from error
+        return config
 
 
 def find_model(name: str) -> ModelFiles:
@@ -133,7 +148,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
             encoder = LightningDOT.from_pretrained(files.folder)
             tokenizer = AutoTokenizer.from_pretrained(files.folder)
             reranker = None
-            if (files.folder / "reranker").is_dir():
+            if files.reranker_config is not None:
                 reranker = CrossAttentionReranker.from_pretrained(files.folder / "reranker")
                 reranker = reranker.to(place, precision).eval()
             extractor = _extractor(files.folder, config.get("region_extractor"), place, precision)

@@ -98,13 +98,17 @@ class LightningDOTEmbedder:
             raise UsageError(f"model {self.bundle.files.name!r} has no re-ranker: search with rerank=0")
         tokens = self._tokenize(texts)
 
+        embedded = reranker.config.region_input == "embedded"
+
         def score(rows: list[int]) -> torch.Tensor:
             # A search compares one text with many photos: its own layers see it once.
             texts = list(dict.fromkeys(tuple(tokens[row]) for row in rows))
             places = torch.tensor([texts.index(tuple(tokens[row])) for row in rows], device=self.bundle.device)
             ids, mask = self._pad_tokens([list(text) for text in texts])
             words = reranker.encode_words(ids, mask)[places]
-            scores = reranker.score(words, mask[places], *self._pad_regions([regions[row] for row in rows]))
+            features, boxes, region_mask = self._pad_regions([regions[row] for row in rows])
+            images = features if embedded else reranker.embed_regions(features, boxes)
+            scores = reranker.score(words, mask[places], images, region_mask)
             return scores.unsqueeze(1)
 
         return self._in_batches(tokens, PAIR_BATCH, score, width=1)[:, 0]
@@ -131,9 +135,9 @@ class LightningDOTEmbedder:
         vectors = encoder.encode_image(features, boxes, mask).float().cpu().numpy()
         if reranker is None or reranker.config.region_input == "features":
             return vectors, regions
-        projected = encoder.project_regions(features, boxes, mask).float().cpu().numpy()
+        embedded = reranker.embed_regions(features, boxes).float().cpu().numpy()
         return vectors, [
-            Regions(row[: len(one)], one.boxes, one.confidence) for row, one in zip(projected, regions, strict=True)
+            Regions(row[: len(one)], one.boxes, one.confidence) for row, one in zip(embedded, regions, strict=True)
         ]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:

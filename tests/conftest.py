@@ -50,9 +50,8 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     _lively(LightningDOT(config)).save_pretrained(folder)
     reranker = RerankerConfig(
-        bert_config={**body, "num_hidden_layers": 2}, text_layers=1, region_dim=16, region_input="projected",
-        max_text_length=40,
-    )  # fmt: skip
+        bert_config=body, region_dim=32, scoring="alignment", region_input="embedded", max_text_length=40
+    )
     _lively(CrossAttentionReranker(reranker)).save_pretrained(folder / "reranker")
     sizes = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
     GridBackbone(sizes).save_pretrained(folder / "regions")

@@ -92,16 +92,17 @@ class LightningDOTConfig(PretrainedConfig):
 
 
 class RerankerConfig(PretrainedConfig):
-    """Sizes of a :class:`~ldot_milvus.model.CrossAttentionReranker` (UNITER, image-text matching).
+    """Sizes and choices of a :class:`~ldot_milvus.model.CrossAttentionReranker`.
 
     Args:
         bert_config: the one body that reads text and regions together.
         region_dim: width of the region vectors that it reads.
-        text_layers: how many of the first layers see the text alone before the regions join: 0 is UNITER's single
-            stream, more is ALBEF's order (Li et al., NeurIPS 2021).
-        region_input: "features" reads what the region extractor gives (published); "projected" reads the
-            dual encoder's hidden states of the regions, each projected like an image: in the space of the vectors,
-            and much smaller to store.
+        scoring: "joint" (published: UNITER's image-text matching) runs the layers over words and regions together
+            and scores the pooled first position; "alignment" runs them over the words alone and lets each word look
+            for itself among the regions (``alignment.WordRegionAlignment``), which learns from far fewer pairs.
+        region_input: what is stored of an image for re-ranking. "features" is what the region extractor gives
+            (published); "embedded" is :meth:`~ldot_milvus.model.CrossAttentionReranker.embed_regions` of it, computed
+            once at ingestion: the same scores from less to store and less to do in a query.
         dot_weight: weight of the dual encoder's dot product that retrieval adds to this model's score
             (0 in the published system).
         max_text_length: tokens a text is cut to, [CLS] and [SEP] included.
@@ -114,17 +115,19 @@ class RerankerConfig(PretrainedConfig):
         self,
         bert_config: BertConfig | dict[str, Any] | None = None,
         region_dim: int = 2048,
-        text_layers: int = 0,
+        scoring: str = "joint",
         region_input: str = "features",
         dot_weight: float = 0.0,
         max_text_length: int = 60,
         **kwargs: Any,
     ) -> None:
-        if region_input not in ("features", "projected"):
-            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'projected'")
+        if scoring not in ("joint", "alignment"):
+            raise ValueError(f"scoring is {scoring!r}; it must be 'joint' or 'alignment'")
+        if region_input not in ("features", "embedded"):
+            raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'embedded'")
         self.bert_config = _bert_config(bert_config)
         self.region_dim = region_dim
-        self.text_layers = text_layers
+        self.scoring = scoring
         self.region_input = region_input
         self.dot_weight = dot_weight
         self.max_text_length = max_text_length

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import CLS_TOKEN_ID, LightningDOTConfig
-from .layers import BertBasedModel, BertBody, HubnessCalibration, pool
-
-
-def _projection(hidden_size: int, projection_dim: int) -> nn.Sequential:
-    """``encode_proj`` of the published code: Linear h -> 2h, GELU, LayerNorm, Linear 2h -> projection_dim."""
-    wide = hidden_size * 2
-    return nn.Sequential(
-        nn.Linear(hidden_size, wide), nn.GELU(), nn.LayerNorm(wide, eps=1e-12), nn.Linear(wide, projection_dim)
-    )
+from .layers import BertBasedModel, BertBody, HubnessCalibration, pool, projection
 
 
 class LightningDOT(BertBasedModel):
@@ -34,8 +26,8 @@ class LightningDOT(BertBasedModel):
         self.image_model = BertBody(config.image_config, region_dim=config.region_dim, pooler=config.pooler)
         self.text_projection: nn.Module = nn.Identity()
         if config.project_text:
-            self.text_projection = _projection(config.text_config.hidden_size, config.projection_dim)
-        self.image_projection = _projection(config.image_config.hidden_size, config.projection_dim)
+            self.text_projection = projection(config.text_config.hidden_size, config.projection_dim)
+        self.image_projection = projection(config.image_config.hidden_size, config.projection_dim)
         self.text_calibration = self.image_calibration = None
         if config.calibration_anchors:
             arguments = (config.calibration_anchors, config.projection_dim,
@@ -79,12 +71,6 @@ class LightningDOT(BertBasedModel):
             return vectors
         # The text's correction meets a 1 here, and this one meets a 1 there.
         return torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
-
-    def project_regions(
-        self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
-        """Each region's last hidden state, projected like a whole image: (B, R, projection_dim)."""
-        return self._scaled(self.image_projection(self.image_states(region_features, region_boxes, region_mask)[:, 1:]))
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states of texts, (B, T, H); rows of padding hold nothing of use."""

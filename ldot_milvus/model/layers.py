@@ -64,14 +64,14 @@ class BertBody(nn.Module):
         region_type = self.embeddings.token_type_embeddings.weight[1]
         return self.img_embeddings(features, boxes, region_type, hidden)
 
-    def encode(self, embeddings: Tensor, mask: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
-        """Run layers ``start`` to ``stop`` (all) over ``embeddings`` (B, L, H); ``mask`` (B, L): true = real."""
+    def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Run all layers over ``embeddings`` (B, L, H); ``mask`` (B, L): true = real."""
         attention = None
         if not bool(mask.all()):  # a full mask is dropped, so that attention takes its fastest kernel
             attention = mask[:, None, None, :]
             if self.encoder.config._attn_implementation == "eager":  # which adds its mask
                 attention = torch.zeros_like(attention, dtype=embeddings.dtype).masked_fill(~attention, -10000.0)
-        for layer in self.encoder.layer[start:stop]:
+        for layer in self.encoder.layer:
             embeddings = layer(embeddings, attention)
         return embeddings
 
@@ -97,6 +97,14 @@ class HubnessCalibration(nn.Module):
         nearness = vectors @ self.anchors.to(vectors.dtype).T / self.temperature
         mean = nearness.logsumexp(1, keepdim=True) - math.log(len(self.anchors))
         return -self.weight * self.temperature * mean
+
+
+def projection(hidden_size: int, projection_dim: int) -> nn.Sequential:
+    """``encode_proj`` of the published code: Linear h -> 2h, GELU, LayerNorm, Linear 2h -> projection_dim."""
+    wide = hidden_size * 2
+    return nn.Sequential(
+        nn.Linear(hidden_size, wide), nn.GELU(), nn.LayerNorm(wide, eps=1e-12), nn.Linear(wide, projection_dim)
+    )
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:

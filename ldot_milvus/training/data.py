@@ -38,6 +38,11 @@ class CachedPhotos:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """Row of the photo that each caption describes, captions in order of photo."""
+        return np.repeat(np.arange(len(self)), [len(captions) for captions in self.captions])
+
     def measured(self, sample: int = 1000) -> Scale:
         """Mean and standard deviation of every channel, over some photos."""
         rows = np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int)
@@ -58,7 +63,7 @@ def cache_photos(
 ) -> CachedPhotos:
     """Region features of all photos, one view for each extractor, read from ``folder`` where an earlier run left them.
 
-    View 0 is the photo; later views are random crops (45 to 100 % of the area), every second one mirrored.
+    View 0 is the photo; later ones are random crops (45 to 100 % of the area), the first and every second mirrored.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ def _extract_view(
     for start in range(0, len(pairs), batch_size):
         images = [decode(pair.data, name=pair.name).image for pair in pairs[start : start + batch_size]]
         if view:
-            images = [_augment(image, rng, mirror=view % 2 == 0) for image in images]
+            images = [_augment(image, rng, mirror=view % 2 == 1) for image in images]
         features = np.stack([regions.features for regions in extractor(images)]).astype(np.float16)
         if array is None:
             shape = (len(pairs), *features.shape[1:])

@@ -67,7 +67,7 @@ def test_a_pairs_score_does_not_depend_on_its_company(tiny: LightningDOTEmbedder
     pairs = []
     for n in range(30):
         size = int(rng.integers(1, 9))
-        features = rng.normal(size=(size, tiny.dim)).astype(np.float32)
+        features = rng.normal(size=(size, 32)).astype(np.float32)
         regions = Regions(features, rng.random((size, 7), np.float32), np.ones(size, np.float32))
         pairs.append(("word " * (n % 6) + str(n), regions))
     together = tiny.rerank([text for text, _ in pairs], [regions for _, regions in pairs])
