@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ class PackagedServer:
 
     def start(self) -> str:
         """Start (again, on the same ports and data) and return the address."""
-        from milvus import MilvusServer, MilvusServerConfig
+        from milvus import MilvusServer
 
-        self._server = MilvusServer(MilvusServerConfig(authorization_enabled=self._authorization, **self._ports))
+        config = _config(self.folder / "etcd.yaml", **self._ports)
+        config.set("authorization_enabled", self._authorization)
+        self._server = MilvusServer(config)
         self._server.set_base_dir(str(self.folder))
         self._server.start()
         names = (name for name in self._server.config_keys if name.endswith("_port"))
@@ -41,6 +45,48 @@ class PackagedServer:
         """Killed too: this version takes minutes to heed SIGTERM."""
         if self._server is not None and self._server.server_proc is not None:
             self.kill()
+
+
+def _config(etcd_file: Path, **options: Any) -> Any:
+    """The package's configuration, with ports of its own for the etcd inside: it would always take 2379 and 2380."""
+    from milvus import MilvusServerConfig
+
+    if not etcd_file.exists():
+        client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+        etcd_file.write_text(
+            f"name: default\nlisten-client-urls: {client}\nadvertise-client-urls: {client}\n"
+            f"listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\ninitial-cluster: default={peer}\n"
+        )
+
+    class Config(MilvusServerConfig):  # type: ignore[misc]
+        def try_bind_port(self, port: int) -> socket.socket | None:
+            probe = socket.socket()
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port of a server that was killed just now
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except OSError:
+                probe.close()
+                return None
+            return probe
+
+        def write_config(self) -> None:
+            super().write_config()
+            file = Path(self.base_data_dir) / "configs" / "milvus.yaml"
+            text = file.read_text()
+            assert "\n  use:\n    embed: true" in text
+            file.write_text(text.replace("\n  use:\n", f"\n  config:\n    path: {etcd_file}\n  use:\n", 1))
+
+    return Config(**options)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from ldot_milvus.stores.milvus_schema import (
     row,
     schema,
 )
-from ldot_milvus.stores.milvus_server import TIMEOUT, Server
+from ldot_milvus.stores.milvus_server import TIMEOUT, CollectionNotLoaded, Server
 
 log = logging.getLogger(__name__)
 
@@ -294,9 +294,8 @@ class MilvusStore(VectorStore):
 
     def _search(self, found: Described, queries: Array, k: int, expression: str) -> list[list[Match]]:
         try:
-            answers = self.server.call(
+            answers = self._read(
                 "search",
-                self.collection,
                 data=queries.tolist(),
                 anns_field=VECTOR,
                 limit=k,
@@ -314,6 +313,14 @@ class MilvusStore(VectorStore):
             for answer in answers
         ]
 
+    def _read(self, method: str, **arguments: Any) -> Any:
+        """A search or a query; a server that was killed may have forgotten that the collection was loaded."""
+        try:
+            return self.server.call(method, self.collection, **arguments)
+        except CollectionNotLoaded:
+            self.server.call("load_collection", self.collection)
+            return self.server.call(method, self.collection, **arguments)
+
     def _consistency(self) -> str:
         """The least waiting with which nobody misses what he knows to be there (milvus.io/docs/consistency.md)."""
         if not self._read_before:
@@ -322,15 +329,11 @@ class MilvusStore(VectorStore):
 
     def _query(self, expression: str, limit: int, with_embeddings: bool = False) -> list[Record]:
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
-        rows = self.server.call(
-            "query", self.collection, filter=expression, limit=limit, output_fields=fields, consistency_level="Strong"
-        )
+        rows = self._read("query", filter=expression, limit=limit, output_fields=fields, consistency_level="Strong")
         return [record(row) for row in rows]
 
     def _count(self, expression: str) -> int:
-        answer = self.server.call(
-            "query", self.collection, filter=expression, output_fields=["count(*)"], consistency_level="Strong"
-        )
+        answer = self._read("query", filter=expression, output_fields=["count(*)"], consistency_level="Strong")
         return int(answer[0]["count(*)"])
 
     def _rows(self, node: Node, size: int, *, with_embeddings: bool = False) -> Iterator[Record]:
@@ -353,7 +356,7 @@ class MilvusStore(VectorStore):
 
     def _pages(self, expression: str, size: int, options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
         after = expression
-        while page := self.server.call("query", self.collection, filter=after, limit=size, **options):
+        while page := self._read("query", filter=after, limit=size, **options):
             page = sorted(page, key=lambda row: str(row["id"]))
             yield page
             if len(page) < size:

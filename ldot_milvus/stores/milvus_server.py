@@ -18,6 +18,7 @@ TIMEOUT = 30.0
 """Seconds that one call may take, retries included."""
 
 _NOT_FOUND = 100
+_NOT_LOADED = 101
 _LATER = (
     1,  # service not ready
     2,  # service unavailable
@@ -30,7 +31,16 @@ _LATER = (
 """Codes of Milvus 2.3 and later for what passes by itself (pkg/merr/errors.go)."""
 _LATER_WORDS = ("not ready", "not healthy", "no available shard", "channel not available", "node offline", "recovering")
 """What Milvus 2.3 says instead, inside its code 65535 for everything else."""
+_LOCKED_WORDS = ("locked", "open local milvus failed")
+"""Milvus Lite's own error, and what pymilvus makes of it."""
 _TOKEN_WORDS = ("auth check failure", "unauthenticated", "not authenticated", "invalid username or password")
+
+
+_SILENCE_WORDS = ("deadline", "timeout", "unavailable", "connect")
+
+
+class CollectionNotLoaded(StoreError):
+    """A server that was restarted may have a collection on disk only: load it."""
 
 
 class Server:
@@ -54,6 +64,7 @@ class Server:
 
         Raises:
             CollectionNotFound: there is no such collection or alias.
+            CollectionNotLoaded: it is there, and has to be loaded first.
             StoreError: everything else that Milvus refuses or that takes longer than the time limit.
         """
 
@@ -119,17 +130,19 @@ class Server:
 
     def _explained(self, method: str, error: Exception, limit: float) -> StoreError:
         code, text = getattr(error, "code", None), str(getattr(error, "message", None) or error)
-        lowered = f"{code} {text}".lower()
+        lowered = _everything_said(error)
         if code == _NOT_FOUND:
             return CollectionNotFound(f"{self.address} has no such collection ({_first_line(text)})")
-        if any(words in lowered for words in _TOKEN_WORDS):
+        if code == _NOT_LOADED or "collection not loaded" in lowered:
+            return CollectionNotLoaded(f"Milvus at {self.address} has not loaded the collection ({_first_line(text)})")
+        if _says(lowered, _TOKEN_WORDS):
             return StoreError(f"Milvus at {self.address} refuses the token: set LDOT_STORE_TOKEN to USER:PASSWORD")
-        if type(error).__name__ == "DataDirLockedError" or "locked" in lowered:
+        if self.lite and _says(lowered, _LOCKED_WORDS):
             return StoreError(
                 f"{self.address} is open in another process, and Milvus Lite serves one at a time: stop the other "
                 "one, or use a Milvus server or faiss:PATH for several"
             )
-        if not self.lite and any(words in lowered for words in ("deadline", "timeout", "unavailable", "connect")):
+        if not self.lite and _says(lowered, _SILENCE_WORDS):
             return StoreError(
                 f"Milvus at {self.address} does not answer within {limit:.0f} s ({method}: {_first_line(text)}): "
                 "check that it runs and that LDOT_STORE has its address"
@@ -138,12 +151,23 @@ class Server:
 
 
 def _passes(error: Any) -> bool:
-    text = str(error.message).lower()
-    return bool(error.retriable) or (error.code in _LATER and "already exist" not in text) or _any_later(text)
+    text = _everything_said(error)
+    if _says(text, (*_LOCKED_WORDS, *_TOKEN_WORDS, "already exist")):
+        return False
+    return bool(error.retriable) or error.code in _LATER or _says(text, _LATER_WORDS)
 
 
-def _any_later(text: str) -> bool:
-    return any(words in text for words in _LATER_WORDS)
+def _everything_said(error: BaseException | None) -> str:
+    """The messages of an error and of what caused it: pymilvus hides a refused token behind a failed connection."""
+    parts = []
+    while error is not None:
+        parts.append(f"{getattr(error, 'code', '')} {getattr(error, 'message', '')} {error}")
+        error = error.__cause__ or error.__context__
+    return " ".join(parts).lower()
+
+
+def _says(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text for word in words)
 
 
 def _first_line(text: str) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..evaluation.recall import both_ways
 from ..model import LightningDOT, LightningDOTConfig
 from ..regions.grid import grid_boxes
-from .batches import Tokens, fast_precision, pad, tokenize
+from .batches import Tokens, by_length, fast_precision, tokenize
 from .contrastive import ContrastiveRecipe, Figures, Scorer, fold_scale, freeze_text, standardised, train_contrastive
 from .data import CachedPhotos
 
@@ -71,15 +71,13 @@ def train_dual_encoder(
 def caption_meanings(model: LightningDOT, tokens: Tokens) -> Tensor:
     """(N, dim) mean of each photo's caption vectors under the sentence encoder as it came, at length 1."""
     model.eval()
-    out = []
-    for start in range(0, len(tokens), 64):
-        group = tokens[start : start + 64]
-        ids, mask = pad([caption for captions in group for caption in captions])
+    flat = [caption for captions in tokens for caption in captions]
+    vectors = torch.empty(len(flat), model.config.projection_dim)
+    for rows, ids, mask in by_length(flat, groups=math.ceil(len(flat) / 256)):
         with fast_precision():
-            vectors = nn.functional.normalize(model.encode_text(ids, mask).float(), dim=-1)
-        sizes = [len(captions) for captions in group]
-        out.append(torch.stack([part.mean(0) for part in vectors.split(sizes)]))
-    return nn.functional.normalize(torch.cat(out), dim=-1)
+            vectors[rows] = nn.functional.normalize(model.encode_text(ids, mask).float(), dim=-1)
+    means = [part.mean(0) for part in vectors.split([len(captions) for captions in tokens])]
+    return nn.functional.normalize(torch.stack(means), dim=-1)
 
 
 def calibrate(

@@ -1,0 +1,106 @@
+"""Loading and searching whole stores: rows a second, ms a search with and without a filter, recall@10.
+
+    python benchmarks/stores.py --rows 10000 100000 1000000 --dim 768 --out benchmarks/results/stores.json
+
+The local store and the Milvus server of the PyPI package, each in a temporary folder. The vectors are those of
+``indexes.py``; what the local store's exact index finds counts as right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from indexes import K, vectors
+
+from ldot_milvus.stores import Record, open_store
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.milvus_server import PackagedServer
+
+BATCH = 2000
+FILTER = {"namespace": {"$eq": "tenant-3"}}  # a tenth of the rows
+KINDS = {"local": ("FLAT", "HNSW"), "server": ("FLAT", "IVF_FLAT", "HNSW")}
+
+
+def load(store, rows):
+    for start in range(0, len(rows), BATCH):
+        store.upsert(
+            [
+                Record(f"{start + n:064d}", row, namespace=f"tenant-{n % 10}", source=f"/photos/{start + n}.jpg")
+                for n, row in enumerate(rows[start : start + BATCH])
+            ]
+        )
+
+
+def timed_searches(store, queries, filter=None):
+    times, found = [], []
+    for query in queries:
+        started = time.perf_counter()
+        [matches] = store.search(query[None], K, filter=filter)
+        times.append(time.perf_counter() - started)
+        found.append({match.record.id for match in matches})
+    assert all(len(ids) == K for ids in found)
+    return round(1000 * float(np.median(times)), 2), found
+
+
+def measure(name, address, kind, rows, queries, best):
+    with open_store(address, f"rows_{len(rows)}_{kind}", kind) as store:
+        store.bind("benchmark", rows.shape[1])
+        started = time.perf_counter()
+        load(store, rows)
+        loaded = time.perf_counter()
+        store.search(queries[:1], K)  # what was written is taken into the index, or into sight, now
+        ready = time.perf_counter()
+        assert store.count() == len(rows)
+        search_ms, found = timed_searches(store, queries)
+        filtered_ms, _ = timed_searches(store, queries, FILTER)
+    best = best or found
+    return best, {
+        "store": name, "index": kind, "rows": len(rows), "dim": rows.shape[1],
+        "loaded_rows_a_second": round(len(rows) / (loaded - started)), "until_first_answer_s": round(ready - loaded, 2),
+        "search_ms": search_ms, "filtered_search_ms": filtered_ms,
+        "recall_at_10": round(float(np.mean([len(a & b) / K for a, b in zip(found, best, strict=True)])), 4),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--stores", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", help="indexes, for every store")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    options = parser.parse_args()
+    results = []
+    print(f"{'store':<8}{'index':<10}{'rows':>9}{'rows/s':>9}{'ready s':>9}{'ms':>9}{'filtered':>9}{'recall':>8}")
+    for count in options.rows:
+        rows, queries = vectors(count, options.dim, options.queries, spread=2.0)
+        best = None
+        for name in options.stores:
+            with tempfile.TemporaryDirectory(prefix="ldot-bench-", ignore_cleanup_errors=True) as folder:
+                server = PackagedServer(Path(folder)) if name == "server" else None
+                address = f"faiss:{folder}" if server is None else server.start()
+                try:
+                    for kind in options.kinds or KINDS[name]:
+                        best, result = measure(name, address, kind, rows, queries, best)
+                        results.append(result)
+                        cells = list(result.values())
+                        print(f"{name:<8}{kind:<10}{count:>9}" + "".join(f"{cell:>9}" for cell in cells[4:8])
+                              + f"{cells[8]:>8}", flush=True)  # fmt: skip
+                finally:
+                    if server is not None:
+                        server.stop()
+        if options.out:
+            options.out.write_text(json.dumps({"cores": os.cpu_count(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
