@@ -153,6 +153,32 @@ def evaluate_(data: tuple[str, ...], rerank: int, model: str | None, as_json: bo
 
 
 @main.command()
+@click.argument("source", metavar="SRC.pt")
+@click.argument("target", metavar="DST")
+@click.option("--config", metavar="FILE", help="BERT configuration (JSON) for what a checkpoint does not tell.")
+@_one_line_errors
+def convert(source: str, target: str, config: str | None) -> None:
+    """Turn a published checkpoint into the folder DST, which works wherever a model's name does.
+
+    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker; put the latter into the
+    folder "reranker" of the former. Anything else, or a checkpoint with tensors missing or left over, is refused.
+    """
+    from .conversion import convert as convert_checkpoint
+
+    report = convert_checkpoint(source, target, config=_read_json(config))
+    for old, new in report.renamed.items():
+        click.echo(f"renamed  {old} -> {new}")
+    for name in report.dropped:
+        click.echo(f"dropped  {name}")
+    for note in report.notes:
+        click.echo(f"note     {note}")
+    click.echo(
+        f"{target}: {report.kind} of {report.parameters:,} parameters; {len(report.renamed)} tensors renamed, "
+        f"{len(report.dropped)} dropped, none missing"
+    )
+
+
+@main.command()
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("--collection", help="Collection to copy (default: LDOT_COLLECTION, 'images').")
@@ -218,6 +244,21 @@ def reindex(collection: str | None, store: str | None, model: str | None, index:
                 progress=bar.update,
             )  # fmt: skip
             click.echo(f"{report.added} rows of {settings.collection!r} have vectors of {model}")
+
+
+def _read_json(file: str | None) -> dict[str, Any]:
+    from .errors import UsageError
+
+    if file is None:
+        return {}
+    try:
+        with open(file, encoding="utf-8") as opened:
+            value = json.load(opened)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{file} holds no JSON object")
+    return value
 
 
 def _settings(**chosen: str | None) -> Settings:

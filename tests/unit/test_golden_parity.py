@@ -37,7 +37,7 @@ def dual_encoder(sizes: dict, checkpoint: str) -> LightningDOT:
             projection_dim=sizes["project_dim"],
         )
     )
-    model.load_state_dict(convert_dual_encoder(published.get("model_dict", published)), strict=True)
+    model.load_state_dict(convert_dual_encoder(published.get("model_dict", published)).state, strict=True)
     return model.eval()
 
 
@@ -45,7 +45,7 @@ def dual_encoder(sizes: dict, checkpoint: str) -> LightningDOT:
 def reranker(sizes: dict) -> CrossAttentionReranker:
     model = CrossAttentionReranker(RerankerConfig(bert_config=sizes, region_dim=sizes["img_dim"]))
     published = torch.load(GOLDEN / "reranker.pt", weights_only=True)
-    model.load_state_dict(convert_reranker(published), strict=True)
+    model.load_state_dict(convert_reranker(published).state, strict=True)
     return model.eval()
 
 

@@ -1,0 +1,182 @@
+"""``ldot convert``: a checkpoint of the authors as a folder that works wherever a model's name does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertTokenizer
+
+from .errors import ModelError, UsageError
+from .model import CrossAttentionReranker, LightningDOT
+from .model.conversion import (
+    Translation,
+    convert_dual_encoder,
+    convert_reranker,
+    dual_encoder_config,
+    is_dual_encoder,
+    reranker_config,
+)
+
+VOCABULARY = Path(__file__).parent / "pretrained" / "vocab" / "bert-base-cased.txt"
+CASED = 28996
+"""Entries of bert-base-cased's vocabulary, with which the published models were trained."""
+
+
+@dataclass
+class Conversion:
+    """What a conversion did, and what it found wrong.
+
+    Attributes:
+        kind: "dual encoder" or "re-ranker".
+        parameters: of the converted model.
+        renamed, dropped: see :class:`~ldot_milvus.model.conversion.Translation`.
+        missing, unknown: our names of tensors that the model needs, and published ones that it has no place for.
+        misshapen: name, shape found, shape needed.
+        notes: what the reader has to add.
+    """
+
+    kind: str
+    parameters: int = 0
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def check(self, source: Path) -> None:
+        """Refuse a checkpoint that is not exactly what its layout promises.
+
+        Raises:
+            ModelError: naming every tensor that is missing, unknown or of a wrong shape.
+        """
+        wrong = [f"{name} is missing" for name in self.missing]
+        wrong += [f"{name} is not of this model" for name in self.unknown]
+        wrong += [f"{name} has shape {found}, not {needed}" for name, found, needed in self.misshapen]
+        if wrong:
+            raise ModelError(f"{source} is not a whole {self.kind}, and nothing was written: {'; '.join(wrong)}")
+
+
+def convert(source: str | Path, target: str | Path, *, config: Mapping[str, Any] | None = None) -> Conversion:
+    """Write the checkpoint ``source`` as the folder ``target``.
+
+    Args:
+        source: the authors' file (read by ``torch.load`` with ``weights_only``), or its tensors as safetensors.
+        target: a new or empty folder; for a re-ranker, the folder ``reranker`` of a converted dual encoder.
+        config: a BERT configuration, for what a checkpoint does not tell: attention heads (one for every 64 units of
+            width unless told) and dropout.
+
+    Raises:
+        UsageError: no such file, or ``target`` holds something.
+        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there and not empty: name a new folder")
+    published = _read(source)
+    known = config or {}
+    model: LightningDOT | CrossAttentionReranker
+    if is_dual_encoder(published):
+        translation, kind = convert_dual_encoder(published), "dual encoder"
+        model = LightningDOT(dual_encoder_config(translation.state, known))
+    else:
+        translation, kind = convert_reranker(published), "re-ranker"
+        model = CrossAttentionReranker(reranker_config(translation.state, known))
+    report = _compare(kind, translation, model)
+    report.check(source)
+    model.load_state_dict(translation.state)
+    _write(model, report, source, target)
+    return report
+
+
+def _read(source: Path) -> dict[str, Tensor]:
+    try:
+        if source.suffix == ".safetensors":
+            content: Any = load_file(source)
+        else:
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{source} cannot be read as plain tensors ({reason}); it is not read in any other way, because loading "
+            "a pickle runs whatever is in it"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
+        content = content["model_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{source} holds no state dict: neither tensors by name nor a model_dict of them")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _compare(kind: str, translation: Translation, model: LightningDOT | CrossAttentionReranker) -> Conversion:
+    ours, given = model.state_dict(), translation.state
+    return Conversion(
+        kind,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        renamed=translation.renamed,
+        dropped=sorted(translation.dropped),
+        missing=sorted(ours.keys() - given.keys()),
+        unknown=sorted(given.keys() - ours.keys()),
+        misshapen=[
+            (name, tuple(given[name].shape), tuple(ours[name].shape))
+            for name in sorted(ours.keys() & given.keys())
+            if given[name].shape != ours[name].shape
+        ],
+    )
+
+
+def _write(model: LightningDOT | CrossAttentionReranker, report: Conversion, source: Path, target: Path) -> None:
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        model.save_pretrained(unfinished)
+        if isinstance(model, LightningDOT):
+            if model.config.text_config.vocab_size == CASED:
+                BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False).save_pretrained(unfinished)
+            else:
+                report.notes.append(
+                    f"a vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: put "
+                    f"the tokenizer's files into {target}"
+                )
+            report.notes.append("no region extractor belongs to it yet: it reads ready regions, not photos")
+        (unfinished / "README.md").write_text(_card(report, source))
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _card(report: Conversion, source: Path) -> str:
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    base = "LightningDOT" if report.kind == "dual encoder" else "UNITER"
+    return f"""---
+library_name: ldot-milvus
+---
+
+# {base} {report.kind}, converted
+
+Converted by ldot-milvus (`ldot convert`) from `{source.name}`, whose SHA-256 is
+`{digest.hexdigest()}`. The tensors are the same, under other names; {report.parameters:,} parameters.
+
+- Renamed: {len(report.renamed)} tensors. Dropped: {json.dumps(report.dropped) if report.dropped else "none"}.
+- Authors of the model: Sun et al., LightningDOT, NAACL 2021; Chen et al., UNITER, ECCV 2020. Their licence and the
+  limits of their training data hold for these weights too.
+"""
