@@ -156,8 +156,9 @@ def evaluate_(data: tuple[str, ...], rerank: int, model: str | None, as_json: bo
 @click.argument("source", metavar="SRC.pt")
 @click.argument("target", metavar="DST")
 @click.option("--config", metavar="FILE", help="BERT configuration (JSON) for what a checkpoint does not tell.")
+@click.option("--pretraining", is_flag=True, help="Keep the heads of pre-training, to go on with it.")
 @_one_line_errors
-def convert(source: str, target: str, config: str | None) -> None:
+def convert(source: str, target: str, config: str | None, pretraining: bool) -> None:
     """Turn a published checkpoint into the folder DST, which works wherever a model's name does.
 
     SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker; put the latter into the
@@ -165,7 +166,7 @@ def convert(source: str, target: str, config: str | None) -> None:
     """
     from .conversion import convert as convert_checkpoint
 
-    report = convert_checkpoint(source, target, config=_read_json(config))
+    report = convert_checkpoint(source, target, config=_read_json(config), pretraining=pretraining)
     for old, new in report.renamed.items():
         click.echo(f"renamed  {old} -> {new}")
     for name in report.dropped:

@@ -18,16 +18,18 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from .errors import ModelError, UsageError
-from .model import CrossAttentionReranker, LightningDOT
+from .model import CrossAttentionReranker, LightningDOT, LightningDOTForPreTraining
 from .model.conversion import (
     Translation,
     convert_dual_encoder,
+    convert_pretraining,
     convert_reranker,
     dual_encoder_config,
     is_dual_encoder,
     reranker_config,
 )
 
+Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parent / "pretrained" / "vocab" / "bert-base-cased.txt"
 CASED = 28996
 """Entries of bert-base-cased's vocabulary, with which the published models were trained."""
@@ -38,7 +40,7 @@ class Conversion:
     """What a conversion did, and what it found wrong.
 
     Attributes:
-        kind: "dual encoder" or "re-ranker".
+        kind: "dual encoder", "dual encoder with its heads" or "re-ranker".
         parameters: of the converted model.
         renamed, dropped: see :class:`~ldot_milvus.model.conversion.Translation`.
         missing, unknown: our names of tensors that the model needs, and published ones that it has no place for.
@@ -68,7 +70,9 @@ class Conversion:
             raise ModelError(f"{source} is not a whole {self.kind}, and nothing was written: {'; '.join(wrong)}")
 
 
-def convert(source: str | Path, target: str | Path, *, config: Mapping[str, Any] | None = None) -> Conversion:
+def convert(
+    source: str | Path, target: str | Path, *, config: Mapping[str, Any] | None = None, pretraining: bool = False
+) -> Conversion:
     """Write the checkpoint ``source`` as the folder ``target``.
 
     Args:
@@ -76,6 +80,7 @@ def convert(source: str | Path, target: str | Path, *, config: Mapping[str, Any]
         target: a new or empty folder; for a re-ranker, the folder ``reranker`` of a converted dual encoder.
         config: a BERT configuration, for what a checkpoint does not tell: attention heads (one for every 64 units of
             width unless told) and dropout.
+        pretraining: keep the heads of pre-training beside the dual encoder, to go on with it.
 
     Raises:
         UsageError: no such file, or ``target`` holds something.
@@ -88,8 +93,14 @@ def convert(source: str | Path, target: str | Path, *, config: Mapping[str, Any]
         raise UsageError(f"{target} is there and not empty: name a new folder")
     published = _read(source)
     known = config or {}
-    model: LightningDOT | CrossAttentionReranker
-    if is_dual_encoder(published):
+    model: Converted
+    if pretraining:
+        translation, kind = convert_pretraining(published), "dual encoder with its heads"
+        encoder = {name.removeprefix("lightningdot."): tensor for name, tensor in translation.state.items()}
+        model = LightningDOTForPreTraining(
+            dual_encoder_config(encoder, known, classes=translation.state.get("region_classifier.3.bias"))
+        )
+    elif is_dual_encoder(published):
         translation, kind = convert_dual_encoder(published), "dual encoder"
         model = LightningDOT(dual_encoder_config(translation.state, known))
     else:
@@ -121,7 +132,7 @@ def _read(source: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _compare(kind: str, translation: Translation, model: LightningDOT | CrossAttentionReranker) -> Conversion:
+def _compare(kind: str, translation: Translation, model: Converted) -> Conversion:
     ours, given = model.state_dict(), translation.state
     return Conversion(
         kind,
@@ -138,12 +149,12 @@ def _compare(kind: str, translation: Translation, model: LightningDOT | CrossAtt
     )
 
 
-def _write(model: LightningDOT | CrossAttentionReranker, report: Conversion, source: Path, target: Path) -> None:
+def _write(model: Converted, report: Conversion, source: Path, target: Path) -> None:
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         model.save_pretrained(unfinished)
-        if isinstance(model, LightningDOT):
+        if not isinstance(model, CrossAttentionReranker):
             if model.config.text_config.vocab_size == CASED:
                 BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False).save_pretrained(unfinished)
             else:
@@ -166,7 +177,7 @@ def _card(report: Conversion, source: Path) -> str:
     with source.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    base = "LightningDOT" if report.kind == "dual encoder" else "UNITER"
+    base = "UNITER" if report.kind == "re-ranker" else "LightningDOT"
     return f"""---
 library_name: ldot-milvus
 ---

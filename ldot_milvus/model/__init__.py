@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel
 
 from .configuration import LightningDOTConfig, RerankerConfig
 from .dual_encoder import LightningDOT
+from .pretraining import LightningDOTForPreTraining
 from .reranker import CrossAttentionReranker
 
 AutoConfig.register(LightningDOTConfig.model_type, LightningDOTConfig)
@@ -11,4 +12,10 @@ AutoConfig.register(RerankerConfig.model_type, RerankerConfig)
 AutoModel.register(LightningDOTConfig, LightningDOT)
 AutoModel.register(RerankerConfig, CrossAttentionReranker)
 
-__all__ = ["CrossAttentionReranker", "LightningDOT", "LightningDOTConfig", "RerankerConfig"]
+__all__ = [
+    "CrossAttentionReranker",
+    "LightningDOT",
+    "LightningDOTConfig",
+    "LightningDOTForPreTraining",
+    "RerankerConfig",
+]

@@ -13,6 +13,7 @@ CLS_TOKEN_ID = 101
 """[CLS] in every BERT WordPiece vocabulary; the image encoder's first position is this token too."""
 
 POOLINGS = ("cls", "mean")
+FUSIONS = ("none", "add", "multiply")
 
 
 def _bert_config(value: BertConfig | dict[str, Any] | None) -> BertConfig:
@@ -38,6 +39,7 @@ class LightningDOTConfig(PretrainedConfig):
         calibration_weight, calibration_temperature: how much, and how sharply.
         pooler: keep BERT's pooler layers, which the published checkpoints carry for their matching head.
         max_text_length: tokens a text is cut to, [CLS] and [SEP] included (published: 60).
+        fusion: how the other side's [CLS] state joins in pre-training (:class:`LightningDOTForPreTraining`).
         region_extractor: how pixels become regions for this model, e.g. ``{"kind": "grid", ...}``.
     """
 
@@ -59,11 +61,14 @@ class LightningDOTConfig(PretrainedConfig):
         calibration_temperature: float = 0.08,
         pooler: bool = True,
         max_text_length: int = 60,
+        fusion: str = "add",
         region_extractor: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion is {fusion!r}; it must be one of {', '.join(FUSIONS)}")
         self.text_config = _bert_config(text_config)
         self.image_config = _bert_config(image_config)
         if not project_text and self.text_config.hidden_size != projection_dim:
@@ -82,6 +87,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.calibration_temperature = calibration_temperature
         self.pooler = pooler
         self.max_text_length = max_text_length
+        self.fusion = fusion
         self.region_extractor = region_extractor
         super().__init__(**kwargs)
 

@@ -27,14 +27,24 @@ _DUAL_ENCODER = [
     (r"^img_model\.encode_proj\.", "image_projection."),
     (r"^txt_model\.encode_proj\.", "text_projection."),
 ]
+_PRETRAINING = [
+    (r"^(image|text)_(model|projection)\.", r"lightningdot.\g<0>"),
+    (r"^cls\.predictions\.transform\.", "word_transform."),
+    (r"^cls\.predictions\.bias$", "word_bias"),
+    (r"^feat_regress\.net\.", "feature_transform."),
+    (r"^feat_regress\.bias$", "feature_bias"),
+    (r"^region_classifier\.net\.", "region_classifier."),
+]
+_TIED = {
+    "cls.predictions.decoder.weight": "lightningdot.image_model.embeddings.word_embeddings.weight",
+    "feat_regress.weight": "lightningdot.image_model.img_embeddings.img_linear.weight",
+}
 _RERANKER = [(r"^uniter\.", "bert.")]
 _OLD_SPELLINGS = [(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"),
                   (r"layer_norm\.gamma$", "layer_norm.weight"), (r"layer_norm\.beta$", "layer_norm.bias")]  # fmt: skip
-_OF_NO_USE = (
-    r"embeddings\.position_ids$",  # a buffer of older code
-    r"^(cls|feat_regress|feat_regression|region_classifier|itm_output)\.",  # heads of pre-training
-    r"^vocab_pad",
-)
+_BUFFERS = r"embeddings\.position_ids$"  # of older code
+_MATCHING = r"^itm_output\."
+_HEADS = r"^(cls|feat_regress|region_classifier|itm_output)\."
 HEAD_SIZE = 64
 """Width of an attention head in every published model; a state dict does not tell it."""
 
@@ -61,7 +71,24 @@ def is_dual_encoder(published: Mapping[str, Any]) -> bool:
 
 def convert_dual_encoder(published: Mapping[str, Tensor]) -> Translation:
     """A published dual encoder as :class:`LightningDOT`'s; the heads of pre-training are dropped."""
-    return _translate(published, _DUAL_ENCODER)
+    return _translate(published, _DUAL_ENCODER, _HEADS)
+
+
+def convert_pretraining(published: Mapping[str, Tensor]) -> Translation:
+    """A pre-trained dual encoder with its heads, as :class:`LightningDOTForPreTraining`'s.
+
+    Raises:
+        ModelError: a decoder is not the encoder's own weight, as it is in the published code.
+    """
+    result = _translate(published, [*_DUAL_ENCODER, *_PRETRAINING], _MATCHING)
+    for name, twin in _TIED.items():
+        tensor = result.state.pop(name, None)
+        if tensor is None:
+            continue
+        if twin not in result.state or not tensor.equal(result.state[twin]):
+            raise ModelError(f"{name} is not the same tensor as {twin} (under our name), as it is in published models")
+        result.dropped.append(name)
+    return result
 
 
 def convert_reranker(published: Mapping[str, Tensor]) -> Translation:
@@ -70,7 +97,7 @@ def convert_reranker(published: Mapping[str, Tensor]) -> Translation:
     A pre-trained one has no ``rank_output``: it starts as row 1 ("they match") of ``itm_output``, as in UNITER's
     fine-tuning for retrieval.
     """
-    translation = _translate(published, _RERANKER)
+    translation = _translate(published, _RERANKER, _HEADS)
     for part in ("weight", "bias"):
         matching, ranking = f"itm_output.{part}", f"rank_output.{part}"
         if ranking not in translation.state and matching in published and published[matching].shape[:1] == (2,):
@@ -80,10 +107,10 @@ def convert_reranker(published: Mapping[str, Tensor]) -> Translation:
     return translation
 
 
-def _translate(published: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> Translation:
+def _translate(published: Mapping[str, Tensor], rules: list[tuple[str, str]], unused: str) -> Translation:
     result = Translation()
     for name, tensor in published.items():
-        if any(re.search(pattern, name) for pattern in _OF_NO_USE):
+        if re.search(_BUFFERS, name) or re.search(unused, name):
             result.dropped.append(name)
             continue
         ours = name
@@ -95,17 +122,23 @@ def _translate(published: Mapping[str, Tensor], rules: list[tuple[str, str]]) ->
     return result
 
 
-def dual_encoder_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> LightningDOTConfig:
+def dual_encoder_config(
+    state: Mapping[str, Tensor], known: Mapping[str, Any], *, classes: Tensor | None = None
+) -> LightningDOTConfig:
     """Sizes of a dual encoder; ``known`` (a BERT configuration) has what its tensors do not tell.
+
+    ``classes`` is the bias of the region classifier, where there is one.
 
     Raises:
         ModelError: a tensor that tells a size is not there.
     """
+    labels: dict[str, Any] = {} if classes is None else {"region_classes": len(classes)}
     return LightningDOTConfig(
         text_config=_body(state, "text_model.", known),
         image_config=_body(state, "image_model.", known),
         region_dim=_size(state, "image_model.img_embeddings.mask_embedding.weight", 1),
         projection_dim=_size(state, "image_projection.3.weight", 0),
+        **labels,
     )
 
 

@@ -19,6 +19,11 @@ class LightningDOT(BertBasedModel):
 
     config_class = LightningDOTConfig
     base_model_prefix = "lightningdot"
+    # A folder with the heads of pre-training is a dual encoder too.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"^(word|feature)_(transform|bias)",
+        r"^region_classifier\.",
+    ]
 
     def __init__(self, config: LightningDOTConfig) -> None:
         super().__init__(config)
