@@ -1,5 +1,6 @@
-"""Pixels to regions."""
+"""Pixels to regions, and regions that are there already."""
 
 from .base import RegionExtractor, Regions
+from .files import open_regions
 
-__all__ = ["RegionExtractor", "Regions"]
+__all__ = ["RegionExtractor", "Regions", "open_regions"]

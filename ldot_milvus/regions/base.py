@@ -25,11 +25,13 @@ class Regions:
         features: (n, d) float32, what the extractor saw in each region.
         boxes: (n, 7) float32: x1, y1, x2, y2, width, height as fractions of the photo, and width * height.
         confidence: (n,) float32 in 0..1; all ones for a grid.
+        soft_labels: (n, classes) float32, a detector's class probabilities, background first; None where it has none.
     """
 
     features: Array
     boxes: Array
     confidence: Array
+    soft_labels: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -39,8 +41,18 @@ class Regions:
                 f"{self.features.shape}, {self.boxes.shape} and {self.confidence.shape}"
             )
 
+        if self.soft_labels is not None and (self.soft_labels.ndim != 2 or len(self.soft_labels) != n):
+            raise InputError(f"{n} regions need soft_labels ({n}, classes); got {self.soft_labels.shape}")
+
     def __len__(self) -> int:
         return len(self.features)
+
+    def first(self, count: int) -> Regions:
+        """The first ``count`` regions, or all where there are fewer."""
+        if count >= len(self):
+            return self
+        labels = None if self.soft_labels is None else self.soft_labels[:count]
+        return Regions(self.features[:count], self.boxes[:count], self.confidence[:count], labels)
 
 
 class RegionExtractor(Protocol):
