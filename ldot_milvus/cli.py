@@ -115,18 +115,34 @@ def search(
 
 
 @main.command("eval")
-@click.option("--data", multiple=True, required=True, metavar="FILE.tar", help="NAME.jpg and NAME.json with captions.")
+@click.option("--data", multiple=True, required=True, metavar="PATH", help="Photos with captions: see below.")
+@click.option("--regions", metavar="PATH", help="Their region features: an LMDB, a folder of npz files, or a TSV.")
+@click.option("--photos", metavar="DIR", help="The photos that a Karpathy JSON names.")
+@click.option("--split", default="test", show_default=True, help="Of a Karpathy JSON.")
 @click.option("--rerank", type=int, default=0, show_default=True, metavar="M", help="Re-rank the first M too.")
 @click.option("--model", help="Model: packaged name, folder or hub id (default: LDOT_MODEL, 'ldot-mini').")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("more", nargs=-1, metavar="[FILE.tar]...")
+@click.argument("more", nargs=-1, metavar="[PATH]...")
 @_one_line_errors
-def evaluate_(data: tuple[str, ...], rerank: int, model: str | None, as_json: bool, more: tuple[str, ...]) -> None:
-    """Measure Recall@1/5/10 in both directions on photos with captions."""
+def evaluate_(
+    data: tuple[str, ...],
+    regions: str | None,
+    photos: str | None,
+    split: str,
+    rerank: int,
+    model: str | None,
+    as_json: bool,
+    more: tuple[str, ...],
+) -> None:
+    """Measure Recall@1/5/10 in both directions on photos with captions.
+
+    PATH is a tar or folder of NAME.jpg and NAME.json ({"captions": [...]}), a Karpathy JSON (with --photos or
+    --regions), or a text LMDB of LightningDOT (with --regions).
+    """
     import logging
 
     from .errors import UsageError
-    from .evaluation.datasets import read_tars
+    from .evaluation.datasets import read_pairs
     from .evaluation.evaluate import evaluate
 
     if rerank < 0:
@@ -135,7 +151,7 @@ def evaluate_(data: tuple[str, ...], rerank: int, model: str | None, as_json: bo
     if sys.stderr.isatty():
         logging.getLogger("ldot_milvus.evaluation").setLevel(logging.INFO)
     settings = _settings(model=model)
-    pairs = list(read_tars([*data, *more]))
+    pairs = read_pairs([*data, *more], regions=regions, photos=photos, split=split)
     result = evaluate(_embedder(settings), pairs, rerank=rerank)
     if as_json:
         click.echo(json.dumps(result))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ImageInput = Union[str, Path, bytes, "Image", Regions]
 
+Text = str | list[int]
+"""A text, or its token ids with [CLS] and [SEP]."""
+
 TEXT_BATCH = 128
 IMAGE_BATCH = 32
 PAIR_BATCH = 100
@@ -41,7 +44,7 @@ class LightningDOTEmbedder:
         # A fast tokenizer keeps truncation state between calls and refuses two threads at once.
         self._tokenizing = threading.Lock()
 
-    def encode_texts(self, texts: Sequence[str]) -> Array:
+    def encode_texts(self, texts: Sequence[Text]) -> Array:
         """Vectors of texts, float32 (n, dim), as the model gives them. Long texts are cut to its limit of tokens.
 
         Raises:
@@ -91,7 +94,7 @@ class LightningDOTEmbedder:
             ready.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
         return [ready[index] for index in range(len(images))]
 
-    def rerank(self, texts: Sequence[str], regions: Sequence[Regions]) -> Array:
+    def rerank(self, texts: Sequence[Text], regions: Sequence[Regions]) -> Array:
         """Cross-attention scores (n,) of text i with the kept regions i; higher is better."""
         reranker = self.bundle.reranker
         if reranker is None:
@@ -140,18 +143,17 @@ class LightningDOTEmbedder:
             Regions(row[: len(one)], one.boxes, one.confidence) for row, one in zip(embedded, regions, strict=True)
         ]
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[Text]) -> list[list[int]]:
         if isinstance(texts, str):
             raise UsageError("give a list of texts, not one string")
-        for text in texts:
-            if not text.strip():
-                raise UsageError("the text is empty: describe what to look for")
-        if not texts:
-            return []
+        if any(isinstance(text, str) and not text.strip() for text in texts):
+            raise UsageError("the text is empty: describe what to look for")
         limit = self.bundle.encoder.config.max_text_length
+        words = [text for text in texts if isinstance(text, str)]
         with self._tokenizing:
-            ids: list[list[int]] = self.bundle.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-        return ids
+            ids = self.bundle.tokenizer(words, truncation=True, max_length=limit)["input_ids"] if words else []
+        tokenized = iter(ids)
+        return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
 
     def _pad_tokens(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         length = max(map(len, tokens))

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..images import decode
-from .datasets import Pair
+from .datasets import Caption, Pair
 from .recall import both_ways, image_to_text_ranks, recall_at, text_to_image_ranks
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..embedder import LightningDOTEmbedder
     from ..regions import Regions
 
@@ -43,8 +45,7 @@ def evaluate(embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, rerank: i
     vectors, regions = [], []
     for start in range(0, len(pairs), 32):
         part = pairs[start : start + 32]
-        images = [decode(pair.data, name=pair.name, draft_to=embedder.least_side).image for pair in part]
-        batch, kept = embedder.encode_for_store(images)
+        batch, kept = embedder.encode_for_store([_image(pair, embedder.least_side) for pair in part])
         vectors.append(batch)
         regions += kept
         if start % 320 == 0:
@@ -62,8 +63,13 @@ def evaluate(embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, rerank: i
     return result
 
 
+def _image(pair: Pair, least_side: int | None) -> Image | Regions:
+    loaded = pair.load()
+    return decode(loaded, name=pair.name, draft_to=least_side).image if isinstance(loaded, bytes) else loaded
+
+
 def rerank_scores(
-    embedder: LightningDOTEmbedder, captions: Sequence[str], regions: Sequence[Regions], scores: Scores, first: int
+    embedder: LightningDOTEmbedder, captions: Sequence[Caption], regions: Sequence[Regions], scores: Scores, first: int
 ) -> tuple[Scores, Scores]:
     """Scores (captions, photos) after re-ranking: the first photos of each caption, the first captions of each photo.
 

@@ -72,7 +72,7 @@ class LmdbRegions:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._lmdb = _lmdb(self.folder)
+        self._lmdb = open_lmdb(self.folder)
         kind = self.folder.name.removesuffix("_compressed")
         fixed = re.fullmatch(r"feat_numbb(\d+)", kind)
         self._fixed = int(fixed[1]) if fixed else None
@@ -211,7 +211,8 @@ _open_environments: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """A process may open an LMDB only once: readers of one share it, and the last one closes it."""
 
 
-def _lmdb(folder: Path) -> Any:
+def open_lmdb(folder: Path) -> Any:
+    """The LMDB for reading; it is closed when nobody has it any more."""
     try:
         import lmdb
     except ImportError as error:

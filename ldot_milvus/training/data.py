@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..evaluation.datasets import Pair, read_tars
+from ..evaluation.datasets import Pair, read_pairs
 from ..images import decode
 from ..regions import RegionExtractor
 
@@ -67,7 +67,7 @@ def cache_photos(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = list(read_tars(tars))
+    pairs = read_pairs(tars)
     names = [pair.name for pair in pairs]
     arrays: list[Features] = []
     for view, extractor in enumerate(extractors):
@@ -76,7 +76,7 @@ def cache_photos(
             _extract_view(pairs, extractor, path, view, np.random.default_rng((seed, view)))
             done.write_text(json.dumps(names))
         arrays.append(np.load(path, mmap_mode="r"))
-    return CachedPhotos(names, [pair.captions for pair in pairs], arrays)
+    return CachedPhotos(names, [[str(caption) for caption in pair.captions] for pair in pairs], arrays)
 
 
 def _extract_view(
@@ -89,7 +89,7 @@ def _extract_view(
 ) -> None:
     array: Any = None
     for start in range(0, len(pairs), batch_size):
-        images = [decode(pair.data, name=pair.name).image for pair in pairs[start : start + batch_size]]
+        images = [decode(_photo(pair), name=pair.name).image for pair in pairs[start : start + batch_size]]
         if view:
             images = [_augment(image, rng, mirror=view % 2 == 1) for image in images]
         features = np.stack([regions.features for regions in extractor(images)]).astype(np.float16)
@@ -100,6 +100,12 @@ def _extract_view(
         if start // batch_size % 20 == 0:
             log.info("regions, view %d: %d of %d photos", view, start, len(pairs))
     array.flush()
+
+
+def _photo(pair: Pair) -> bytes:
+    loaded = pair.load()
+    assert isinstance(loaded, bytes)
+    return loaded
 
 
 def _augment(image: Image.Image, rng: np.random.Generator, *, mirror: bool) -> Image.Image:
