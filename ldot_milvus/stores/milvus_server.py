@@ -159,11 +159,11 @@ def _passes(error: Any) -> bool:
 
 def _everything_said(error: BaseException | None) -> str:
     """The messages of an error and of what caused it: pymilvus hides a refused token behind a failed connection."""
-    parts = []
-    while error is not None:
-        parts.append(f"{getattr(error, 'code', '')} {getattr(error, 'message', '')} {error}")
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # pymilvus raises errors from themselves
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return " ".join(parts).lower()
+    return " ".join(f"{getattr(link, 'code', '')} {link}" for link in chain).lower()
 
 
 def _says(text: str, words: tuple[str, ...]) -> bool:
