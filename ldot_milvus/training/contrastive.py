@@ -52,7 +52,8 @@ _S = TypeVar("_S", bound=Scorer)
 class ContrastiveRecipe:
     """How a scorer is trained; the defaults are those of ``ldot-mini`` (figures in its model card)."""
 
-    epochs: int = 10  # of the schedule
+    epochs: int = 10  # of the learning rate's schedule
+    stop: int = 10  # the epoch after which it ends at the latest: a high rate to the end generalises better
     patience: int = 2  # epochs without a better dev recall after which it ends
     batch_size: int = 128
     frozen_text_layers: int = 2  # the first, which stay as they came, like the word embeddings
@@ -67,6 +68,8 @@ class ContrastiveRecipe:
     feature_dropout: float = 0.1
     soft_targets: float = 0.1  # share of the target given to photos whose captions mean nearly the same
     soft_temperature: float = 0.05
+    distilled: float = 0.7  # weight of the teacher's ranking, where there is a teacher
+    teacher_temperature: float = 2.0
     seed: int = 7
 
 
@@ -78,12 +81,15 @@ def train_contrastive(
     evaluate: Callable[[_S], Figures],
     recipe: ContrastiveRecipe,
     log_file: Path | None = None,
+    teacher: Scorer | None = None,
 ) -> _S:
     """Train and return the averaged scorer of the best epoch (mean of all recalls that ``evaluate`` gives).
 
     Args:
         tokens: of every photo's captions.
         meanings: (N, dim) what each photo's captions mean, at length 1, for the soft targets.
+        teacher: a scorer whose ranking of each batch is learned too, from whole captions and undisturbed regions
+            (cross-attention into a dual encoder: Miech et al., CVPR 2021).
     """
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
@@ -95,18 +101,23 @@ def train_contrastive(
     average = copy.deepcopy(scorer).requires_grad_(False)
     best, best_epoch, best_state = -1.0, 0, copy.deepcopy(average.state_dict())
     started = time.time()
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(1, min(recipe.stop, recipe.epochs) + 1):
         scorer.train()
         losses = []
         for _ in range(steps_per_epoch):
             rows, turns = next(batches)
             features, boxes = sample_view(train, rows, recipe.regions_kept, rng)
-            features *= drop_features(features.shape, recipe.feature_dropout, rng)
-            texts = [drop_words(tokens[row][turn], recipe.words_dropped, rng)
-                     for row, turn in zip(rows, turns, strict=True)]  # fmt: skip
-            logits = _logits(scorer, texts, features, boxes)
+            whole = [tokens[row][turn] for row, turn in zip(rows, turns, strict=True)]
+            texts = [drop_words(text, recipe.words_dropped, rng) for text in whole]
+            dropped = features * drop_features(features.shape, recipe.feature_dropout, rng)
+            logits = _logits(scorer, texts, dropped, boxes)
             target = soft_targets(meanings[rows], recipe.soft_targets, recipe.soft_temperature)
-            loss = (cross_entropy(logits, target) + cross_entropy(logits.T, target.T)) / 2
+            loss = both_directions(logits, target)
+            if teacher is not None:
+                with torch.inference_mode():
+                    taught = _logits(teacher, whole, features, boxes)
+                imitation = distillation(logits, taught.clone(), recipe.teacher_temperature)
+                loss = (1 - recipe.distilled) * loss + recipe.distilled * imitation
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), 2.0)
@@ -147,16 +158,39 @@ def standardised(*photos: CachedPhotos) -> list[CachedPhotos]:
 @torch.no_grad()
 def fold_scale(linear: nn.Linear, photos: CachedPhotos) -> None:
     """Make the layer that reads region features, trained on standardised ones, read them as they are."""
-    assert photos.scale is not None
-    mean, deviation = (torch.from_numpy(value) for value in photos.scale)
+    mean, deviation = _scale(photos)
     linear.weight.div_(deviation)
     linear.bias.sub_(linear.weight @ mean)
+
+
+@torch.no_grad()
+def unfold_scale(linear: nn.Linear, photos: CachedPhotos) -> None:
+    """The reverse of :func:`fold_scale`."""
+    mean, deviation = _scale(photos)
+    linear.bias.add_(linear.weight @ mean)
+    linear.weight.mul_(deviation)
+
+
+def _scale(photos: CachedPhotos) -> tuple[Tensor, Tensor]:
+    assert photos.scale is not None
+    return torch.from_numpy(photos.scale[0]), torch.from_numpy(photos.scale[1])
 
 
 def soft_targets(meanings: Tensor, share: float, temperature: float) -> Tensor:
     """(B, B): the own photo, but for a ``share`` that goes to photos whose ``meanings`` (B, dim) are near."""
     near = (meanings @ meanings.T / temperature).softmax(1)
     return (1 - share) * torch.eye(len(meanings)) + share * near
+
+
+def both_directions(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of the losses text to image and image to text."""
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target.T)) / 2
+
+
+def distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """How far the rankings of ``logits`` (B, B) are from those of ``taught``, both ways (Hinton et al., 2015)."""
+    ways = [(logits / temperature, taught / temperature), (logits.T / temperature, taught.T / temperature)]
+    return temperature**2 * sum(cross_entropy(ours, theirs.softmax(1)) for ours, theirs in ways) / 2  # type: ignore[return-value]
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

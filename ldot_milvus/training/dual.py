@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.recall import both_ways
-from ..model import LightningDOT, LightningDOTConfig
+from ..model import CrossAttentionReranker, LightningDOT, LightningDOTConfig
 from ..regions.grid import grid_boxes
 from .batches import Tokens, by_length, fast_precision, tokenize
-from .contrastive import ContrastiveRecipe, Figures, Scorer, fold_scale, freeze_text, standardised, train_contrastive
+from .contrastive import (
+    ContrastiveRecipe,
+    Figures,
+    Scorer,
+    fold_scale,
+    freeze_text,
+    standardised,
+    train_contrastive,
+    unfold_scale,
+)  # fmt: skip
 from .data import CachedPhotos
+from .rerank import RerankScorer
 
 TEMPERATURE = 0.07
 """Where the learned temperature of the softmax starts."""
@@ -49,22 +60,40 @@ def train_dual_encoder(
     meanings: Tensor,
     train: CachedPhotos,
     dev: CachedPhotos,
-    recipe: ContrastiveRecipe,
+    recipes: Sequence[ContrastiveRecipe],
     log_file: Path | None = None,
+    teacher: CrossAttentionReranker | None = None,
 ) -> LightningDOT:
-    """Train ``model`` and return its averaged weights of the best epoch (mean of the six recalls on ``dev``)."""
+    """Train ``model`` by one recipe after the other, each from the averaged weights of the one before at its best.
+
+    Args:
+        model: freshly made; what is returned reads features as they are.
+        teacher: a re-ranker that reads features as they are; its ranking is learned in all recipes but the first.
+    """
     train, dev = standardised(train, dev)
     model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass on a CPU
-    freeze_text(model.text_model, recipe)
-    tokens = tokenize(tokenizer, train.captions, recipe.text_tokens)
-    best = train_contrastive(
-        DualScorer(model), tokens, meanings, train,
-        lambda scorer: evaluate_dual(scorer.model, tokenizer, dev), recipe, log_file,
-    ).model  # fmt: skip
+    tokens = tokenize(tokenizer, train.captions, recipes[0].text_tokens)
+    scorer = DualScorer(model)
+    teaching = None if teacher is None else _teacher(teacher, train)
+    for number, recipe in enumerate(recipes):
+        scorer.requires_grad_(True)
+        freeze_text(scorer.model.text_model, recipe)
+        scorer = train_contrastive(
+            scorer, tokens, meanings, train, lambda scorer: evaluate_dual(scorer.model, tokenizer, dev), recipe,
+            log_file, teaching if number else None,
+        )  # fmt: skip
+    best = scorer.model
     assert best.image_model.img_embeddings is not None
     fold_scale(best.image_model.img_embeddings.img_linear, train)
     best.set_attn_implementation("sdpa")
     return best
+
+
+def _teacher(reranker: CrossAttentionReranker, train: CachedPhotos) -> RerankScorer:
+    scorer = RerankScorer(copy.deepcopy(reranker).eval())
+    assert scorer.model.bert.img_embeddings is not None
+    unfold_scale(scorer.model.bert.img_embeddings.img_linear, train)
+    return scorer
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@
     python -m ldot_milvus.training.mini --minilm FOLDER --resnet FOLDER --train a.tar b.tar --dev dev.tar --out FOLDER
 
 Two to three hours on two CPU cores. The parts lie in ``--work`` as they are finished, and a second call goes on from
-there; ``--only dual`` and ``--only reranker`` train one of them, so that each core can have its own.
+there.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ..regions.grid import GridBackbone, GridExtractor
 from .batches import tokenize
 from .contrastive import ContrastiveRecipe
 from .data import CachedPhotos, cache_photos
+from .dot_weight import with_dot_weight
 from .dual import calibrate, caption_meanings, train_dual_encoder
-from .rerank import train_reranker, with_dot_weight
+from .rerank import train_reranker
 
-DUAL = ContrastiveRecipe()
+DUAL = ContrastiveRecipe(stop=4), ContrastiveRecipe(epochs=2, text_learning_rate=4e-5, learning_rate=4e-4, seed=13)
 RERANKER = ContrastiveRecipe(seed=11)
 IMAGE_LAYERS = 2
 GRID = {"kind": "grid", "size": 224, "mirror": True}
@@ -107,7 +108,6 @@ def main() -> None:
     parser.add_argument("--dev", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("ldot-mini-work"))
-    parser.add_argument("--only", choices=("dual", "reranker"), help="train this part and stop")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work: Path = arguments.work
@@ -118,23 +118,21 @@ def main() -> None:
     # Training on the smoother averaged features learns the photos by heart sooner, and finds fewer.
     train = cache_photos(arguments.train, [plain, plain], work / "train")
     dev = cache_photos([arguments.dev], [shipped], work / "dev")
-    if arguments.only != "reranker":
-        dual = _dual(arguments.minilm, tokenizer, train, dev, work)
-    if arguments.only != "dual":
-        reranker = _reranker(arguments.minilm, tokenizer, train, dev, work)
-    if arguments.only is None:
-        reranker = with_dot_weight(reranker, dual, tokenizer, dev)
-        package(arguments.out, dual, reranker, tokenizer, arguments.resnet)
-        print(json.dumps({"written": str(arguments.out)}))
+    reranker = _reranker(arguments.minilm, tokenizer, train, dev, work)
+    dual = _dual(arguments.minilm, tokenizer, train, dev, reranker, work)
+    reranker = with_dot_weight(reranker, dual, tokenizer, dev)
+    package(arguments.out, dual, reranker, tokenizer, arguments.resnet)
+    print(json.dumps({"written": str(arguments.out)}))
 
 
 def _dual(
-    minilm: Path, tokenizer: PreTrainedTokenizerBase, train: CachedPhotos, dev: CachedPhotos, work: Path
-) -> LightningDOT:
+    minilm: Path, tokenizer: PreTrainedTokenizerBase, train: CachedPhotos, dev: CachedPhotos,
+    teacher: CrossAttentionReranker, work: Path,
+) -> LightningDOT:  # fmt: skip
     if not (work / "dual" / "config.json").exists():
         meanings = _meanings(minilm, tokenizer, train)
         start = start_from_minilm(minilm)
-        trained = train_dual_encoder(start, tokenizer, meanings, train, dev, DUAL, work / "dual.jsonl")
+        trained = train_dual_encoder(start, tokenizer, meanings, train, dev, DUAL, work / "dual.jsonl", teacher)
         calibrate(trained, tokenizer, train).save_pretrained(work / "dual")
     model: LightningDOT = LightningDOT.from_pretrained(work / "dual")
     return model.eval()
@@ -153,7 +151,7 @@ def _reranker(
 
 
 def _meanings(minilm: Path, tokenizer: PreTrainedTokenizerBase, train: CachedPhotos) -> Tensor:
-    return caption_meanings(start_from_minilm(minilm), tokenize(tokenizer, train.captions, DUAL.text_tokens))
+    return caption_meanings(start_from_minilm(minilm), tokenize(tokenizer, train.captions, RERANKER.text_tokens))
 
 
 if __name__ == "__main__":

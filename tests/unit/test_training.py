@@ -13,8 +13,9 @@ from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOT
 from ldot_milvus.training.batches import by_length, tokenize
 from ldot_milvus.training.contrastive import ContrastiveRecipe, soft_targets
 from ldot_milvus.training.data import CachedPhotos
+from ldot_milvus.training.dot_weight import with_dot_weight
 from ldot_milvus.training.dual import calibrate, caption_meanings, evaluate_dual, train_dual_encoder
-from ldot_milvus.training.rerank import train_reranker, with_dot_weight
+from ldot_milvus.training.rerank import train_reranker
 
 PHOTOS, REGIONS, WIDTH = 48, 9, 24
 RECIPE = ContrastiveRecipe(
@@ -62,7 +63,7 @@ def mean_recall(figures: dict[str, dict[str, float]]) -> float:
 def trained(start: LightningDOT, tokenizer) -> LightningDOT:
     some = photos()
     meanings = caption_meanings(start, tokenize(tokenizer, some.captions, 24))
-    return train_dual_encoder(start, tokenizer, meanings, some, some, RECIPE)
+    return train_dual_encoder(start, tokenizer, meanings, some, some, [RECIPE])
 
 
 def test_the_dual_encoder_learns(start: LightningDOT, trained: LightningDOT, tokenizer) -> None:
