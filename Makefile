@@ -10,7 +10,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo      ingest examples/photos, search it with five texts, write demo.html"
 	@echo "make test      lint, type check and all tests (starts the servers that it needs)"
-	@echo "make test-all  the same and the slow tests, those with a Milvus server among them"
+	@echo "make test-all  the same and the slow tests: more random calls, other index kinds (20 minutes)"
 
 demo: $(VENV)/.installed
 	$(BIN)/celery -A workers enqueue examples/photos --metadata examples/photos/photos.jsonl
@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	@echo "Open $(CURDIR)/demo.html in a browser."
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

@@ -26,6 +26,7 @@ class PackagedServer:
         """Start (again, on the same ports and data) and return the address."""
         from milvus import MilvusServer
 
+        self.folder.mkdir(parents=True, exist_ok=True)
         config = _config(self.folder / "etcd.yaml", **self._ports)
         config.set("authorization_enabled", self._authorization)
         self._server = MilvusServer(config)

@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ldot_milvus.stores.milvus import REQUEST_BYTES, MilvusStore
 from ldot_milvus.stores.milvus_index import settle_index
 from tests.milvus_server import PackagedServer
 
-pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers, pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
 DIM = 8
 
@@ -81,6 +83,36 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
         found = [row.id for row in store.iterate()]
         assert found == [f"{n:06d}" for n in range(800)]
         store.close()
+    finally:
+        server.stop()
+
+
+def test_killed_in_the_middle_of_an_ingestion(
+    tmp_path: Path, tiny_model: str, photo_folder: Callable[[int], Path]
+) -> None:
+    """``enqueue`` of 240 photos outlives its server, or is started once more: every photo is there exactly once."""
+    folder = photo_folder(240)
+    server = PackagedServer(tmp_path / "server")
+    try:
+        address = server.start()
+        settings = {"LDOT_STORE": address, "LDOT_MODEL": tiny_model, "LDOT_REGION_STORE": str(tmp_path / "regions")}
+        command = [str(Path(sys.executable).parent / "celery"), "-A", "workers", "enqueue", str(folder),
+                   "--chunk-size", "4"]  # fmt: skip
+        options: dict[str, Any] = {"env": {**os.environ, **settings}, "cwd": tmp_path, "text": True}
+        ingestion = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with MilvusStore(address, "images", timeout=60) as store:
+            while store.count() < 20 and ingestion.poll() is None:
+                time.sleep(0.1)
+            assert ingestion.poll() is None, ingestion.communicate()[0]
+            server.kill()
+            time.sleep(1.0)
+            server.start()
+            printed, _ = ingestion.communicate(timeout=240)
+            if ingestion.returncode:  # the server was away for longer than a call may take
+                assert "Traceback" not in printed
+                subprocess.run(command, **options, check=True, timeout=240)
+            assert store.count() == 240
+            assert len({row.id for row in store.iterate()}) == 240
     finally:
         server.stop()
 
@@ -164,7 +196,9 @@ def test_a_collection_of_another_model_or_width(store: MilvusStore) -> None:
 # ---- indexes that need a GPU
 
 
-@pytest.mark.parametrize("kind", ["GPU_CAGRA", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT", "GPU_IVF_PQ"])
+@pytest.mark.parametrize(
+    "kind", ["GPU_CAGRA", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT", pytest.param("GPU_IVF_PQ", marks=pytest.mark.slow)]
+)
 def test_a_gpu_index_on_a_server_without_one(
     store: MilvusStore, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from ldot_milvus.reindexing import rebuild_index, reembed
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record, VectorStore, open_store
 
-pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers, pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
 DIM = 8
 
@@ -92,7 +92,9 @@ def test_the_command(run, tmp_path: Path) -> None:
     assert "name two stores" in same.stderr
 
 
-@pytest.mark.parametrize("kind", ["HNSW:M=8,ef=64", "IVF_FLAT:nlist=4,nprobe=4", "FLAT"])
+@pytest.mark.parametrize(
+    "kind", ["HNSW:M=8,ef=64", pytest.param("IVF_FLAT:nlist=4,nprobe=4", marks=pytest.mark.slow), "FLAT"]
+)
 def test_a_new_index_takes_the_place_of_the_old_one(address: str, kind: str) -> None:
     name = f"m{secrets.token_hex(6)}"
     query = np.ones((1, DIM), np.float32)

@@ -13,7 +13,7 @@ from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.sources import expand
 from tests.conftest import PHOTOS, ROOT
 
-pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers, pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
 
 def test_the_example_finds_what_the_retriever_finds(mini, milvus_url: str, tmp_path: Path) -> None:
