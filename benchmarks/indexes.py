@@ -35,14 +35,19 @@ def vectors(count, dim, queries, spread, seed=0):
     sizes = 1 / (1 + np.arange(clusters)) ** 0.5
 
     def draw(n, noise):
-        of = random.choice(clusters, size=n, p=sizes / sizes.sum())
-        rows = centres[of] + noise * random.normal(size=(n, dim)) * scales
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        made = np.empty((n, dim), np.float32)
+        for start in range(0, n, 20_000):  # a million rows at once would need their size many times over
+            block = made[start : start + 20_000]
+            of = random.choice(clusters, size=len(block), p=sizes / sizes.sum())
+            block[:] = centres[of] + noise * random.standard_normal(block.shape, np.float32) * scales
+            block /= np.linalg.norm(block, axis=1, keepdims=True)
+        return made
 
-    rows = draw(count, 1.5) * spread ** random.beta(2, 2, size=(count, 1))
+    rows = draw(count, 1.5)
+    rows *= (spread ** random.beta(2, 2, size=(count, 1))).astype(np.float32)
     beside = random.normal(size=dim) * scales
     asked = draw(queries, 2.0) + beside / np.linalg.norm(beside)
-    return rows.astype(np.float32), asked.astype(np.float32)
+    return rows, asked.astype(np.float32)
 
 
 def size_of(index):

@@ -30,8 +30,8 @@ from .dot_weight import with_dot_weight
 from .dual import calibrate, caption_meanings, train_dual_encoder
 from .rerank import train_reranker
 
-DUAL = ContrastiveRecipe(stop=4), ContrastiveRecipe(epochs=2, text_learning_rate=4e-5, learning_rate=4e-4, seed=13)
-RERANKER = ContrastiveRecipe(seed=11)
+DUAL = ContrastiveRecipe(stop=3), ContrastiveRecipe(epochs=2, text_learning_rate=4e-5, learning_rate=4e-4, seed=13)
+RERANKER = ContrastiveRecipe(stop=3, seed=11)
 IMAGE_LAYERS = 2
 GRID = {"kind": "grid", "size": 224, "mirror": True}
 # The region input layer reads unscaled features: its columns differ too much for one int8 scale a row.

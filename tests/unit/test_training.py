@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,11 @@ from transformers import AutoTokenizer
 
 from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
 from ldot_milvus.training.batches import by_length, tokenize
-from ldot_milvus.training.contrastive import ContrastiveRecipe, soft_targets
+from ldot_milvus.training.contrastive import ContrastiveRecipe, fold_scale, soft_targets, standardised, unfold_scale
 from ldot_milvus.training.data import CachedPhotos
 from ldot_milvus.training.dot_weight import with_dot_weight
 from ldot_milvus.training.dual import calibrate, caption_meanings, evaluate_dual, train_dual_encoder
-from ldot_milvus.training.rerank import train_reranker
+from ldot_milvus.training.rerank import RerankScorer, train_reranker
 
 PHOTOS, REGIONS, WIDTH = 48, 9, 24
 RECIPE = ContrastiveRecipe(
@@ -96,6 +97,44 @@ def test_the_reranker_learns_and_its_weight_is_chosen(trained: LightningDOT, sta
         scores = [model(torch.tensor(tokenizer(texts)["input_ids"]), None, *images) for texts in (right, wrong)]
     assert float((scores[0] > scores[1]).float().mean()) > 0.8
     assert model.config.dot_weight >= 0
+
+
+def test_a_dual_encoder_learns_from_a_reranker(start: LightningDOT, tokenizer) -> None:
+    """The second recipe starts from the first one's best and comes nearer to the teacher's ranking."""
+    torch.manual_seed(2)
+    some = photos()
+    body = {**BODY, "vocab_size": len(tokenizer)}
+    teacher = CrossAttentionReranker(RerankerConfig(bert_config=body, region_dim=WIDTH, scoring="alignment"))
+    meanings = caption_meanings(start, tokenize(tokenizer, some.captions, 24))
+    recipes = [replace(RECIPE, epochs=1), replace(RECIPE, epochs=8, distilled=1.0, teacher_temperature=1.0)]
+    students = [
+        train_dual_encoder(copy.deepcopy(start), tokenizer, meanings, some, some, stages, teacher=teacher)
+        for stages in (recipes[:1], recipes)
+    ]
+    tokens = [tokenizer(texts[0])["input_ids"] for texts in some.captions]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in tokens], batch_first=True)
+    features, boxes = torch.from_numpy(some.views[0].astype(np.float32)), torch.rand(PHOTOS, REGIONS, 7)
+    with torch.inference_mode():
+        taught = RerankScorer(teacher.eval()).scores(ids, ids > 0, teacher.embed_regions(features, boxes))
+        agreement = []
+        for student in students:
+            ours = student.encode_text(ids, ids > 0) @ student.encode_image(features, boxes).T
+            agreement.append(float(torch.corrcoef(torch.stack([ours.flatten(), taught.flatten()]))[0, 1]))
+    assert agreement[1] > agreement[0] + 0.1
+
+
+def test_scale_is_folded_in_and_out() -> None:
+    (some,) = standardised(photos())
+    linear = torch.nn.Linear(WIDTH, 5)
+    before = copy.deepcopy(linear.state_dict())
+    plain, scaled = (torch.from_numpy(f) for f in (some.views[0].astype(np.float32), some.standardised(some.views[0])))
+    with torch.inference_mode():
+        expected = linear(scaled)
+        fold_scale(linear, some)
+        torch.testing.assert_close(linear(plain), expected, atol=1e-4, rtol=1e-4)
+        unfold_scale(linear, some)
+    for name, tensor in linear.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-5, rtol=1e-4)
 
 
 def test_lengths_are_sorted_and_nothing_is_lost() -> None:
