@@ -16,6 +16,7 @@ from ldot_milvus.stores.milvus_server import Server
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0
+"""Some servers accept a GPU index that they never build."""
 _PROBE_DIM = 32
 _PROBE_ROWS = 2048  # a server builds no index over a segment of fewer than 1,024 rows, whatever its kind
 
@@ -48,9 +49,9 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
     return spec.on_cpu()
 
 
-def refusal(server: Server, spec: IndexSpec, seconds: float = PROBE_SECONDS) -> str | None:
-    """Why the server cannot build this index; None if it built one over a few rows within the time."""
-    name = f"ldot_probe_{secrets.token_hex(8)}"
+def refusal(server: Server, spec: IndexSpec) -> str | None:
+    """Why the server cannot build this index; None if it built one over a few rows within ``PROBE_SECONDS``."""
+    name, seconds = f"ldot_probe_{secrets.token_hex(8)}", PROBE_SECONDS
     deadline = time.monotonic() + seconds
     try:
         server.call("create_collection", name, schema=schema(_PROBE_DIM, None))

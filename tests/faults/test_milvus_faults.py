@@ -50,6 +50,7 @@ def store(milvus_url: str) -> Iterator[MilvusStore]:
 # ---- a server that goes away
 
 
+@pytest.mark.slow  # the same by one store alone; the ingestion below is in make test
 def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> None:
     """Batches are sent while the server is killed -9 and restarted: afterwards each row is there exactly once."""
     server = PackagedServer(tmp_path)
@@ -203,7 +204,7 @@ def test_a_gpu_index_on_a_server_without_one(
     store: MilvusStore, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kind that it refuses, and one that it accepts and never builds: a warning, the nearest kind, no hang."""
-    monkeypatch.setattr("ldot_milvus.stores.milvus_index.PROBE_SECONDS", 5.0)
+    monkeypatch.setattr("ldot_milvus.stores.milvus_index.PROBE_SECONDS", 3.0)
     spec = IndexSpec(kind)
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
