@@ -197,9 +197,7 @@ def test_a_collection_of_another_model_or_width(store: MilvusStore) -> None:
 # ---- indexes that need a GPU
 
 
-@pytest.mark.parametrize(
-    "kind", ["GPU_CAGRA", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT", pytest.param("GPU_IVF_PQ", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["GPU_CAGRA", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT", "GPU_IVF_PQ"])
 def test_a_gpu_index_on_a_server_without_one(
     store: MilvusStore, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
