@@ -93,7 +93,8 @@ def test_the_command(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["HNSW:M=8,ef=64", pytest.param("IVF_FLAT:nlist=4,nprobe=4", marks=pytest.mark.slow), "FLAT"]
+    "kind",
+    ["HNSW:M=8,ef=64", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("IVF_FLAT:nlist=4,nprobe=4", "FLAT"))],
 )
 def test_a_new_index_takes_the_place_of_the_old_one(address: str, kind: str) -> None:
     name = f"m{secrets.token_hex(6)}"
