@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One compute thread in each test process: on two cores two of them compute while the third, which has the Milvus
-# server, mostly waits for it.
-WORKERS ?= 3
+# Two test processes with one compute thread each are faster than one with two on a small machine. A third is faster
+# still (the one with the Milvus server mostly waits), at the price of tests that compete for two cores.
+WORKERS ?= 2
 
 .PHONY: help demo test test-all lint clean
 

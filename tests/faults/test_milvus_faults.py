@@ -212,7 +212,9 @@ def test_a_gpu_index_on_a_server_without_one(
     assert time.monotonic() - started < 60
     with pytest.raises(StoreError, match=f"cannot build the index {kind}.*LDOT_INDEX_FALLBACK"):
         settle_index(store.server, spec, fallback=False)
-    assert not [name for name in store.server.call("list_collections") if name.startswith("ldot_probe")]
+    while [name for name in store.server.call("list_collections") if name.startswith("ldot_probe")]:
+        assert time.monotonic() - started < 60  # a server lists what is being dropped for a while
+        time.sleep(0.2)
 
 
 def test_auto_takes_what_the_server_has(store: MilvusStore) -> None:
