@@ -60,10 +60,10 @@ def read_pairs(
             found = _authors(path, features)
         else:
             found = _members(path, features)
-        before = len(pairs)
-        pairs += found
-        if len(pairs) == before:
+        listed = list(found)
+        if not listed:
             raise UsageError(f"{path}: holds no photo with captions")
+        pairs += listed
     seen: set[str] = set()
     for pair in pairs:
         if pair.name in seen:
@@ -102,7 +102,7 @@ def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         return
     with tarfile.open(path) as tar:
         for member in tar:
-            opened = tar.extractfile(member)
+            opened = tar.extractfile(member) if member.name.endswith((".jpg", ".json")) else None
             if opened is not None:
                 yield member.name, partial(bytes, opened.read())
 

@@ -25,7 +25,7 @@ from .contrastive import (
     standardised,
     train_contrastive,
     unfold_scale,
-)  # fmt: skip
+)
 from .data import CachedPhotos
 from .rerank import RerankScorer
 

@@ -23,9 +23,7 @@ class RerankScorer(Scorer):
 
     def __init__(self, model: CrossAttentionReranker) -> None:
         super().__init__()
-        assert model.alignment is not None
         self.model = model
-        self.alignment = model.alignment
 
     def encode_images(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Embedded regions (P, R, H)."""
@@ -33,9 +31,10 @@ class RerankScorer(Scorer):
 
     def scores(self, ids: Tensor, mask: Tensor, images: Tensor) -> Tensor:
         """Scores (B, P)."""
+        assert self.model.alignment is not None
         words = self.model.encode_words(ids, mask).float()
         everything = torch.ones(images.shape[:2], dtype=torch.bool)
-        return self.alignment.all_pairs(words, mask, images, everything)
+        return self.model.alignment.all_pairs(words, mask, images, everything)
 
     def is_text(self, parameter: str) -> bool:
         """The text encoder's own parameters."""
