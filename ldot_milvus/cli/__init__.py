@@ -1,0 +1,24 @@
+"""``ldot``: one module a command. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import click
+
+from .convert import convert
+from .evaluate import evaluate
+from .search import search
+from .stores import migrate, reindex
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ldot-milvus")
+def main() -> None:
+    """Image-text retrieval with LightningDOT.
+
+    Photos are ingested with "celery -A workers enqueue PATH...". Settings come from the environment (LDOT_STORE,
+    LDOT_COLLECTION, LDOT_MODEL, ...).
+    """
+
+
+for command in (search, evaluate, convert, migrate, reindex):
+    main.add_command(command)

@@ -1,0 +1,46 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+if TYPE_CHECKING:
+    from ..embedder import LightningDOTEmbedder
+    from ..settings import Settings
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def one_line_errors(command: F) -> F:
+    """Our own errors become one line and exit status 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        from ..errors import LdotError
+
+        try:
+            command(*args, **kwargs)
+        except LdotError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+    return cast(F, wrapped)
+
+
+def settings_with(**chosen: str | None) -> Settings:
+    """The settings of the environment, with what was given on the command line in their place."""
+    from ..settings import Settings
+
+    return Settings().model_copy(update={name: value for name, value in chosen.items() if value is not None})
+
+
+def embedder_of(settings: Settings) -> LightningDOTEmbedder:
+    """The embedder that the settings name."""
+    from ..embedder import LightningDOTEmbedder
+
+    return LightningDOTEmbedder(settings.model, device=settings.device, dtype=settings.dtype)
