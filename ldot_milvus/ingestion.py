@@ -6,7 +6,6 @@ run ahead of the model in threads, and writing runs behind it, so that the model
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from .embedder import LightningDOTEmbedder
     from .images import Photo
     from .regions import Regions
-
-log = logging.getLogger(__name__)
 
 Unread = dict[str, tuple[Record, bytes]]
 """Rows by id with the bytes of their photos, not yet decoded."""
@@ -160,13 +157,6 @@ class Ingestor:
             if written is not None:
                 written.result()
         report.failed += chunk.failed_twins()
-        counts = f"{report.added} added, {report.updated} updated, {report.unchanged} unchanged"
-        log.info(
-            "chunk of %d: %s, %d failed; seconds %s",
-            report.total, counts, len(report.failed),
-            {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
-            extra={"report": report},
-        )  # fmt: skip
         return report
 
 
