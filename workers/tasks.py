@@ -62,6 +62,7 @@ def _work_off(values: dict[str, Any], perform: Perform) -> None:
     from celery.worker import state
 
     from ldot_milvus.errors import StoreError
+    from ldot_milvus.settings import Settings
     from ldot_milvus.work import Chunk, patiently, work_off
 
     chunk = Chunk(**values)
@@ -76,7 +77,7 @@ def _work_off(values: dict[str, Any], perform: Perform) -> None:
     try:
         patiently(
             lambda: work_off(chunk, journal, limited, send),
-            min(60, app.conf.task_soft_time_limit / 2),  # then the broker has it again, and whoever is free
+            min(60, Settings().visibility_timeout / 2),  # then the broker has it again, and whoever is free
             note=lambda trouble: journal.note_trouble(chunk.run, trouble),
             stopping=lambda: state.should_stop is not None,
         )
