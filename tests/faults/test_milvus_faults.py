@@ -21,8 +21,9 @@ import pytest
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.stores import Record
 from ldot_milvus.stores.index import IndexSpec
-from ldot_milvus.stores.milvus import REQUEST_BYTES, MilvusStore
+from ldot_milvus.stores.milvus import MilvusStore
 from ldot_milvus.stores.milvus_index import settle_index
+from ldot_milvus.stores.milvus_messages import REQUEST_BYTES
 from tests.milvus_server import PackagedServer
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
