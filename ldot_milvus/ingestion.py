@@ -1,6 +1,7 @@
 """One chunk of sources into a store: the same code inline and in a worker.
 
-A photo's way: read, hash, skip what is known, decode, regions, vector, region store, vector store.
+A photo's way: read, hash, skip what is known, decode, regions, vector, region store, vector store. Photos whose regions
+are ready skip two of these, and texts have just read, hash, vector, vector store.
 """
 
 from __future__ import annotations
@@ -12,23 +13,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from .bundle import find_model
-from .errors import InputError, printable
+from .errors import InputError, UsageError
 from .images import content_id, decode
 from .region_store import open_region_store
-from .sources import Source, read
-from .stores import Record, VectorStore
+from .sources import Source, read_all
+from .sources.region_files import regions_of
+from .stores import Record, VectorStore, checks
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .embedder import LightningDOTEmbedder
-    from .images import Photo
+    from .regions import Regions
 
 log = logging.getLogger(__name__)
 
-Unread = dict[str, tuple[Record, bytes]]
-"""Rows by id with the bytes of their photos, not yet decoded."""
+
+@dataclass(frozen=True)
+class Unread:
+    """A new row and the bytes of its source, not yet decoded."""
+
+    source: Source
+    row: Record
+    data: bytes
+
+
+Opened = tuple[Record, Union["Image", "Regions"]]
+"""A new photo's row, and the photo as the embedder takes it."""
+
 
 CHUNK_SIZE = 64
 """Photos a chunk: one task of a worker, one write to the store."""
@@ -121,21 +136,18 @@ class Ingestor:
         clock = _Clock(report.seconds)
         with clock("read"):
             new, changed = self._sort_out(sources, report)
-        photos = []
+        photos: list[Opened] = []
+        texts: list[Record] = []
         if new:
             embedder = self.embedder
             with clock("decode"):
-                photos = _decode(new, report, embedder.least_side)
-        if photos:
+                photos, texts = _decode(new, embedder, report)
+        if photos or texts:
             with clock("encode"):
-                vectors, regions = embedder.encode_for_store([photo.image for _, photo in photos])
-            records = [
-                replace(row, embedding=vector, width=photo.width, height=photo.height)
-                for (row, photo), vector in zip(photos, vectors, strict=True)
-            ]
+                records, kept = _encode(photos, texts, embedder)
             with clock("write"):
                 # Region data first: whatever a search finds can be re-ranked.
-                self.region_store.put({row.id: kept for row, kept in zip(records, regions, strict=True)})
+                self.region_store.put(kept)
                 self.store.upsert(records)
             report.added = len(records)
         if changed:
@@ -148,28 +160,31 @@ class Ingestor:
         )  # fmt: skip
         return report
 
-    def _sort_out(self, sources: Sequence[Source], report: Report) -> tuple[Unread, list[Record]]:
-        """Read and hash everything; return what is new, by id, and the rows whose description changed."""
-        found: Unread = {}
-        for source in sources:
-            try:
-                data = read(source)
-            except InputError as error:
-                report.failed.append(_failure(source.name, error))
+    def _sort_out(self, sources: Sequence[Source], report: Report) -> tuple[list[Unread], list[Record]]:
+        """Read and hash everything; return what is new, and the rows whose description changed."""
+        found: dict[str, Unread] = {}
+        for source, data in zip(sources, read_all(sources), strict=True):
+            if isinstance(data, InputError):
+                report.failed.append(_failure(source, data))
                 continue
             row = _row(source, content_id(data))
+            try:
+                checks.fields(row)
+            except UsageError as error:
+                report.failed.append(_failure(source, error))
+                continue
             if row.id in found:
                 report.unchanged += 1
             else:
-                found[row.id] = (row, data)
+                found[row.id] = Unread(source, row, data)
         known = {row.id: row for row in self.store.get(list(found))}
-        ready = self.region_store.has(list(known))
-        new: Unread = {}
+        ready = self.region_store.has([id for id, row in known.items() if row.kind == "image"])
+        new: list[Unread] = []
         changed: list[Record] = []
-        for id, (row, data) in found.items():
-            stored = known.get(id)
-            if stored is None or id not in ready or stored.metadata.get(CONTENT_ID) != row.metadata.get(CONTENT_ID):
-                new[id] = (row, data)
+        for id, unread in found.items():
+            stored, row = known.get(id), unread.row
+            if stored is None or not _same_content(stored, row) or (row.kind == "image" and id not in ready):
+                new.append(unread)
                 continue
             described = _described_anew(stored, row)
             if described == stored:
@@ -179,10 +194,43 @@ class Ingestor:
         return new, changed
 
 
+def _decode(new: Sequence[Unread], embedder: LightningDOTEmbedder, report: Report) -> tuple[list[Opened], list[Record]]:
+    """Photos as the embedder takes them, and texts."""
+    photos: list[Opened] = []
+    texts: list[Record] = []
+    for unread in new:
+        source, row = unread.source, unread.row
+        try:
+            if source.kind == "text":
+                texts.append(row)
+            elif source.kind == "regions":
+                ready, width, height = regions_of(source, unread.data)
+                (regions,) = embedder.regions([ready])  # refuses another extractor's
+                photos.append((replace(row, width=width, height=height), regions))
+            else:
+                photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
+                photos.append((replace(row, width=photo.width, height=photo.height), photo.image))
+        except InputError as error:
+            report.failed.append(_failure(source, error))
+    return photos, texts
+
+
+def _encode(
+    photos: Sequence[Opened], texts: Sequence[Record], embedder: LightningDOTEmbedder
+) -> tuple[list[Record], dict[str, Regions]]:
+    """The rows with their vectors, and by id what re-ranking needs of the photos."""
+    vectors = embedder.encode_texts([row.caption for row in texts])
+    records = [replace(row, embedding=vector) for row, vector in zip(texts, vectors, strict=True)]
+    vectors, regions = embedder.encode_for_store([photo for _, photo in photos])
+    records += [replace(row, embedding=vector) for (row, _), vector in zip(photos, vectors, strict=True)]
+    return records, {row.id: kept for (row, _), kept in zip(photos, regions, strict=True)}
+
+
 def _row(source: Source, content: str) -> Record:
     own = {} if source.id in (None, content) else {CONTENT_ID: content}
     return Record(
         id=source.id or content,
+        kind="text" if source.kind == "text" else "image",
         namespace=source.namespace,
         source=source.source,
         caption=source.caption,
@@ -200,20 +248,14 @@ def _described_anew(stored: Record, row: Record) -> Record:
     )
 
 
-def _decode(new: Unread, report: Report, least_side: int | None) -> list[tuple[Record, Photo]]:
-    photos = []
-    for row, data in new.values():
-        name = printable(row.source)
-        try:
-            photos.append((row, decode(data, name=name, draft_to=least_side)))
-        except InputError as error:
-            report.failed.append(_failure(name, error))
-    return photos
+def _same_content(stored: Record, row: Record) -> bool:
+    """Whether the row of this id is of the same photo or text; the id tells it unless the caller chose it."""
+    return stored.kind == row.kind and stored.metadata.get(CONTENT_ID) == row.metadata.get(CONTENT_ID)
 
 
-def _failure(name: str, error: InputError) -> Failure:
+def _failure(source: Source, error: InputError | UsageError) -> Failure:
     """The reason without the name that a listing shows beside it."""
-    return Failure(name, str(error).removeprefix(f"{name}: "))
+    return Failure(source.name, str(error).removeprefix(f"{source.name}: "))
 
 
 class _Clock:
