@@ -1,7 +1,8 @@
 """One chunk of sources into a store: the same code inline and in a worker.
 
 A photo's way: read, hash, skip what is known, decode, regions, vector, region store, vector store. Reading and decoding
-run ahead of the model in threads, and writing runs behind it, so that the model waits for neither.
+run ahead of the model in threads, and writing runs behind it, so that the model waits for neither. Photos whose regions
+are ready skip two of these steps, and texts have just read, hash, vector, vector store.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from .batches import batched, one_ahead
 from .bundle import find_model
-from .errors import InputError, printable
+from .errors import InputError, UsageError
 from .images import content_id, decode
 from .region_store import open_region_store
-from .sources import Source, read
-from .stores import Record, VectorStore
+from .sources import Source, read_all
+from .sources.region_files import regions_of
+from .stores import Record, VectorStore, checks
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .embedder import LightningDOTEmbedder
-    from .images import Photo
     from .regions import Regions
 
-Unread = dict[str, tuple[Record, bytes]]
-"""Rows by id with the bytes of their photos, not yet decoded."""
-
-Decoded = list[tuple[Record, "Photo"]]
+Opened = tuple[Record, Union["Image", "Regions", None]]
+"""A new row and its photo as the embedder takes it; None for a text."""
 
 CHUNK_SIZE = 64
 """Photos a chunk: one task of a worker."""
@@ -40,7 +41,7 @@ PART_SIZE = 32
 """Photos a part: while one part of a chunk is in the model, the next one is read and decoded."""
 
 READERS = 4
-"""Threads that read and decode; waiting for a disk or a server is most of what they do."""
+"""Threads that decode."""
 
 DEFAULT_NAMESPACE = "default"
 
@@ -54,6 +55,15 @@ class Failure:
 
     source: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A new row and the bytes of its source, not yet decoded."""
+
+    source: Source
+    row: Record
+    data: bytes
 
 
 @dataclass
@@ -146,11 +156,11 @@ class Ingestor:
             prepared = one_ahead(ahead, lambda part: chunk.prepare(part, readers), batched(sources, PART_SIZE))
             while True:
                 with chunk.clock("wait"):
-                    photos = next(prepared, None)
-                if photos is None:
+                    opened = next(prepared, None)
+                if opened is None:
                     break
-                if photos:
-                    records, regions = chunk.encode(photos)
+                if opened:
+                    records, regions = chunk.encode(opened)
                     if written is not None:
                         written.result()
                     written = writer.submit(chunk.write, records, regions)
@@ -173,31 +183,32 @@ class _Chunk:
         self._names: dict[str, list[str]] = {}  # id to the sources that have it, the first one's first
         self._refused: dict[str, str] = {}  # id to the reason
 
-    def prepare(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> Decoded:
+    def prepare(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> list[Opened]:
         """Read and decode one part; what is known is done with here, and what is new comes back decoded."""
         with self.clock("read"):
-            new, changed = self._sort_out(sources, readers)
+            new, changed = self._sort_out(sources)
         if changed:
             with self.clock("write"):
                 self._report.updated += self._ingestor.store.update(changed)
         if not new:
             return []
-        least_side = self._ingestor.embedder.least_side
-        with self.clock("decode"):
-            return self._decode(new, readers, least_side)
-
-    def encode(self, photos: Decoded) -> tuple[list[Record], dict[str, Regions]]:
-        """Vectors and region data of one part."""
         embedder = self._ingestor.embedder
+        with self.clock("decode"):
+            return self._open(new, readers, embedder)
+
+    def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, Regions]]:
+        """The rows of one part with their vectors, and by id what re-ranking needs of the photos."""
+        embedder = self._ingestor.embedder
+        photos = [(row, photo) for row, photo in opened if photo is not None]
+        texts = [row for row, photo in opened if photo is None]
         with self.clock("regions"):
-            found = embedder.regions([photo.image for _, photo in photos])
+            found = embedder.regions([photo for _, photo in photos])
         with self.clock("encode"):
             vectors, kept = embedder.encode_for_store(found)
-        records = [
-            replace(row, embedding=vector, width=photo.width, height=photo.height)
-            for (row, photo), vector in zip(photos, vectors, strict=True)
-        ]
-        return records, {row.id: regions for row, regions in zip(records, kept, strict=True)}
+            text_vectors = embedder.encode_texts([row.caption for row in texts])
+        records = [replace(row, embedding=vector) for (row, _), vector in zip(photos, vectors, strict=True)]
+        records += [replace(row, embedding=vector) for row, vector in zip(texts, text_vectors, strict=True)]
+        return records, {row.id: regions for (row, _), regions in zip(photos, kept, strict=True)}
 
     def write(self, records: list[Record], regions: dict[str, Regions]) -> None:
         """Region data first: whatever a search finds can be re-ranked."""
@@ -214,30 +225,35 @@ class _Chunk:
         self._report.unchanged -= len(twins)
         return twins
 
-    def _sort_out(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> tuple[Unread, list[Record]]:
-        """Read and hash everything; return what is new, by id, and the rows whose description changed."""
+    def _sort_out(self, sources: Sequence[Source]) -> tuple[list[Unread], list[Record]]:
+        """Read and hash everything; return what is new, and the rows whose description changed."""
         store, regions, report = self._ingestor.store, self._ingestor.region_store, self._report
-        found: Unread = {}
-        for source, outcome in zip(sources, readers.map(_read, sources), strict=True):
-            if isinstance(outcome, InputError):
-                report.failed.append(_failure(source.name, outcome))
+        found: dict[str, Unread] = {}
+        for source, data in zip(sources, read_all(sources), strict=True):
+            if isinstance(data, InputError):
+                report.failed.append(_failure(source, data))
                 continue
-            row, data = outcome
             report.bytes += len(data)
+            row = _row(source, content_id(data))
+            try:
+                checks.fields(row)
+            except UsageError as error:
+                report.failed.append(_failure(source, error))
+                continue
             names = self._names.setdefault(row.id, [])
             names.append(source.name)
             if len(names) > 1:
                 report.unchanged += 1
             else:
-                found[row.id] = (row, data)
+                found[row.id] = Unread(source, row, data)
         known = {row.id: row for row in store.get(list(found))}
-        ready = regions.has(list(known))
-        new: Unread = {}
+        ready = regions.has([id for id, row in known.items() if row.kind == "image"])
+        new: list[Unread] = []
         changed: list[Record] = []
-        for id, (row, data) in found.items():
-            stored = known.get(id)
-            if stored is None or id not in ready or stored.metadata.get(CONTENT_ID) != row.metadata.get(CONTENT_ID):
-                new[id] = (row, data)
+        for id, unread in found.items():
+            stored, row = known.get(id), unread.row
+            if stored is None or not _same_content(stored, row) or (row.kind == "image" and id not in ready):
+                new.append(unread)
                 continue
             described = _described_anew(stored, row)
             if described == stored:
@@ -246,37 +262,38 @@ class _Chunk:
                 changed.append(described)
         return new, changed
 
-    def _decode(self, new: Unread, readers: ThreadPoolExecutor, least_side: int | None) -> Decoded:
-        def decoded(item: tuple[Record, bytes]) -> Photo | InputError:
-            row, data = item
-            try:
-                return decode(data, name=printable(row.source), draft_to=least_side)
-            except InputError as error:
-                return error
-
-        photos: Decoded = []
-        for (row, _), outcome in zip(new.values(), readers.map(decoded, new.values()), strict=True):
+    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: LightningDOTEmbedder) -> list[Opened]:
+        opened: list[Opened] = []
+        for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, embedder), new), strict=True):
             if isinstance(outcome, InputError):
-                failure = _failure(printable(row.source), outcome)
+                failure = _failure(unread.source, outcome)
                 self._report.failed.append(failure)
-                self._refused[row.id] = failure.reason
+                self._refused[unread.row.id] = failure.reason
             else:
-                photos.append((row, outcome))
-        return photos
+                opened.append(outcome)
+        return opened
 
 
-def _read(source: Source) -> tuple[Record, bytes] | InputError:
+def _opened(unread: Unread, embedder: LightningDOTEmbedder) -> Opened | InputError:
+    source, row = unread.source, unread.row
     try:
-        data = read(source)
+        if source.kind == "text":
+            return row, None
+        if source.kind == "regions":
+            ready, width, height = regions_of(source, unread.data)
+            (regions,) = embedder.regions([ready])  # refuses another extractor's
+            return replace(row, width=width, height=height), regions
+        photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
+        return replace(row, width=photo.width, height=photo.height), photo.image
     except InputError as error:
         return error
-    return _row(source, content_id(data)), data
 
 
 def _row(source: Source, content: str) -> Record:
     own = {} if source.id in (None, content) else {CONTENT_ID: content}
     return Record(
         id=source.id or content,
+        kind="text" if source.kind == "text" else "image",
         namespace=source.namespace,
         source=source.source,
         caption=source.caption,
@@ -294,9 +311,14 @@ def _described_anew(stored: Record, row: Record) -> Record:
     )
 
 
-def _failure(name: str, error: InputError) -> Failure:
+def _same_content(stored: Record, row: Record) -> bool:
+    """Whether the row of this id is of the same photo or text; the id tells it unless the caller chose it."""
+    return stored.kind == row.kind and stored.metadata.get(CONTENT_ID) == row.metadata.get(CONTENT_ID)
+
+
+def _failure(source: Source, error: InputError | UsageError) -> Failure:
     """The reason without the name that a listing shows beside it."""
-    return Failure(name, str(error).removeprefix(f"{name}: "))
+    return Failure(source.name, str(error).removeprefix(f"{source.name}: "))
 
 
 class _Clock:
