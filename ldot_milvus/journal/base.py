@@ -116,7 +116,8 @@ class FailedItem:
 
 def item_key(task: str, target: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     """What a failed item is known by: 32 hex digits."""
-    where = {name: value for name, value in item.items() if value and (task != "ingest" or name not in _DESCRIPTION)}
+    described = _DESCRIPTION - {"caption"} if item.get("kind") == "text" else _DESCRIPTION
+    where = {name: value for name, value in item.items() if value and (task != "ingest" or name not in described)}
     text = json.dumps([task, target.get("collection"), where], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -139,6 +139,7 @@ def killed_run(
         printed = ingestion.finish()
     finally:
         worker.stop()
+        ingestion.process.kill()
     assert "0 failed" in printed, printed
     assert_the_same(rows(tmp_path / "store"), expected)
 
