@@ -168,7 +168,10 @@ def _performed(chunk: Chunk, perform: Perform) -> Report | None:
     except Exception as error:
         if len(chunk.items) == 1:
             log.exception("%s", _name(chunk.task, chunk.items[0]))
-            return _failed(chunk, f"unexpected error {type(error).__name__}: {_first_line(error)}")
+            expected = isinstance(error, TimeoutError)  # the worker's time limit
+            return _failed(
+                chunk, ("" if expected else f"unexpected error {type(error).__name__}: ") + _first_line(error)
+            )
         log.warning("chunk %s of run %s is split", chunk.id, chunk.run, exc_info=True)
         return None
 

@@ -55,7 +55,8 @@ def send(chunk: Chunk) -> None:
     """
     task = {"ingest": ingest_chunk, "change": change_rows}[chunk.task]
     policy = {"max_retries": 5, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2}
-    task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy)
+    # The limits are those of the worker that has the chunk, not of whoever sends it.
+    task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None)
 
 
 def _work_off(values: dict[str, Any], perform: Perform) -> None:
@@ -82,7 +83,7 @@ def _work_off(values: dict[str, Any], perform: Perform) -> None:
             stopping=lambda: state.should_stop is not None,
         )
     except StoreError as error:
-        raise Reject(str(error), requeue=True) from error
+        raise Reject(str(error), requeue=True) from None
 
 
 def _own(target: dict[str, Any]) -> dict[str, Any]:

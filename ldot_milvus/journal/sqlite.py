@@ -1,4 +1,7 @@
-"""The journal in a SQLite file (WAL): for the workers of one machine, or of several that share a file system."""
+"""The journal in a SQLite file, for the workers of one machine.
+
+Not in WAL mode: its files could not be opened, not even for reading, while the disk is full.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ PRAGMA user_version = {_VERSION};
 
 
 class SqliteJournal(Journal):
-    """Opened anew for each call, which costs a millisecond a chunk and leaves nothing to outlive a fork."""
+    """Opened anew for each call: a chunk has two, and nothing is there that could outlive a fork."""
 
     def __init__(self, path: str) -> None:
         self.address = path
@@ -204,7 +207,6 @@ def _check(sql: sqlite3.Connection, path: Path, *, create: bool) -> bool:
     if ours == (0, 0):
         if not create:
             return False
-        _wal(sql)
         sql.execute("BEGIN IMMEDIATE")
         if _identity(sql) == (0, 0):  # nobody was faster
             for statement in _SCHEMA.split(";\n"):
@@ -214,19 +216,6 @@ def _check(sql: sqlite3.Connection, path: Path, *, create: bool) -> bool:
     if ours != (_APPLICATION_ID, _VERSION):
         raise StoreError(f"{path} is not a journal of this version of ldot-milvus: choose another file")
     return True
-
-
-def _wal(sql: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            sql.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            # SQLite does not wait by itself here when two processes switch a new file at once.
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
 
 
 def _identity(sql: sqlite3.Connection) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
 from tests.brokers import RABBITMQ, RabbitServer, RedisServer
 from tests.conftest import PHOTOS
+from tests.faulty import QuickModel
 from tests.worker_process import CELERY, Worker
 
 pytestmark = [pytest.mark.servers]
@@ -71,9 +72,12 @@ def rows(store: Path) -> dict[str, Record]:
     return {row.id: row for row in found}
 
 
-def undisturbed(photos: Path, store: Path, model: str) -> dict[str, Record]:
+def undisturbed(photos: Path, store: Path, model: str, quick: bool) -> dict[str, Record]:
     with open_store(f"faiss:{store}", "images") as opened:
-        assert not Ingestor(opened, model, device="cpu").ingest(list(expand([str(photos)]))).failed
+        ingestor = Ingestor(opened, model, device="cpu")
+        if quick:
+            ingestor._embedder = QuickModel()  # type: ignore[assignment]
+        assert not ingestor.ingest(list(expand([str(photos)]))).failed
     return rows(store)
 
 
@@ -113,16 +117,24 @@ class Ingestion:
 
 
 def killed_run(
-    tmp_path: Path, broker_url: str, model: str, count: int, kills: list[Callable[[Worker], bool]], seed: int
+    tmp_path: Path,
+    broker_url: str,
+    model: str,
+    count: int,
+    kills: list[Callable[[Worker], bool]],
+    seed: int,
+    *,
+    quick: bool,
 ) -> None:
     """Ingest ``count`` photos; at random moments call one of ``kills``, which says whether a new worker is needed."""
     photos = varied_photos(tmp_path / "photos", count, seed)
-    expected = undisturbed(photos, tmp_path / "expected", model)
+    expected = undisturbed(photos, tmp_path / "expected", model, quick)
     assert len(expected) == count
     # Long enough for a chunk, the loading of the model included, on a busy machine: what Redis hands out again earlier
     # counts as one more death of a worker.
-    env = {"LDOT_BROKER": broker_url, "LDOT_MODEL": model, "LDOT_DEVICE": "cpu", "LDOT_VISIBILITY_TIMEOUT": "60",
-           "LDOT_STORE": f"faiss:{tmp_path / 'store'}", "LDOT_TEST_FAULTS": "no_time_limits",
+    env = {"LDOT_BROKER": broker_url, "LDOT_MODEL": model, "LDOT_DEVICE": "cpu",
+           "LDOT_VISIBILITY_TIMEOUT": "5" if quick else "60",
+           "LDOT_STORE": f"faiss:{tmp_path / 'store'}", "LDOT_TEST_FAULTS": "no_time_limits" + ",quick_model" * quick,
            "OMP_NUM_THREADS": "1"}  # fmt: skip
     rng = random.Random(seed)
     moments = sorted(rng.randrange(int(0.95 * count)) for _ in kills)
@@ -162,11 +174,13 @@ def kill_group(worker: Worker) -> bool:
 
 
 def test_killed_a_few_times(tmp_path: Path, broker: RedisServer | RabbitServer, tiny_model: str) -> None:
-    killed_run(tmp_path, broker.url, tiny_model, 160, [kill_child, kill_worker, kill_group], seed=1)
+    """With a model that answers at once."""
+    kills = [kill_child] * 2 + [kill_worker, kill_group]
+    killed_run(tmp_path, broker.url, tiny_model, 300, kills, seed=1, quick=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_at_25_random_moments(tmp_path: Path, broker: RedisServer | RabbitServer, tiny_model: str) -> None:
     kills = [kill_child] * 10 + [kill_worker] * 10 + [kill_group] * 5
-    killed_run(tmp_path, broker.url, tiny_model, 2000, kills, seed=2)
+    killed_run(tmp_path, broker.url, tiny_model, 2000, kills, seed=2, quick=False)
