@@ -40,7 +40,7 @@ def failures(
     from ldot_milvus.errors import UsageError
     from ldot_milvus.ingestion import CHUNK_SIZE
 
-    from .running import carry_out, journal_of
+    from .running import carry_out, counted, journal_of
 
     if retry and clear:
         raise UsageError("give --retry or --clear: what is ingested after all leaves the list by itself")
@@ -48,7 +48,7 @@ def failures(
     journal = journal_of(settings)
     found = [item for item in journal.failures(run_id) if collection in (None, item.target["collection"])]
     if clear:
-        click.echo(f"{journal.clear([item.key for item in found])} failures forgotten.")
+        click.echo(f"{counted(journal.clear([item.key for item in found]), 'failure')} forgotten.")
         return
     if retry and found:
         groups: dict[str, list[int]] = {}

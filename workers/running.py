@@ -67,7 +67,7 @@ def carry_out(
     journal.start(run)
     chunks = list(chunks_of(run, items, chunk_size))
     _send_all(chunks)
-    click.echo(f"Enqueued {_counted(run)} in {len(chunks)} chunks to the workers: run {run.id}.")
+    click.echo(f"Enqueued {_counted(run)} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
     if not journal.address.startswith("redis") and "://" in settings.store:
         click.echo(
             f"The journal is the file {journal.address}: workers on other machines need one that they share, such as "
@@ -271,6 +271,11 @@ def absolute(store: str) -> str:
     return store if "://" in store else os.path.abspath(store)  # a file of Milvus Lite
 
 
+def counted(count: int, name: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
 def listed(names: Iterable[str], count: int) -> None:
     """The first few names of many."""
     for number, name in enumerate(names):
@@ -285,8 +290,7 @@ def _doing(run: Run) -> str:
 
 
 def _counted(run: Run) -> str:
-    name = "photo" if run.task == "ingest" else "row"
-    return f"{run.items} {name}{'' if run.items == 1 else 's'}"
+    return counted(run.items, "photo" if run.task == "ingest" else "row")
 
 
 def _unit(run: Run) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import signal
@@ -21,8 +20,8 @@ from ldot_milvus.journal import open_journal
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
 from tests.brokers import RABBITMQ, RabbitServer, RedisServer
-from tests.conftest import PHOTOS
 from tests.faulty import QuickModel
+from tests.varied import varied_photos
 from tests.worker_process import CELERY, Worker
 
 pytestmark = [pytest.mark.servers]
@@ -40,29 +39,6 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServ
         yield server
     finally:
         server.stop()
-
-
-def varied_photos(folder: Path, count: int, seed: int = 0) -> Path:
-    """Crops of the sample photos, some mirrored, in three formats: no two alike."""
-    from PIL import Image, ImageOps
-
-    rng = random.Random(seed)
-    folder.mkdir()
-    samples = []
-    for path in sorted(PHOTOS.glob("*.jpg")):
-        with Image.open(path) as photo:
-            samples.append(photo.convert("RGB").resize((160, 120)))
-    for number in range(count):
-        sample = samples[number % len(samples)]
-        left, top = rng.randrange(40), rng.randrange(30)
-        photo = sample.crop((left, top, left + 100 + rng.randrange(20), top + 70 + rng.randrange(20)))
-        photo = ImageOps.mirror(photo) if rng.random() < 0.5 else photo
-        photo.putpixel((0, 0), (number % 256, number // 256, 0))  # never the same twice
-        format = rng.choice(["JPEG", "JPEG", "PNG", "WEBP"])
-        buffer = io.BytesIO()
-        photo.save(buffer, format, quality=rng.randrange(70, 95), lossless=True)
-        (folder / f"{number:05}.{'jpg' if format == 'JPEG' else format.lower()}").write_bytes(buffer.getvalue())
-    return folder
 
 
 def rows(store: Path) -> dict[str, Record]:

@@ -1,11 +1,7 @@
-"""Ingestion through a real Redis and a real worker process."""
+"""Ingestion through a real Redis, a real RabbitMQ and a real worker process."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,36 +12,24 @@ import pytest
 from ldot_milvus import open_store
 from ldot_milvus.stores import Record
 from tests.conftest import Run
+from tests.worker_process import Worker
 
 pytestmark = pytest.mark.servers
 
 Folder = Callable[[int], Path]
 
 
-@pytest.fixture
-def env(redis_url: str, tiny_model: str) -> dict[str, str]:
-    return {"LDOT_BROKER": redis_url, "LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu"}
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))])
+def env(request: pytest.FixtureRequest, tiny_model: str) -> dict[str, str]:
+    broker = request.getfixturevalue(f"{request.param}_url")
+    return {"LDOT_BROKER": broker, "LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu"}
 
 
 @pytest.fixture
-def worker(env: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in a folder of its own: what it is told must not hang on where it stands."""
-    place = tmp_path / "elsewhere"
-    place.mkdir()
-    log = (tmp_path / "worker.log").open("wb")
-    celery = str(Path(sys.executable).parent / "celery")
-    process = subprocess.Popen(
-        [celery, "-A", "workers", "worker", "--pool", "solo", "--loglevel", "INFO"],
-        cwd=place, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    yield process
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    log.close()
+def worker(env: dict[str, str], tmp_path: Path) -> Iterator[Worker]:
+    started = Worker(tmp_path, env, "--pool", "solo")
+    yield started
+    started.stop()
 
 
 def rows(folder: Path) -> dict[str, Record]:
@@ -54,7 +38,7 @@ def rows(folder: Path) -> dict[str, Record]:
 
 
 def test_the_same_ids_and_vectors_as_inline(
-    run: Run, env: dict[str, str], worker: subprocess.Popen[bytes], photo_folder: Folder, tmp_path: Path
+    run: Run, env: dict[str, str], worker: Worker, photo_folder: Folder, tmp_path: Path
 ) -> None:
     folder = photo_folder(20)
     (folder / "bad.jpg").write_bytes(b"")
@@ -80,21 +64,25 @@ def test_the_same_ids_and_vectors_as_inline(
 
 
 def test_not_waiting_returns_at_once(
-    run: Run, env: dict[str, str], worker: subprocess.Popen[bytes], photo_folder: Folder, tmp_path: Path
+    run: Run, env: dict[str, str], worker: Worker, photo_folder: Folder, tmp_path: Path
 ) -> None:
     photo_folder(3)
     done = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)
     assert done.returncode == 0
     assert "added" not in done.stdout
+    assert "celery -A workers status" in done.stdout
     deadline = time.monotonic() + 120
     while len(rows(tmp_path / "ldot-data")) < 3:
-        assert time.monotonic() < deadline, (tmp_path / "worker.log").read_text()
+        assert time.monotonic() < deadline, worker.log.read_text()
         time.sleep(0.3)
 
 
-def test_a_broker_that_is_not_there_is_one_clear_line(run: Run, env: dict[str, str], photo_folder: Folder) -> None:
+@pytest.mark.parametrize("address", ["redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1//"])
+def test_a_broker_that_is_not_there_is_one_clear_line(
+    run: Run, tiny_model: str, photo_folder: Folder, address: str
+) -> None:
     photo_folder(1)
-    done = run("celery", "-A", "workers", "enqueue", "photos", env={**env, "LDOT_BROKER": "redis://127.0.0.1:1/0"})
+    done = run("celery", "-A", "workers", "enqueue", "photos", env={"LDOT_BROKER": address, "LDOT_MODEL": tiny_model})
     assert done.returncode == 2
     assert "broker" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
