@@ -91,8 +91,11 @@ def check_suffix(name: str, format: str) -> None:
     """Refuse a name whose suffix promises another format than the content has (as Pillow calls it).
 
     Raises:
-        InputError: for example a PNG named .jpg. Unknown suffixes and names without one pass.
+        InputError: for example a PNG named .jpg. Unknown suffixes and names without one pass, and so does a URL:
+            servers choose the format by what the reader takes.
     """
+    if name.startswith(("http://", "https://")):
+        return
     found = "JPEG" if format == "MPO" else format
     suffix = os.path.splitext(name)[1]
     if SUFFIXES.get(suffix.lower(), found) != found:

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, UsageError, printable
 from ..regions import Regions
 from ..regions.files import TSV_FIELDS, LmdbRegions, NpzRegions, TsvRegions, parse_tsv_line
-from .base import Source, local
+from .base import Source, source_at
 
 MAX_HALF = 65504
 """The largest value that half precision holds, in which region stores keep features."""
@@ -126,7 +126,7 @@ def locate(stored: str) -> Source | None:
 def _record(path: str, name: str, **place: Any) -> Source:
     stem = name.removesuffix(".npz")
     fits = 0 < len(stem.encode("utf-8", "surrogateescape")) <= 64
-    return local(path, kind="regions", id=stem if fits else None, **place)
+    return source_at(path, kind="regions", id=stem if fits else None, **place)
 
 
 def _side(value: object) -> int:

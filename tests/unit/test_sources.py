@@ -128,7 +128,8 @@ def test_usage_errors_name_the_path_and_come_before_anything(tmp_path: Path) -> 
     assert refused(f"{good}/x.jpg") == f"{good}/x.jpg: no such file or folder"
     assert f"{tmp_path}/empty: no image in it" in refused(good, tmp_path / "empty")
     assert "no image in it" in refused(tmp_path / "texts")
-    assert "URLs are not supported yet" in refused("https://example.com/a.jpg")
+    assert "LDOT_ALLOW_URLS=true" in refused("https://example.com/a.jpg")
+    assert "addresses of ftp:// are not read" in refused("ftp://example.com/a.jpg")
     assert "no such file" in refused("")
     assert "no such file" in refused("a\0b")
     assert refused("two\nlines") == "two\\nlines: no such file or folder"
