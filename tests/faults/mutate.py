@@ -62,9 +62,14 @@ def originals() -> list[bytes]:
 
 
 def mutated(seed: int) -> bytes:
-    """One of the originals with flipped bits, a missing end, a lying header, or bytes cut out, doubled or replaced."""
+    """One of the originals, damaged."""
     rnd = random.Random(seed)
-    data = bytearray(rnd.choice(originals()))
+    return damaged(rnd.choice(originals()), rnd)
+
+
+def damaged(original: bytes, rnd: random.Random) -> bytes:
+    """A copy with flipped bits, a missing end, a lying header, or bytes cut out, doubled or replaced."""
+    data = bytearray(original)
     for _ in range(rnd.choice((1, 1, 1, 2, 4))):
         if not data:
             break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -14,15 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ldot_milvus import open_store
-from ldot_milvus.errors import InputError
+from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.ingestion import Ingestor
+from ldot_milvus.regions.files import LmdbRegions, NpzRegions, parse_tsv_line, write_lmdb, write_npz
 from ldot_milvus.sources import Source, expand, read
 from ldot_milvus.stores import Record
 from tests.conftest import ROOT, make_photo
+from tests.faults.mutate import damaged
+from tests.integration.test_kinds_of_input import made
+from tests.unit.test_region_files import tsv_line
+from tests.unit.test_sources import make_tar
 
 Outcome = tuple[dict[bytes, Record], dict[bytes, str]]
 
@@ -205,6 +212,42 @@ def test_bad_photos_in_the_middle_of_many(tmp_path: Path, tiny_model: str) -> No
 
 
 # ---- thousands of them
+
+
+def test_mutated_region_records_and_tars(tmp_path: Path) -> None:
+    """What is no photo is parsed too: each damaged record and tar is read, or refused in our own words."""
+    regions = made(1)
+    write_npz(tmp_path, [("a", regions)])
+    write_lmdb(tmp_path / "lmdb", [("a.npz", regions)])
+    packed = LmdbRegions(tmp_path / "lmdb").raw("a.npz")
+    line = tsv_line("a", regions.boxes[:, :4] * 100, regions.features, 100, 100).encode()
+    shard = Path(make_tar(tmp_path / "s.tar", {"a.jpg": b"x" * 700, "a.json": b'{"caption": "x"}', "b.jpg": b"y"}))
+    file, refused = NpzRegions(tmp_path), 0
+    originals = [(tmp_path / "a.npz").read_bytes(), packed, line, shard.read_bytes()]
+    for seed in range(1200):
+        rnd = random.Random(seed)
+        kind = seed % 4
+        data = damaged(originals[kind], rnd)
+        try:
+            if kind == 3:
+                shard.write_bytes(data)
+                for source in expand([str(shard)]):
+                    read(source)
+            elif kind == 2:
+                parse_tsv_line(data, "a")
+            else:
+                file.parse("a.npz", data)
+        except (InputError, UsageError):
+            refused += 1
+    assert 400 < refused < 1200
+
+
+def test_a_small_record_that_unpacks_to_a_large_one(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, features=np.zeros((10_000, 2048), np.float32))
+    assert buffer.tell() < 200_000
+    with pytest.raises(InputError, match="bytes unpacked are more than the limit"):
+        NpzRegions(tmp_path).parse("a.npz", buffer.getvalue())
 
 
 def mutated(count: int, tmp_path: Path, model: str) -> dict[str, Any]:
