@@ -42,6 +42,8 @@ def read(source: Source) -> bytes:
         return _fetcher.fetch(source.path)
     try:
         data = _read_object(source) if is_object(source.path) else _read_local(source)
+    except UsageError as error:
+        raise InputError(str(error)) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise InputError(f"{source.name}: {reason(error)}") from error
     if source.size is not None and len(data) < source.size:
@@ -105,9 +107,9 @@ def locate(stored: str) -> Source:
     if os.path.exists(stored):
         return Source(stored, kind="regions" if stored.endswith(".npz") else "image")
     archive, found, member = stored.partition(".tar/")
-    if found:
-        return find_member(f"{archive}.tar", member)
     try:
+        if found:
+            return find_member(f"{archive}.tar", member)
         return region_files.locate(stored) or Source(stored)
     except UsageError as error:
         raise InputError(f"{printable(stored)}: not found from here") from error

@@ -6,14 +6,14 @@ import glob
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError, printable
-from ..regions import Regions
-from ..regions.files import TSV_FIELDS, LmdbRegions, NpzRegions, TsvRegions, parse_tsv_line
 from .base import Source, source_at
+
+if TYPE_CHECKING:
+    from ..regions import Regions
+    from ..regions.files import LmdbRegions
 
 MAX_HALF = 65504
 """The largest value that half precision holds, in which region stores keep features."""
@@ -44,6 +44,8 @@ def tsv_records(path: str) -> Iterator[tuple[str, Source]]:
     Raises:
         UsageError: it is not such a file.
     """
+    from ..regions.files import TSV_FIELDS, TsvRegions
+
     try:
         with open(path, "rb") as file:
             columns = file.readline().count(b"\t") + 1
@@ -93,6 +95,10 @@ def regions_of(source: Source, data: bytes) -> tuple[Regions, int, int]:
     Raises:
         InputError: the record is not what its format promises.
     """
+    import numpy as np
+
+    from ..regions.files import NpzRegions, parse_tsv_line
+
     if source.path.endswith(".tsv"):
         regions, width, height = parse_tsv_line(data, source.name)
     else:
@@ -136,4 +142,6 @@ def _side(value: object) -> int:
 # Opened once a process, which also is what LMDB asks for.
 @lru_cache(maxsize=4)
 def _open_lmdb(folder: str) -> LmdbRegions:
+    from ..regions.files import LmdbRegions
+
     return LmdbRegions(folder)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import IO, Any
 
 from ..descriptions import described, json_object
 from ..errors import InputError, UsageError, printable, reason
 from ..images import SUFFIXES
-from .base import Source, source_at
+from .base import Source, scheme, source_at
 from .objects import open_file
 
 MAX_SIDECAR = 2**20  # bytes
@@ -69,11 +70,17 @@ def find_member(path: str, name: str) -> Source:
         InputError: no such tar, or no such photo in it.
     """
     try:
-        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            info = tar.getmember(name)
+        changed = 0 if scheme(path) else os.stat(path).st_mtime_ns
+        offset, size = _places(path, changed)[name]
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
         raise InputError(f"{printable(f'{path}/{name}')}: not found from here") from error
-    return Source(path, member=name, offset=info.offset_data, size=info.size)
+    return Source(path, member=name, offset=offset, size=size)
+
+
+@lru_cache(maxsize=4)  # whoever asks for one photo of a tar asks for the next one too
+def _places(path: str, changed: int) -> dict[str, tuple[int, int]]:
+    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
 
 
 def _bytes_at(file: IO[bytes], offset: int, size: int) -> bytes:

@@ -6,11 +6,9 @@ import io
 import json
 import os
 import random
-import struct
 import subprocess
 import sys
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from ldot_milvus.stores import Record
 from tests.conftest import ROOT, make_photo
 from tests.faults.mutate import damaged
 from tests.integration.test_kinds_of_input import made
+from tests.unit.test_images import png_claiming
 from tests.unit.test_region_files import tsv_line
 from tests.unit.test_sources import make_tar
 
@@ -42,16 +41,6 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 def photo(seed: int) -> Image.Image:
     return Image.open(io.BytesIO(make_photo(seed, size=(80, 60), format="PNG")))
-
-
-def claims(width: int, height: int) -> bytes:
-    """A PNG of 68 bytes that says it has so many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 def rotated() -> bytes:
@@ -71,8 +60,8 @@ FAULTS: dict[str, tuple[bytes | Callable[[], bytes], str | tuple[int, int]]] = {
     "corrupt.jpg": (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4, "the image is damaged or truncated"),
     "zero_bytes.jpg": (b"", "the file is empty"),
     "text.jpg": (b"This is no photo.", NOT_SUPPORTED),
-    "bomb_of_68_bytes.png": (claims(50_000, 50_000), TOO_LARGE),
-    "bomb_below_the_limit.png": (claims(12_000, 12_000), "the image is truncated"),
+    "bomb_of_68_bytes.png": (png_claiming(50_000, 50_000), TOO_LARGE),
+    "bomb_below_the_limit.png": (png_claiming(12_000, 12_000), "the image is truncated"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", NOT_SUPPORTED),
     "fits.jpg": (b"SIMPLE  =                    T".ljust(2880), NOT_SUPPORTED),
     "ppm.jpg": (lambda: encoded(photo(2), "PPM"), NOT_SUPPORTED),

@@ -14,7 +14,7 @@ from PIL import Image
 from ldot_milvus.descriptions import load_metadata
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import decode
-from ldot_milvus.sources import Source, base, expand, read
+from ldot_milvus.sources import Source, base, expand, locate, read
 
 
 def jpeg(colour: str = "red") -> bytes:
@@ -172,6 +172,13 @@ def test_reading_what_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(base, "MAX_BYTES", 1999)
     assert unreadable(source) == "2,000 bytes are more than the limit of 1,999 bytes"
     assert unreadable(Source("a\0b")) == "embedded null byte"
+
+
+def test_addresses_that_no_listing_lets_through() -> None:
+    """A source may come from another program, or from a row."""
+    assert "addresses of ftp:// are not read" in unreadable(Source("ftp://host/a.jpg"))
+    with pytest.raises(InputError, match="not found from here"):
+        locate("ftp://host/s.tar/a.jpg")
 
 
 def test_permission_denied_on_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
