@@ -81,6 +81,7 @@ class _Listing:
     def named(self, path: str) -> Found:
         """What a PATH of the command line means."""
         name = printable(path)
+        self._check_allowed(path, name)
         try:
             if _is_there(path):
                 yield from self._one(path)
@@ -109,7 +110,7 @@ class _Listing:
     def _found(self, path: str) -> Found:
         name, suffix = printable(path), os.path.splitext(path)[1].lower()
         if scheme(path) in URL_SCHEMES:
-            return iter([(path, self._url(path))])
+            return iter([(path, _url(path))])
         if objects.is_object(path) and suffix in (".tsv", ".npz"):
             raise UsageError(f"{name}: region features are read from this machine: copy them here")
         if _is_folder(path, suffix):
@@ -143,19 +144,15 @@ class _Listing:
                 yield first
                 yield from photos
 
-    def _url(self, path: str) -> Source:
-        name = printable(path)
-        if not self.allow_urls:
-            raise UsageError(f"{name}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it, or download the files")
-        if path.partition("?")[0].lower().endswith((".tar", ".txt", ".jsonl", ".tsv", ".npz")):
-            raise UsageError(f"{name}: only photos are fetched by URL: download this file and name it here")
-        return Source(path)
+    def _check_allowed(self, path: str, where: str) -> None:
+        """Told once, not for each of a million lines. In a manifest each line is read, and refused, by itself."""
+        if scheme(path) in URL_SCHEMES and not self.allow_urls:
+            raise UsageError(f"{where}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it, or download the files")
 
     def _list(self, path: str) -> Found:
         name, folder, lines = printable(path), os.path.dirname(path), list_lines(path)
         for number, line in lines:
-            if scheme(line) in URL_SCHEMES and not self.allow_urls:  # told once, not for each of a million lines
-                raise UsageError(f"{name}:{number}: URLs are fetched only with LDOT_ALLOW_URLS=true")
+            self._check_allowed(line, f"{name}:{number}")
         targets = (_join(folder, line) for _, line in lines)
         if lines and not any(scheme(target) or os.path.lexists(target) for target in targets):
             raise UsageError(f"{name}: none of its {len(lines)} lines is the path of a file: is it a list of paths?")
@@ -187,6 +184,12 @@ class _Listing:
                 yield (key if inner == path else inner), source
         except UsageError as error:
             yield key, source_at(path, problem=str(error).removeprefix(f"{printable(path)}: "))
+
+
+def _url(path: str) -> Source:
+    if path.partition("?")[0].lower().endswith((".tar", ".txt", ".jsonl", ".tsv", ".npz")):
+        raise UsageError(f"{printable(path)}: only photos are fetched by URL: download this file and name it here")
+    return Source(path)
 
 
 def _is_there(path: str) -> bool:

@@ -157,7 +157,8 @@ class Fetcher:
         addresses = list(dict.fromkeys(entry[4][0] for entry in found))
         for address in addresses:
             if not self._is_allowed(address):
-                raise _Refused(f"{host} is at {address}, which is not a public address")
+                what = address if host == address else f"{host} is at {address}, which"
+                raise _Refused(f"{what} is not a public address")
         return addresses
 
 

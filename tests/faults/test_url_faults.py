@@ -80,7 +80,7 @@ def refused(fetcher: Fetcher, url: str) -> str:
 def test_addresses_that_are_not_public(host: str, no_connection: None) -> None:
     """Loopback, private, link-local, metadata, reserved, multicast, and their IPv6 forms: never connected to."""
     reason = refused(Fetcher(LIMITS), f"http://{host}/latest/meta-data")
-    assert "which is not a public address" in reason or "cannot be resolved" in reason or "not the name" in reason
+    assert "is not a public address" in reason or "cannot be resolved" in reason or "not the name" in reason
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8", "1.1.1.1"])
@@ -121,7 +121,7 @@ def test_redirects_to_a_private_address(server: RawServer, fetcher: Fetcher) -> 
         secret = inside.says("/secret", ok(PHOTO))
         for code in (301, 302, 303, 307, 308):
             url = server.says("/a.jpg", status(code, f"Location: {secret}"))
-            assert "127.0.0.2, which is not a public address" in refused(fetcher, url)
+            assert refused(fetcher, url) == "127.0.0.2 is not a public address"
         assert not inside.hits
     finally:
         inside.close()
