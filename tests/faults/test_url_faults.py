@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from ldot_milvus.sources.urls import Fetcher, Limits, is_public
 from tests.conftest import make_photo
 from tests.http_server import RawServer, ok, status
 
-LIMITS = Limits(connect=2.0, read=0.5, total=1.5, bytes=100_000, pause=0.01)
+LIMITS = Limits(connect=5.0, read=5.0, total=6.0, bytes=100_000, pause=0.01)
+HASTY = replace(LIMITS, read=0.5, total=1.5)  # where the answer is meant to come too late
 PHOTO = make_photo(1)
 
 
@@ -36,6 +38,11 @@ def server() -> Iterator[RawServer]:
 def fetcher() -> Fetcher:
     """One that may go to 127.0.0.1, where the servers of these tests are, and nowhere else."""
     return Fetcher(LIMITS, is_allowed=lambda address: address == "127.0.0.1")
+
+
+@pytest.fixture
+def hasty() -> Fetcher:
+    return Fetcher(HASTY, is_allowed=lambda address: address == "127.0.0.1")
 
 
 @pytest.fixture
@@ -188,19 +195,19 @@ def test_off_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "first", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["status line", "headers", "body"]
 )
-def test_a_byte_at_a_time(server: RawServer, fetcher: Fetcher, first: bytes) -> None:
+def test_a_byte_at_a_time(server: RawServer, hasty: Fetcher, first: bytes) -> None:
     """Each byte comes well within the read time-out; the time for the whole photo ends it."""
     url = server.says("/a.jpg", lambda: server.dripping(first, b"H", 0.05))
-    assert "does not answer in time" in refused(fetcher, url)
+    assert "does not answer in time" in refused(hasty, url)
     assert 3 < server.sent["/a.jpg"] - len(first) < 300
 
 
-def test_no_answer(server: RawServer, fetcher: Fetcher) -> None:
+def test_no_answer(server: RawServer, hasty: Fetcher) -> None:
     """A server that takes the request and says nothing, one that stops in the middle, and one that never accepts."""
     url = server.says("/a.jpg", lambda: server.dripping(b"", b"", 0.05))
-    assert "0.5 s between two parts" in refused(fetcher, url)
+    assert "0.5 s between two parts" in refused(hasty, url)
     url = server.says("/b.jpg", lambda: server.dripping(ok(PHOTO)[:-100], b"", 0.05))
-    assert "does not answer in time" in refused(fetcher, url)
+    assert "does not answer in time" in refused(hasty, url)
     assert server.hits == {"/a.jpg": 1, "/b.jpg": 1}  # what was slow once is not waited for again
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]
@@ -208,7 +215,7 @@ def test_no_answer(server: RawServer, fetcher: Fetcher) -> None:
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(("127.0.0.1", port))
-        assert "does not answer in time" in refused(fetcher, f"http://127.0.0.1:{port}/a.jpg")
+        assert "does not answer in time" in refused(hasty, f"http://127.0.0.1:{port}/a.jpg")
         for one in waiting:
             one.close()
 
