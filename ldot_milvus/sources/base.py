@@ -72,6 +72,11 @@ def source_at(path: str, **fields: Any) -> Source:
     return Source(path, base="" if os.path.isabs(path) or scheme(path) else os.getcwd(), **fields)
 
 
+def too_large(size: int) -> str:
+    """Why a file of so many bytes is not read."""
+    return f"{size:,} bytes are more than the limit of {MAX_BYTES:,} bytes"
+
+
 def scheme(path: str) -> str | None:
     """What stands before ``://`` in an address, in small letters; None for a path."""
     found = _SCHEME.match(path)

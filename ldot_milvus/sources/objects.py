@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from ..errors import UsageError, printable
 from ..images import SUFFIXES
-from .base import Source, scheme
+from . import base
+from .base import Source, scheme, too_large
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs")
 """Only stores whose host the operator sets: an address in a list must not choose whom this machine talks to."""
@@ -76,7 +77,7 @@ def object_photos(path: str, *, anew: bool = False) -> Iterator[tuple[str, Sourc
         place = place.rstrip("/")
         if anew:
             fs.invalidate_cache(place)
-        todo = [{"name": place, "type": "directory"}]
+        todo: list[dict[str, Any]] = [{"name": place, "type": "directory"}]
         while todo:
             entry = todo.pop()
             name = entry["name"].rstrip("/")
@@ -86,7 +87,9 @@ def object_photos(path: str, *, anew: bool = False) -> Iterator[tuple[str, Sourc
                 shown = [one for one in inside if not one["name"].rstrip("/").rpartition("/")[2].startswith(".")]
                 todo += sorted(shown, key=lambda one: str(one["name"]), reverse=True)
             elif os.path.splitext(key)[1].lower() in SUFFIXES:
-                yield key, Source(f"{scheme(path)}://{name}")
+                size = int(entry.get("size") or 0)
+                problem = too_large(size) if size > base.MAX_BYTES else None
+                yield key, Source(f"{scheme(path)}://{name}", problem=problem)
 
 
 def matches(pattern: str) -> list[str]:

@@ -94,7 +94,7 @@ def _read_object(source: Source) -> bytes:
 
 def _checked(size: int) -> int:
     if size > base.MAX_BYTES:
-        raise OSError(f"{size:,} bytes are more than the limit of {base.MAX_BYTES:,} bytes")
+        raise OSError(base.too_large(size))
     return size
 
 

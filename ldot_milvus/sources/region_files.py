@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, UsageError, printable
+from ..errors import InputError, UsageError, printable, reason
 from .base import Source, source_at
 
 if TYPE_CHECKING:
@@ -44,17 +44,7 @@ def tsv_records(path: str) -> Iterator[tuple[str, Source]]:
     Raises:
         UsageError: it is not such a file.
     """
-    from ..regions.files import TSV_FIELDS, TsvRegions
-
-    try:
-        with open(path, "rb") as file:
-            columns = file.readline().count(b"\t") + 1
-        if columns != len(TSV_FIELDS):
-            raise UsageError(f"{printable(path)}: {columns} columns: no TSV of region features ({len(TSV_FIELDS)})")
-        places = TsvRegions(path).places
-    except (OSError, InputError) as error:
-        raise UsageError(str(error)) from error
-    for name, (offset, size) in places.items():
+    for name, (offset, size) in _tsv_places(path, _changed(path)).items():
         yield name, _record(path, name, member=name, offset=offset, size=size)
 
 
@@ -125,7 +115,8 @@ def locate(stored: str) -> Source | None:
     if is_lmdb(folder):
         return Source(folder, member=name, kind="regions")
     if folder.endswith(".tsv") and os.path.isfile(folder):
-        return next((source for found, source in tsv_records(folder) if found == name), None)
+        place = _tsv_places(folder, _changed(folder)).get(name)
+        return place and Source(folder, member=name, offset=place[0], size=place[1], kind="regions")
     return None
 
 
@@ -137,6 +128,29 @@ def _record(path: str, name: str, **place: Any) -> Source:
 
 def _side(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
+
+
+@lru_cache(maxsize=4)  # whoever asks for one line asks for the next one too, and a file may have a hundred gigabytes
+def _tsv_places(path: str, changed: int) -> dict[str, tuple[int, int]]:
+    from ..regions.files import TSV_FIELDS, TsvRegions
+
+    try:
+        with open(path, "rb") as file:
+            columns = file.readline().count(b"\t") + 1
+        if columns != len(TSV_FIELDS):
+            raise UsageError(f"{printable(path)}: {columns} columns: no TSV of region features ({len(TSV_FIELDS)})")
+        return TsvRegions(path).places
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 # Opened once a process, which also is what LMDB asks for.

@@ -14,7 +14,7 @@ from ..images import SUFFIXES
 from .base import Source, scheme, source_at
 from .objects import open_file
 
-MAX_SIDECAR = 2**20  # bytes
+MAX_SIDECAR = 2**20  # bytes: more is cut, and no JSON any more
 
 
 def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
@@ -42,8 +42,8 @@ def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
                     photos.append(member)
                     if peek:
                         break
-                elif suffix.lower() == ".json" and member.isreg() and member.size <= MAX_SIDECAR:
-                    sidecars[stem] = _bytes_at(file, member.offset_data, member.size)
+                elif suffix.lower() == ".json" and member.isreg():
+                    sidecars[stem] = _bytes_at(file, member.offset_data, min(member.size, MAX_SIDECAR))
             else:
                 # tarfile stops at a damaged header as if the tar ended there; a whole tar ends in zeros.
                 damaged = bool(_bytes_at(file, tar.offset, tarfile.BLOCKSIZE).strip(b"\0"))

@@ -69,6 +69,9 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(base, "MAX_BYTES", 2000)
     with pytest.raises(InputError, match="2,001 bytes are more than the limit"):
         read(Source(large))
+    assert {source.problem for source in expand([f"s3://{bucket}/"]) if source.path == large} == {
+        "2,001 bytes are more than the limit of 2,000 bytes"
+    }
 
 
 def test_a_store_that_is_down(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

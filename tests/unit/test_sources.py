@@ -218,13 +218,15 @@ def test_a_tar_is_read_by_offset(tmp_path: Path) -> None:
         "three.png": b"3",
         "broken.jpg": jpeg(),
         "broken.json": b"[1]",
+        "large.jpg": jpeg(),
+        "large.json": json.dumps({"caption": "x" * 2**20}).encode(),
         "notes.txt": b"no",
         "._one.jpg": b"no",
         ".cache/x.jpg": b"no",
     }
     shard = make_tar(tmp_path / "shard.tar", members)
     found = {source.member: source for source in expand([shard])}
-    assert list(found) == ["one.jpg", "deep/two.jpg", "three.png", "broken.jpg"]
+    assert list(found) == ["one.jpg", "deep/two.jpg", "three.png", "broken.jpg", "large.jpg"]
     for name in ("one.jpg", "deep/two.jpg", "three.png"):
         travelled = Source.from_dict(json.loads(json.dumps(found[name].to_dict())))
         assert read(travelled) == members[name]
@@ -232,6 +234,7 @@ def test_a_tar_is_read_by_offset(tmp_path: Path) -> None:
     assert (one.caption, one.metadata, one.name) == ("a dog\na brown dog", {"album": "pets"}, f"{shard}/one.jpg")
     assert (found["deep/two.jpg"].caption, found["three.png"].caption) == ("sea", "")
     assert unreadable(found["broken.jpg"]) == "its .json file: not a JSON object"
+    assert "its .json file: not JSON" in unreadable(found["large.jpg"])
 
 
 def test_bad_tars(tmp_path: Path) -> None:
