@@ -14,13 +14,12 @@ from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.sources import Source, base, expand, locate, read, read_all
 from tests.conftest import make_photo
-from tests.s3_server import bucket, s3_url  # noqa: F401  (fixtures)
 from tests.unit.test_sources import make_tar
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("s3")]
 
 
-def put(bucket: str, name: str, data: bytes) -> str:  # noqa: F811
+def put(bucket: str, name: str, data: bytes) -> str:
     import s3fs
 
     s3fs.S3FileSystem().pipe_file(f"{bucket}/{name}", data)
@@ -37,7 +36,7 @@ def refused(*given: str) -> str:
     return str(caught.value)
 
 
-def test_a_bucket_is_a_folder(bucket: str) -> None:  # noqa: F811
+def test_a_bucket_is_a_folder(bucket: str) -> None:
     names = ["photos/a.jpg", "photos/b b/ü?#[1].PNG", "photos/c.webp"]
     wanted = [put(bucket, name, name.encode()) for name in names]
     for name in ("photos/.hidden.jpg", "photos/.git/x.jpg", "photos/notes.txt", "photos2/other.jpg"):
@@ -55,7 +54,7 @@ def test_a_bucket_is_a_folder(bucket: str) -> None:  # noqa: F811
     assert paths(f"s3://{bucket}/photos") == [*wanted, late]
 
 
-def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put(bucket, "texts/a.md", b"x")
     assert "no such file or folder" in refused(f"s3://{bucket}/gone")
     assert "no such file or folder" in refused("s3://no-such-bucket/x.jpg")
@@ -74,7 +73,7 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
-def test_a_store_that_is_down(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_store_that_is_down(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line for whoever calls, and a failure of each photo for a worker; no traceback of a client's."""
     import s3fs
 
@@ -96,7 +95,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'ldot-milvus[s3]'" in refused("s3://bucket/photos")
 
 
-def test_tars_lists_and_manifests(bucket: str, tmp_path: Path) -> None:  # noqa: F811
+def test_tars_lists_and_manifests(bucket: str, tmp_path: Path) -> None:
     members = {f"{n}.jpg": make_photo(n) for n in range(3)} | {"1.json": b'{"caption": "one"}'}
     shard = put(bucket, "shards/s.tar", Path(make_tar(tmp_path / "s.tar", members)).read_bytes())
     found = list(expand([shard]))
@@ -128,7 +127,7 @@ def test_tars_lists_and_manifests(bucket: str, tmp_path: Path) -> None:  # noqa:
     assert paths(str(local)) == [far]
 
 
-def test_from_a_bucket_to_a_re_ranked_answer(bucket: str, tiny, tiny_model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_from_a_bucket_to_a_re_ranked_answer(bucket: str, tiny, tiny_model: str, tmp_path: Path) -> None:
     """Photos and region data both in the bucket; a second run reads and changes nothing."""
     for n in range(5):
         put(bucket, f"photos/{n}.jpg", make_photo(n))
