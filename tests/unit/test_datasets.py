@@ -123,9 +123,11 @@ def change(**files: bytes | None) -> dict[str, bytes]:
     [
         (change(b_jpg=None), r"b\.json has captions of a photo that is not there"),
         (change(b_json=None), r"b\.jpg has no captions"),
-        (change(b_json=described()), r"b\.jpg has no captions"),
-        (change(b_json=b"[]"), "not a tar or folder"),
-        (change(b_json=b"{"), "not a tar or folder"),
+        (change(b_json=described()), r"b has no captions"),
+        (change(b_json=described("x", " ")), r"b has an empty caption"),
+        (change(b_json=b"[]"), r"b\.json: not JSON of the form"),
+        (change(b_json=b"{"), r"b\.json: not JSON of the form"),
+        (change(b_json=b'{"captions": "x"}'), r"b\.json: its captions are not a list of texts"),
         ({}, "holds no photo"),
     ],
 )
@@ -154,7 +156,7 @@ def test_a_name_twice_an_empty_split_a_missing_record(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text('{"annotations": []}')
     with pytest.raises(UsageError, match="not Karpathy's JSON"):
         read_pairs([tmp_path / "e.json"], photos=one)
-    with pytest.raises(UsageError, match="not a tar or folder"):
+    with pytest.raises(UsageError, match=r"gone\.tar: not a folder or an uncompressed tar"):
         read_pairs([tmp_path / "gone.tar"])
     with pytest.raises(UsageError, match="give its region features"):
         read_pairs([TEXT])
