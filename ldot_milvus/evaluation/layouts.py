@@ -199,7 +199,7 @@ def _photo(name: str) -> str:
 def _lines(path: Path) -> list[str]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return [line.strip() for line in data.decode("utf-8-sig").removesuffix("\n").split("\n")]
+        return [line.strip(" \r") for line in data.decode("utf-8-sig").removesuffix("\n").split("\n")]
     except (OSError, EOFError, ValueError) as error:
         raise UsageError(f"{path}: not lines of UTF-8 ({error})") from error
 
