@@ -63,11 +63,14 @@ def evaluate(
         logging.getLogger("ldot_milvus.evaluation").setLevel(logging.INFO)
     settings = settings_with(model=model)
     asked = read_data_set([*data, *more], regions=regions, photos=photos, split=split, language=language)
-    others = read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language)
+    others = (
+        read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language).pairs
+        if pool
+        else []
+    )
     result = measure(
-        embedder_of(settings), asked.pairs, rerank=rerank, curve=NUMBERS if curve else (), folds=folds,
-        pool=others.pairs,
-    )  # fmt: skip
+        embedder_of(settings), asked.pairs, rerank=rerank, curve=NUMBERS if curve else (), folds=folds, pool=others
+    )
     if curve is not None:
         name = asked.name or ", ".join(path.rstrip("/").rpartition("/")[2] for path in (*data, *more))
         draw(result["curve"], curve, title=f"{settings.model} on {name}, {result['images']:,} photos")

@@ -93,7 +93,7 @@ def _members(path: Path, places: Photos) -> Iterator[Pair]:
         for name, load in _files(path):
             stem, dot, suffix = name.rpartition(".")
             known = photos if f".{suffix.lower()}" in SUFFIXES else captions if suffix == "json" else None
-            if not dot or known is None:
+            if not dot or known is None or name.rpartition("/")[2].startswith("."):
                 continue
             if stem in known:
                 raise UsageError(f"{path}: {printable(name)} is there twice (a photo of that name)")

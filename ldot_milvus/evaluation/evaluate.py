@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,19 +145,35 @@ def _recall(
     if not numbers[-1]:
         return {0: found.recall()}
 
+    def regions(photo: int) -> Regions:
+        return encoded.regions[photo].regions()
+
+    crossed = found.cross(pair_scores(embedder, encoded.captions, regions))
+    return {number: crossed.recall(number, embedder.dot_weight) for number in numbers}
+
+
+def pair_scores(
+    embedder: LightningDOTEmbedder, captions: Sequence[Caption], regions: Callable[[int], Regions]
+) -> Callable[[Indices, Indices], Scores]:
+    """What :meth:`~ldot_milvus.evaluation.ranking.BothWays.cross` asks: the re-ranker's scores of some pairs.
+
+    Args:
+        regions: what re-ranking needs of photo i.
+    """
+
     def score(rows: Indices, columns: Indices) -> Scores:
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), PAIR_BLOCK):
             block = slice(start, start + PAIR_BLOCK)
-            texts = [encoded.captions[row] for row in rows[block]]
-            regions = {column: encoded.regions[column].regions() for column in set(columns[block].tolist())}
-            scores[block] = embedder.rerank(texts, [regions[column] for column in columns[block].tolist()])
+            photos = columns[block].tolist()
+            once = {photo: regions(photo) for photo in set(photos)}
+            texts = [captions[row] for row in rows[block]]
+            scores[block] = embedder.rerank(texts, [once[photo] for photo in photos])
             if start % (10 * PAIR_BLOCK) == 0:
                 log.info("re-ranking: %d of %d pairs", start, len(rows))
         return scores
 
-    crossed = found.cross(score)
-    return {number: crossed.recall(number, embedder.dot_weight) for number in numbers}
+    return score
 
 
 def _mean(parts: Sequence[Recall]) -> Recall:

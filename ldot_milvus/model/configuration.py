@@ -23,11 +23,10 @@ def _bert_config(value: BertConfig | dict[str, Any] | None) -> BertConfig:
 
 
 def _text_config(value: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
-    """Of the model type that it names, BERT where it names none."""
-    kind = value.get("model_type", "bert") if isinstance(value, dict) else "bert"
-    if kind == "bert":
-        return value if isinstance(value, PretrainedConfig) else _bert_config(value)
-    assert isinstance(value, dict)
+    if isinstance(value, PretrainedConfig):
+        return value
+    if value is None or value.get("model_type", "bert") == "bert":
+        return _bert_config(value)
     return AutoConfig.for_model(**value)
 
 

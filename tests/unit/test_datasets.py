@@ -138,6 +138,12 @@ def test_a_photo_twice_under_two_suffixes(tmp_path: Path) -> None:
 
 
 def test_photos_of_other_formats_and_what_is_neither_photo_nor_captions(tmp_path: Path) -> None:
-    files = {"c.PNG": make_photo(3, format="PNG"), "c.json": described("x"), "notes.txt": b"-", "README": b"-"}
+    files = {
+        "c.PNG": make_photo(3, format="PNG"),
+        "c.json": described("x"),
+        "notes.txt": b"-",
+        "README": b"-",
+        "._c.jpg": b"-",
+    }
     (pair,) = read_pairs([folder_of(files, tmp_path / "set")])
     assert (pair.name, pair.load()) == ("c", files["c.PNG"])
