@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from .recall import CUTS
 
 PUBLISHED = Path(__file__).with_name("published.json")
-NAME_WIDTH = 34
 
 
 def published_figures(data: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -31,19 +31,21 @@ def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = ()
         result: as of :func:`~ldot_milvus.evaluation.evaluate.evaluate`.
         published: as of :func:`published_figures`.
     """
-    rows = [("dot product", result)]
+    rows: list[tuple[str, Mapping[str, Any]]] = [("dot product", result)]
     curve = {point["M"]: point for point in result.get("curve", [])}
     if "reranked" in result:
         curve[result["reranked"]["M"]] = result["reranked"]
     rows += [(f"re-ranked, first {number}", curve[number]) for number in sorted(curve) if number]
+    beside = [(f"  {row['model']}", row) for row in published]
+    width = max(len(name) for name, _ in rows + beside)
+    cuts = _cells([f"R@{cut}" for cut in CUTS])
     lines = [
-        f"{'':{NAME_WIDTH}}  {'text to image':>20}  {'image to text':>20}",
-        f"{'':{NAME_WIDTH}}  {_cells([f'R@{cut}' for cut in CUTS])}  {_cells([f'R@{cut}' for cut in CUTS])}    mean",
-        *(_row(name, figures) for name, figures in rows),
+        f"{'':{width}}  {'text to image':>20}  {'image to text':>20}",
+        f"{'':{width}}  {cuts}  {cuts}  {'mean':>6}",
+        *(f"{name:{width}}  {_figures(figures)}" for name, figures in rows),
     ]
-    if published:
-        lines += ["published:", *(_row(f"  {row['model']}", row) for row in published)]
-        lines += [f"  from {source}" for source in dict.fromkeys(row["source"] for row in published)]
+    for source, group in groupby(beside, key=lambda row: row[1]["source"]):
+        lines += [f"published, {source}:", *(f"{name:{width}}  {_figures(figures)}" for name, figures in group)]
     return "\n".join(lines)
 
 
@@ -57,12 +59,11 @@ def headline(result: Mapping[str, Any]) -> str:
     return f"{asked}, {result['seconds']} s"
 
 
-def _row(name: str, figures: Mapping[str, Any]) -> str:
+def _figures(figures: Mapping[str, Any]) -> str:
     ways = [[figures[way].get(f"R@{cut}") for cut in CUTS] for way in ("text_to_image", "image_to_text")]
     values = [value for way in ways for value in way]
     mean = None if None in values else sum(values) / len(values)
-    cells = [_cells([_number(value) for value in way]) for way in ways]
-    return f"{name:{NAME_WIDTH}}  {cells[0]}  {cells[1]}  {_number(mean):>6}".rstrip()
+    return "  ".join([*(_cells([_number(value) for value in way]) for way in ways), f"{_number(mean):>6}"])
 
 
 def _cells(values: Sequence[str]) -> str:

@@ -125,7 +125,7 @@ def test_published_figures_stand_beside_the_measured_ones() -> None:
     assert measured.endswith("  70.1   91.0   95.0   100.0  100.0  100.0    92.7")
     assert published.endswith("  69.9   91.1   95.2    83.9   97.2   98.6    89.3")
     assert len(measured) == len(published)
-    assert "github intersun/LightningDOT" in printed[-1]
+    assert printed[3] == "published, the authors' README, github intersun/LightningDOT:"
     # A figure that nobody published is a dash.
     coco = {**KNOWN, "images": 5000}
     printed = report.table(coco, report.published_figures("coco test", coco)).splitlines()
