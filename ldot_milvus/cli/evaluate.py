@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -72,8 +73,8 @@ def evaluate(
         embedder_of(settings), asked.pairs, rerank=rerank, curve=NUMBERS if curve else (), folds=folds, pool=others
     )
     if curve is not None:
-        name = asked.name or ", ".join(path.rstrip("/").rpartition("/")[2] for path in (*data, *more))
-        draw(result["curve"], curve, title=f"{settings.model} on {name}, {result['images']:,} photos")
+        name = asked.name or ", ".join(Path(path).name for path in (*data, *more))
+        draw(result["curve"], curve, title=f"{Path(settings.model).name} on {name}, {result['images']:,} photos")
     published = published_figures(asked.name, result)
     if as_json:
         click.echo(json.dumps({**result, "published": published} if published else result))
