@@ -51,7 +51,7 @@ def evaluate(
 
     from ..errors import UsageError
     from ..evaluation.curve import NUMBERS, check_picture, draw
-    from ..evaluation.datasets import read_data_set
+    from ..evaluation.datasets import DataSet, read_data_set
     from ..evaluation.evaluate import evaluate as measure
     from ..evaluation.report import headline, published_figures, table
 
@@ -64,14 +64,13 @@ def evaluate(
         logging.getLogger("ldot_milvus.evaluation").setLevel(logging.INFO)
     settings = settings_with(model=model)
     asked = read_data_set([*data, *more], regions=regions, photos=photos, split=split, language=language)
-    others = (
-        read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language).pairs
-        if pool
-        else []
-    )
+    others = DataSet("", [])
+    if pool:
+        others = read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language)
     result = measure(
-        embedder_of(settings), asked.pairs, rerank=rerank, curve=NUMBERS if curve else (), folds=folds, pool=others
-    )
+        embedder_of(settings), asked.pairs, rerank=rerank, curve=NUMBERS if curve else (), folds=folds,
+        pool=others.pairs, vocabulary=asked.vocabulary or others.vocabulary,
+    )  # fmt: skip
     if curve is not None:
         name = asked.name or ", ".join(Path(path).name for path in (*data, *more))
         draw(result["curve"], curve, title=f"{Path(settings.model).name} on {name}, {result['images']:,} photos")

@@ -13,7 +13,7 @@ from ..errors import UsageError, printable
 from ..images import SUFFIXES
 from ..sources import Source
 from ..sources import read as read_source
-from .layouts import published_layout
+from .layouts import Listed, published_layout
 from .photos import Caption, Load, Pair, Photos
 
 __all__ = ["Caption", "DataSet", "Pair", "read_data_set", "read_pairs"]
@@ -25,10 +25,12 @@ class DataSet:
 
     Attributes:
         name: data set and split as its files say, such as "flickr30k test"; empty for one's own.
+        vocabulary: entries of the vocabulary that captions are token ids of; None where they are texts.
     """
 
     name: str
     pairs: list[Pair]
+    vocabulary: int | None = None
 
 
 def read_data_set(
@@ -52,22 +54,28 @@ def read_data_set(
             empty split, no photo at all; the record is named.
     """
     places = Photos(regions, photos)
-    names, pairs = [], []
+    parts: list[Listed] = []
+    pairs: list[Pair] = []
     for path in map(Path, paths):
         read = published_layout(path, (split, others), language)
-        name, found = ("", _members(path, places)) if read is None else read(places)
-        listed = list(found)
-        if not listed:
+        part = Listed("", _members(path, places)) if read is None else read(places)
+        found = list(part.pairs)
+        if not found:
             raise UsageError(f"{path}: holds no photo with captions")
-        names.append(name)
-        pairs += listed
+        parts.append(part)
+        pairs += found
     seen: set[str] = set()
     for pair in pairs:
         if pair.name in seen:
             raise UsageError(f"{printable(pair.name)} is there twice among {', '.join(map(str, paths))}")
         seen.add(pair.name)
         _check_captions(pair)
-    return DataSet(names[0] if len(names) == 1 else "", pairs)
+    vocabularies = {part.vocabulary for part in parts}
+    if len(vocabularies) > 1:
+        raise UsageError(
+            f"{', '.join(map(str, paths))}: captions as texts, or token ids of one vocabulary, not several"
+        )
+    return DataSet(parts[0].name if len(parts) == 1 else "", pairs, *vocabularies)
 
 
 def read_pairs(

@@ -32,7 +32,7 @@ Recall = dict[str, dict[str, float]]
 
 def evaluate(
     embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, rerank: int = 0, curve: Sequence[int] = (),
-    folds: int = 1, pool: Sequence[Pair] = (),
+    folds: int = 1, pool: Sequence[Pair] = (), vocabulary: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Recall@1/5/10 in percent: every caption finds its photo, every photo finds one of its captions.
 
@@ -41,18 +41,26 @@ def evaluate(
         curve: more such numbers. One pass scores the first of the largest, and every M is told from it.
         folds: cut the photos into so many equal parts, in their order, and average (COCO 1K: five of the 5,000).
         pool: photos and captions that are searched too, and not asked for.
+        vocabulary: entries of the vocabulary that captions are token ids of, to be held against the model's.
 
     Returns:
         ``{"images", "captions", "text_to_image", "image_to_text", "reranked"?, "curve"?, "folds"?, "pool"?,
         "seconds"}``, the form that ``ldot eval --json`` prints.
 
     Raises:
-        UsageError: no re-ranker where one is needed, folds that are not equal, a photo in both ``pairs`` and ``pool``.
+        UsageError: no re-ranker where one is needed, folds that are not equal, a photo in both ``pairs`` and ``pool``,
+            token ids of another vocabulary.
         InputError: a photo or its regions cannot be used; the record is named.
     """
     numbers = sorted({0, rerank, *curve})
     if numbers[-1] and not embedder.can_rerank:
         raise UsageError("this model has no re-ranker: evaluate with --rerank 0 and no --curve")
+    reads = embedder.bundle.encoder.config.text_config.vocab_size
+    if vocabulary not in (None, reads):
+        raise UsageError(
+            f"the captions are token ids of a vocabulary of {vocabulary:,} entries and the model's has {reads:,}: give "
+            "it texts, as in Karpathy's JSON"
+        )
     if len(pairs) % folds:
         raise UsageError(f"{len(pairs)} photos cannot be cut into {folds} equal folds")
     if folds > 1 and pool:

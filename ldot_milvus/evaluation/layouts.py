@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from ..regions.files import open_lmdb
@@ -26,8 +26,21 @@ from .photos import Caption, Pair, Photos
 Splits = tuple[str, bool]
 """A split's name, and whether it is all the others that are wanted."""
 
-Read = Callable[[Photos], tuple[str, Iterator[Pair]]]
-"""Gives the data set's name and its pairs."""
+
+class Listed(NamedTuple):
+    """What a path holds.
+
+    Attributes:
+        name: data set and split, as published figures go by; empty where the files do not say.
+        vocabulary: entries of the vocabulary that captions are token ids of; None where they are texts.
+    """
+
+    name: str
+    pairs: Iterator[Pair]
+    vocabulary: int | None = None
+
+
+Read = Callable[[Photos], Listed]
 
 
 def published_layout(path: Path, splits: Splits, language: str) -> Read | None:
@@ -44,7 +57,7 @@ def published_layout(path: Path, splits: Splits, language: str) -> Read | None:
     return None
 
 
-def _karpathy(path: Path, splits: Splits, photos: Photos) -> tuple[str, Iterator[Pair]]:
+def _karpathy(path: Path, splits: Splits, photos: Photos) -> Listed:
     split, others = splits
     names = {"train": {"train", "restval"}}.get(split, {split})
     try:
@@ -57,10 +70,10 @@ def _karpathy(path: Path, splits: Splits, photos: Photos) -> tuple[str, Iterator
     if not chosen:
         raise _empty(path, splits, sorted({image["split"] for image in images}))
     pairs = (Pair(name, photos.of(name, path), captions) for name, captions in described)
-    return _name(content.get("dataset"), splits), pairs
+    return Listed(_name(content.get("dataset"), splits), pairs)
 
 
-def _authors(path: Path, photos: Photos) -> tuple[str, Iterator[Pair]]:
+def _authors(path: Path, photos: Photos) -> Listed:
     """Token ids as the authors' WordPiece gave them, so that figures are comparable to theirs."""
     if not photos.has_regions:
         raise UsageError(f"{path} has captions only: give its region features with --regions")
@@ -68,14 +81,15 @@ def _authors(path: Path, photos: Photos) -> tuple[str, Iterator[Pair]]:
         meta = json.loads((path / "meta.json").read_text())
         by_photo: dict[str, list[str]] = json.loads((path / "img2txts.json").read_text())
         cls, sep = int(meta["CLS"]), int(meta["SEP"])
+        vocabulary = int(meta["v_range"][1])  # the ids that masking may put in: all but the special ones
         listed = list(by_photo.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: not a text LMDB of LightningDOT: meta.json and img2txts.json ({error})") from error
     if not listed:
         raise UsageError(f"{path}: img2txts.json names no photo: an empty split")
     known = re.search(r"dataset_(\w+)\.json", str(meta.get("annotation")))
     pairs = _authors_pairs(path, listed, cls, sep, photos)
-    return _name(known and known[1], (str(meta.get("split")), False)), pairs
+    return Listed(_name(known and known[1], (str(meta.get("split")), False)), pairs, vocabulary)
 
 
 def _authors_pairs(
@@ -106,7 +120,7 @@ def _authors_pairs(
             yield Pair(name, photos.of(name, path), captions)
 
 
-def _multi30k(path: Path, splits: Splits, language: str, photos: Photos) -> tuple[str, Iterator[Pair]]:
+def _multi30k(path: Path, splits: Splits, language: str, photos: Photos) -> Listed:
     """Line i of every file of captions describes the photo of line i of the split's list."""
     lists = {file.stem.removesuffix("_images"): file for file in sorted((path / "image_splits").glob("*.txt"))}
     split, others = splits
@@ -127,7 +141,7 @@ def _multi30k(path: Path, splits: Splits, language: str, photos: Photos) -> tupl
     if not described:
         raise _empty(path, splits, list(lists))
     pairs = (Pair(name, photos.of(name, path), captions) for name, captions in described.items())
-    return _name("multi30k", (split, others), language), pairs
+    return Listed(_name("multi30k", (split, others), language), pairs)
 
 
 def _raw_files(folder: Path, split: str, language: str) -> list[Path]:
@@ -165,7 +179,7 @@ CAPTION_FILES = (
 
 def _caption_file(
     path: Path, splits: Splits, layout: CaptionFile, photos: Photos
-) -> tuple[str, Iterator[Pair]]:  # fmt: skip
+) -> Listed:  # fmt: skip
     split, others = splits
     split = layout.other_names.get(split, split)
     lists = {name: file for name in ("train", "val", "dev", "test")
@@ -188,7 +202,7 @@ def _caption_file(
             raise UsageError(f"{file}:{number}: {key} is there twice")
         captions[nth] = caption.strip()
     pairs = (Pair(name, photos.of(name, path), list(described.get(name, {}).values())) for name in wanted)
-    return _name(layout.name, (split, others)), pairs
+    return Listed(_name(layout.name, (split, others)), pairs)
 
 
 def _photo(name: str) -> str:

@@ -75,7 +75,10 @@ def test_the_rest_of_a_data_set_as_the_pool(tiny_model: str, folder: Path, tmp_p
         (["--data", "FOLDER", "--pool", "FOLDER"], "0 is there twice"),
         (["--data", "FOLDER", "--regions", "FOLDER"], "no region features"),
         (["--data", "TEXT"], "give its region features with --regions"),
-        (["--data", "TEXT", "--regions", "REGIONS"], "coco_val2014_000000408805.npz: the regions have 2048 features"),
+        (
+            ["--data", "TEXT", "--regions", "REGIONS"],
+            "token ids of a vocabulary of 28,996 entries and the model's has 156",
+        ),
     ],
     ids=str,
 )

@@ -269,7 +269,7 @@ def text_lmdb(place: Path, by_photo: dict[str, list[str]], values: dict[str, byt
     with lmdb.open(str(place), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
         for name, value in values.items():
             transaction.put(name.encode(), value)
-    meta = {"annotation": "dataset_flickr30k.json", "split": "test", "CLS": 101, "SEP": 102, "MASK": 103}
+    meta = {"annotation": "dataset_flickr30k.json", "split": "test", "CLS": 101, "SEP": 102, "v_range": [106, 28996]}
     (place / "meta.json").write_text(json.dumps(meta))
     (place / "img2txts.json").write_text(json.dumps(by_photo))
     return place
@@ -289,7 +289,7 @@ def test_a_text_lmdb(two_photos: Path, tmp_path: Path) -> None:
     by_photo = {"flickr30k_1.npz": ["5", "6"], "flickr30k_2.npz": ["7"]}
     file = text_lmdb(tmp_path / "text", by_photo, {"5": record(1, 2), "6": record(3), "7": record(4)})
     data = read_data_set([file], regions=[two_photos])
-    assert data.name == "flickr30k test"
+    assert (data.name, data.vocabulary) == ("flickr30k test", 28996)
     assert captions_of(data) == {"flickr30k_1.npz": [[101, 1, 2, 102], [101, 3, 102]],
                                  "flickr30k_2.npz": [[101, 4, 102]]}  # fmt: skip
 
@@ -316,6 +316,14 @@ def test_what_is_wrong_with_a_text_lmdb(
     file = text_lmdb(tmp_path / "text", by_photo, values)
     with pytest.raises(UsageError, match=message):
         read_data_set([file], regions=[two_photos])
+
+
+def test_texts_and_token_ids_do_not_mix(two_photos: Path, tmp_path: Path) -> None:
+    file = text_lmdb(tmp_path / "text", {"flickr30k_1.npz": ["5"]}, {"5": record(1)})
+    words = karpathy(tmp_path / "dataset_flickr30k.json", ("2.jpg", "test", ["x"]))
+    write_npz(tmp_path / "more", [("flickr30k_000000000002.npz", regions())])
+    with pytest.raises(UsageError, match="captions as texts, or token ids of one vocabulary"):
+        read_data_set([file, words], regions=[two_photos, tmp_path / "more"])
 
 
 def test_one_lmdb_in_the_place_of_another(two_photos: Path, tmp_path: Path) -> None:

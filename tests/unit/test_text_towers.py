@@ -14,7 +14,7 @@ from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.errors import ModelError
 from ldot_milvus.evaluation.datasets import Pair
 from ldot_milvus.evaluation.evaluate import evaluate
-from ldot_milvus.model import LightningDOT, LightningDOTConfig
+from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
 from ldot_milvus.regions import Regions
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -83,6 +83,15 @@ def test_the_states_are_those_of_transformers_own_model(
     with torch.inference_mode():
         ours = model.text_states(ids, torch.ones_like(ids))
         torch.testing.assert_close(ours, theirs(input_ids=ids).last_hidden_state)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tokenizer: XLMRobertaTokenizer, tmp_path: Path) -> None:
+    a_model("bert", tokenizer, tmp_path)
+    CrossAttentionReranker(RerankerConfig(bert_config={**SIZES, "vocab_size": 20}, region_dim=8)).save_pretrained(
+        tmp_path / "reranker"
+    )
+    with pytest.raises(ModelError, match="entries and its re-ranker reads 20"):
+        LightningDOTEmbedder(str(tmp_path), device="cpu")
 
 
 def test_an_unknown_type_is_refused(tokenizer: XLMRobertaTokenizer, tmp_path: Path) -> None:
