@@ -8,6 +8,7 @@ from .convert import convert
 from .evaluate import evaluate
 from .search import search
 from .stores import migrate, reindex
+from .train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +21,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, convert, migrate, reindex):
+for command in (search, evaluate, convert, train, migrate, reindex):
     main.add_command(command)
