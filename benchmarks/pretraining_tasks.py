@@ -39,7 +39,7 @@ def recipe(data: Path, weights: Path, features: Path, steps: int, mix: dict[str,
         },
         "stages": [{
             "name": "pretrain", "task": "pretrain", "steps": steps, "evaluate_every": steps, "mix": mix,
-            "batch_size": 64, "learning_rate": 3e-4, "text_learning_rate": 5e-5, "warmup": 0.1, "max_gradient_norm": 5.0,
+            "batch_size": 64, "learning_rate": 3e-4, "text_learning_rate": 5e-5, "max_gradient_norm": 5.0,
             "frozen_text_layers": 2, "regions_kept": 28, "text_tokens": 24, "seed": 7,
         }],
         "trainer": {"log_every": 20, "checkpoint_every": 100},
@@ -53,9 +53,14 @@ def measure(name: str, chosen: Recipe, work: Path) -> dict[str, Any]:
     entries = [json.loads(line) for line in (folder / "pretrain" / "log.jsonl").read_text().splitlines()]
     (dev,) = (entry for entry in entries if "dev" in entry)
     last = [entry for entry in entries if "loss" in entry][-1]
-    seconds = round(time.perf_counter() - started)
-    return {"mix": chosen.stages[0].mix, "steps": dev["step"], **dev["dev"], "mean": dev["mean"], "last_loss": last["loss"],
-            "seconds": seconds}  # fmt: skip
+    return {
+        "mix": chosen.stages[0].mix,
+        "steps": dev["step"],
+        **dev["dev"],
+        "mean": dev["mean"],
+        "last_loss": last["loss"],
+        "seconds": round(time.perf_counter() - started),
+    }
 
 
 def main() -> None:

@@ -65,8 +65,12 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("ldot_milvus").setLevel(logging.INFO if main else logging.WARNING)
+    from transformers.utils import logging as of_transformers
+
     from ..training.run import train as run
 
+    of_transformers.set_verbosity_error()  # type: ignore[no-untyped-call]
+    of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
     result = run(chosen, out, most_steps=max_steps)
     if main:
         click.echo(f"Model: {result}")

@@ -16,6 +16,7 @@ from .recipe import Stage, Trainer
 def accelerator_for(settings: Trainer, out: Path, stage: Stage | None = None) -> Accelerator:
     """accelerate's view of the processes of this run, set up for a stage."""
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # told so, accelerate joins processes on processors too
         mixed_precision=precision(settings.mixed_precision),
         gradient_accumulation_steps=1 if stage is None else stage.gradient_accumulation,
         step_scheduler_with_optimizer=False,  # the schedule counts steps, not samples

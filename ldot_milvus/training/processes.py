@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 
 def world() -> int:
@@ -21,9 +22,8 @@ def gathered(rows: Tensor) -> Tensor:
     that data-parallel training takes of the weights' gradients takes that out again: they are those of one process
     with the joined batch.
     """
-    if world() == 1:
-        return rows
-    return torch.cat(all_gather(rows.contiguous()))
+    gathered_rows: Tensor = rows if world() == 1 else _Gathered.apply(rows)
+    return gathered_rows
 
 
 def gathered_sequences(rows: Tensor) -> Tensor:
@@ -34,6 +34,20 @@ def gathered_sequences(rows: Tensor) -> Tensor:
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     padding = [0, 0] * (rows.dim() - 2) + [0, int(longest) - rows.shape[1]]
     return gathered(nn.functional.pad(rows, padding))
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world())[dist.get_rank()]
 
 
 def mean(values: Tensor) -> Tensor:

@@ -90,7 +90,10 @@ class StageRun:
                     judged = step % self._interval == 0 or step == self._end
                     saved = step % self._settings.checkpoint_every == 0
                     if step % self._settings.log_every == 0 or judged or saved:  # so that nothing is left of a kill
-                        bar.set_postfix(self._log(step))
+                        told = self._log(step)
+                        bar.set_postfix(told)
+                        if bar.disable:
+                            log.info("%s, step %d of %d: loss %s", self._stage.name, step, self._end, told)
                     if saved and not judged:
                         save_checkpoint(self._accelerator, self._folder, progress, self._average)
                 self._judge(progress)
