@@ -1,7 +1,7 @@
 """Losses and gradients of every objective, and a whole run, in as many processes as this is started in.
 
-``torchrun --nproc-per-node 2 -m tests.two_processes FOLDER RECIPE`` writes them to ``FOLDER/2-processes``; a test compares them
-with those of one process over batches of twice the size.
+``torchrun --nproc-per-node 2 -m tests.two_processes FOLDER RECIPE`` writes them to ``FOLDER/2-processes``; a test
+compares them with those of one process over batches of twice the size.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def objective_and_batches(name: str, process: int, processes: int) -> tuple[torc
     rng = np.random.default_rng(3)
     some = photos()
     tokens = [[[101, *rng.integers(104, 110, rng.integers(2, 12)).tolist(), 102]] for _ in range(len(some))]
-    meanings = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(len(some), 8)).astype(np.float32)), dim=1)
+    meanings = torch.nn.functional.normalize(torch.randn(len(some), 8), dim=1)
     batches = Batches(some, tokens, stage, Vocabulary(103, 104, 110), process=process, processes=processes,
                       meanings=meanings)  # fmt: skip
     batches.hard = np.stack([np.stack([rng.permutation(len(some))[:6], np.full(6, -1)], 1) for _ in range(len(some))])

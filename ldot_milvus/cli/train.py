@@ -65,6 +65,7 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("ldot_milvus").setLevel(logging.INFO if main else logging.WARNING)
+    import torch
     from transformers.utils import logging as of_transformers
 
     from ..training.run import train as run
@@ -72,5 +73,7 @@ def train(
     of_transformers.set_verbosity_error()  # type: ignore[no-untyped-call]
     of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
     result = run(chosen, out, most_steps=max_steps)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if main:
         click.echo(f"Model: {result}")

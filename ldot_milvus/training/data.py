@@ -83,10 +83,14 @@ def photos_of(
     """Pairs as a run reads them: their own region features, or those that ``extractor`` finds, kept in ``folder``.
 
     Raises:
-        UsageError: pixels without an extractor, one of another width, or views of photos that come as regions.
+        UsageError: an empty caption, pixels without an extractor or with one of another width, or views of photos that
+            come as regions.
         InputError: a photo that cannot be read.
     """
     names, captions = [pair.name for pair in pairs], [pair.captions for pair in pairs]
+    for name, texts in zip(names, captions, strict=True):
+        if not all(text if isinstance(text, list) else text.strip() for text in texts):
+            raise UsageError(f"{name}: a caption is empty")
     if isinstance(pairs[0].load(), Regions):
         if views > 1:
             raise UsageError(f"views is {views}: photos that come as regions have one view")

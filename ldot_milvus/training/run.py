@@ -160,7 +160,8 @@ class _Run:
             keep=lambda scorer: replace_folder(best, lambda target: task.write(scorer, target)),
             mine=task.mine, most_steps=self._most_steps,
         ).run()  # fmt: skip
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         accelerator.free_memory()
 
     def _meanings(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
 
 from ..bundle import find_model, load_model
 from ..errors import UsageError
@@ -27,6 +27,12 @@ def new_model(start: Start, folder: Path) -> None:
         UsageError: no such text encoder or extractor, or settings that do not fit them.
     """
     assert start.text is not None
+    for place, of, given in (
+        ("config", LightningDOTConfig, start.config),
+        ("text_config", BertConfig, start.text_config),
+        ("image_config", BertConfig, start.image_config),
+    ):
+        _check_names(f"start.{place}", of, given)
     try:
         bert = BertModel.from_pretrained(start.text, add_pooling_layer=False).float()
         tokenizer = AutoTokenizer.from_pretrained(start.text)
@@ -47,6 +53,7 @@ def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
     files = find_model(str(folder))
     if files.reranker_config is not None:
         return CrossAttentionReranker.from_pretrained(folder / "reranker")
+    _check_names("start.reranker", RerankerConfig, start.reranker)
     encoder = load_model(str(folder), device="cpu", dtype="float32").encoder
     config = {"region_dim": encoder.config.region_dim, "max_text_length": encoder.config.max_text_length}
     body = encoder.config.text_config.to_diff_dict()
@@ -56,6 +63,13 @@ def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"start.reranker: these settings do not fit ({str(error).splitlines()[0]})") from error
     return model
+
+
+def _check_names(place: str, config: type[PretrainedConfig], given: dict[str, Any]) -> None:
+    """Refuse what transformers would take for a setting of its own and never look at again."""
+    unknown = given.keys() - vars(config()).keys()
+    if unknown:
+        raise UsageError(f"{place}.{min(unknown)}: no such setting")
 
 
 def _dual_encoder(start: Start, bert: BertModel) -> LightningDOT:

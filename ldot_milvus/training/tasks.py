@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..bundle import Bundle
 from ..embedder import LightningDOTEmbedder
@@ -120,12 +121,18 @@ def _prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
     if device.type == "cpu":
         scorer.model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass
     if stage.gradient_checkpointing:
-        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(scorer.model)
     if stage.frozen_text_layers is not None:
         # Cheaper, and less to forget.
         body = _text_body(scorer)
         for part in (body.embeddings, *body.encoder.layer[: stage.frozen_text_layers]):
             part.requires_grad_(False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Compute what the layers gave once more in the backward pass, instead of keeping it."""
+    later = getattr(model, "activation_checkpointing_enable", None)  # the name from transformers 5.2x on
+    (later or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _text_body(scorer: Scorer) -> BertBody:

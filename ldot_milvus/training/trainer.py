@@ -127,7 +127,9 @@ class StageRun:
         if workers is None:
             workers = 4 if self._accelerator.device.type == "cuda" else 0
         sampler: Any = range(start, end)
-        return DataLoader(self._batches, batch_size=None, sampler=sampler, num_workers=workers)
+        # A generator of its own: a loader draws a number, and a run that goes on makes one more of them.
+        own = torch.Generator()
+        return DataLoader(self._batches, batch_size=None, sampler=sampler, num_workers=workers, generator=own)
 
     def _trained(self) -> Any:
         """The scorer that is evaluated and kept."""

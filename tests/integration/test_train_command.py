@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests import two_processes
 from tests.conftest import Run, make_photo
-from tests.training_data import WIDTH, write_photos, write_start
+from tests.training_data import write_photos, write_start
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -48,8 +48,9 @@ def place(tmp_path: Path, tiny_model: str) -> Path:
 
 
 def arguments(place: Path, out: str, *more: str) -> list[str]:
-    return ["train", str(place / "recipe.toml"), "--train", str(place / "pairs.json"), "--dev",
-            str(place / "pairs.json"), "--regions", str(place / "regions"), "--out", str(place / out), *more]  # fmt: skip
+    data = {"--train": "pairs.json", "--dev": "pairs.json", "--regions": "regions", "--out": out}
+    return ["train", str(place / "recipe.toml"), *(part for name, file in data.items()
+                                                   for part in (name, str(place / file))), *more]  # fmt: skip
 
 
 def losses(out: Path) -> list[tuple[int, object]]:
@@ -68,7 +69,7 @@ def test_killed_and_taken_up_again(place: Path, run: Run) -> None:
         killed = subprocess.Popen([ldot, *arguments(place, "out", *steps)], env={**os.environ, **one_thread},
                                   stdout=subprocess.DEVNULL, stderr=stderr)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((place / "out" / "train").glob("step-*[0-9]")):
+    while max((path.name for path in (place / "out" / "train").glob("step-*[0-9]")), default="") < "step-000000024":
         assert killed.poll() is None, (place / "stderr").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -120,7 +121,7 @@ def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
     joined, split = (losses(place / f"{n}-processes" / "run") for n in (1, 2))
     assert [step for step, _ in split] == [step for step, _ in joined]
     for (_, ours), (_, theirs) in zip(split, joined, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3) if "cmr" in ours else ours.keys() == theirs.keys()
+        assert ours == (pytest.approx(theirs, rel=1e-5) if "cmr" in ours else theirs)
 
 
 def test_photos_are_extracted_once_and_the_model_works(tiny_model: str, tmp_path: Path, run: Run) -> None:
@@ -152,17 +153,19 @@ def test_photos_are_extracted_once_and_the_model_works(tiny_model: str, tmp_path
         ({"stages.0.distilled": 0.5}, "train: distilled needs a model with a re-ranker that scores by alignment"),
         ({"stages.0.task": "rerank", "start.reranker": {"scoring": "joint"}, "stages.0.hard_negatives": 0},
          "joint scoring learns from hard_negatives: give 1 or more"),
-        ({"stages.0.task": "rerank", "start.reranker": {"scorin": "joint"}}, None),
-        ({"stages.0.task": "rerank", "start.reranker": {"scoring": "both"}}, "start.reranker: these settings do not fit"),
+        ({"stages.0.task": "rerank", "start.reranker": {"scorin": "joint"}}, "start.reranker.scorin: no such"),
+        ({"stages.0.task": "rerank", "start.reranker": {"scoring": "both"}},
+         "start.reranker: these settings do not fit (scoring is 'both'"),
         ({"stages.0.task": "pretrain", "stages.0.hard_negatives": 0, "stages.0.mix": {"smrm_kl": 1}},
          "smrm_kl learn a detector's soft labels, and the training data's regions have none"),
         ({"start.model": None, "start.text": "/nowhere"}, "start.text '/nowhere' is no BERT"),
+        ({"start.model": None, "start.text": "x", "start.config": {"fuse": 1}}, "start.config.fuse: no such setting"),
         ({"start.model": "no-such-model"}, "unknown model 'no-such-model'"),
         ({"data.views": 2}, "views is 2: photos that come as regions have one view"),
         ({"data.regions": None, "data.photos": "."}, "000.jpg is not in ."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message: str | None) -> None:
+def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message: str) -> None:
     from ldot_milvus.errors import UsageError
     from ldot_milvus.training.recipe import read_recipe
     from ldot_milvus.training.run import train
@@ -170,8 +173,6 @@ def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message
     pairs = str(place / "pairs.json")
     given = {"data.train": [pairs], "data.dev": [pairs], "data.regions": str(place / "regions"), **changes}
     recipe = read_recipe(str(place / "recipe.toml"), given)
-    if message is None:
-        return
     with pytest.raises(UsageError) as caught:
         train(recipe, place / "out", most_steps=1)
     assert message in str(caught.value)

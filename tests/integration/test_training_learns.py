@@ -12,10 +12,11 @@ import pytest
 from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.evaluation.datasets import read_pairs
 from ldot_milvus.evaluation.evaluate import evaluate
-from ldot_milvus.model import LightningDOTForPreTraining
+from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.regions import open_regions
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.training.run import train
-from tests.training_data import PHOTOS, add_reranker, write_photos, write_start
+from tests.training_data import BODY, PHOTOS, add_reranker, write_photos, write_start
 
 CHANCE = float(np.mean([100 * k / PHOTOS for k in (1, 5, 10)]))
 STAGE = {"batch_size": 16, "learning_rate": 3e-3, "epochs": 6, "schedule": "cosine"}
@@ -98,9 +99,7 @@ def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path
 
 
 @pytest.mark.slow
-def test_the_dual_encoder_learns_from_a_new_reranker(
-    world: tuple[Path, Path], tiny_model: str, tmp_path: Path
-) -> None:
+def test_the_dual_encoder_learns_from_a_new_reranker(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
     """As the recipe of ldot-mini: a re-ranker first, then its ranking; all of it in eight bits."""
     start = write_start(tmp_path / "start", tiny_model)
     stages = [
@@ -117,3 +116,29 @@ def test_the_dual_encoder_learns_from_a_new_reranker(
     taught = [embedder.rerank([text] * len(regions), regions) for text in texts]
     assert np.corrcoef(dot.flatten(), np.concatenate(taught))[0, 1] > 0.3
     assert measured(model, world)[0] > 1.5 * CHANCE
+
+
+def test_the_authors_files(tiny_model: str, tmp_path: Path) -> None:
+    """Pre-training on their LMDBs: token ids and soft labels as their script wrote them."""
+    authors = Path(__file__).parents[1] / "golden" / "authors_data"
+    regions = authors / "coco_val2014" / "feat_th0.2_max100_min10"
+    start = write_start(tmp_path / "start", tiny_model)
+    first = open_regions(regions).read(open_regions(regions).names[0])
+    assert first.soft_labels is not None
+    body = {**BODY, "max_position_embeddings": 64, "vocab_size": 28996}
+    config = LightningDOTConfig(text_config=body, image_config=body, region_dim=first.features.shape[1],
+                                region_classes=first.soft_labels.shape[1], projection_dim=16)  # fmt: skip
+    LightningDOT(config).save_pretrained(start)
+    stage = {"task": "pretrain", "steps": 6, "batch_size": 2, "mix": {"smrm_kl": 1, "smrm_class": 1, "vmlm": 1}}
+    text = str(authors / "itm_coco_val_base-cased.db")
+    chosen = Recipe.model_validate({
+        "data": {"train": [text], "dev": [text], "regions": str(regions)},
+        "start": {"model": str(start)},
+        "stages": [{**stage}],
+        "trainer": {"mixed_precision": "no", "log_every": 6},
+    })  # fmt: skip
+    train(chosen, tmp_path / "out")
+    (losses,) = (entry["loss"] for entry in logged(tmp_path / "out", "train") if "loss" in entry)
+    assert losses.keys() <= {"smrm_kl", "smrm_class", "vmlm"}
+    assert len(losses) > 1
+    assert all(0 < loss < 20 for loss in losses.values())
