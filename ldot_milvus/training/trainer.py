@@ -93,7 +93,8 @@ class StageRun:
                         told = self._log(step)
                         bar.set_postfix(told)
                         if bar.disable:
-                            log.info("%s, step %d of %d: loss %s", self._stage.name, step, self._end, told)
+                            listed = ", ".join(f"{name} {loss}" for name, loss in told.items())
+                            log.info("%s, step %d of %d: loss: %s", self._stage.name, step, self._end, listed)
                     if saved and not judged:
                         save_checkpoint(self._accelerator, self._folder, progress, self._average)
                 self._judge(progress)
@@ -145,7 +146,11 @@ class StageRun:
             if mean > progress.best:
                 self._keep(trained)
             self._write({"step": progress.step, "dev": told[0], "mean": round(mean, 3)})
-            log.info("%s, step %d of %d: dev %s", self._stage.name, progress.step, self._end, told[0])
+            listed = ", ".join(
+                f"{way.replace('_', ' ')} {' / '.join(f'{value:.1f}' for value in cuts.values())}"
+                for way, cuts in told[0].items()
+            )
+            log.info("%s, step %d of %d: dev R@1/5/10: %s", self._stage.name, progress.step, self._end, listed)
         figures: Figures = broadcast_object_list(told)[0]
         mean = mean_recall(figures)
         named = {f"dev/{way} {cut}": value for way, cuts in figures.items() for cut, value in cuts.items()}
