@@ -18,7 +18,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ldot_milvus.stores import faiss_index
+from ldot_milvus.stores import faiss_index, faiss_kinds
 from ldot_milvus.stores.index import IndexSpec
 
 KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT")
@@ -69,7 +69,7 @@ def measure(text, rows, queries, best):
     started = time.perf_counter()
     cells = int(spec.params.get("nlist", 0))
     picked = np.random.default_rng(0).permutation(len(rows))[: cells * faiss_index.CELL_ROWS]
-    part = faiss_index.build(spec, rows.shape[1], rows[np.sort(picked)] if cells else None)
+    part = faiss_kinds.build(spec, rows.shape[1], rows[np.sort(picked)] if cells else None)
     for start in range(0, len(rows), CHUNK):
         part.add_with_ids(rows[start : start + CHUNK], pks[start : start + CHUNK])
     seconds = time.perf_counter() - started

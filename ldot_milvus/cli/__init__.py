@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .convert import convert
+from .doctor import doctor
 from .evaluate import evaluate
 from .search import search
 from .stores import migrate, reindex
@@ -21,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, convert, train, migrate, reindex):
+for command in (search, evaluate, convert, train, migrate, reindex, doctor):
     main.add_command(command)

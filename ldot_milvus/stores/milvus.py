@@ -19,6 +19,7 @@ from ldot_milvus.stores.filters import And, Compare, Field, Node, matches, parse
 from ldot_milvus.stores.index import IndexSpec
 from ldot_milvus.stores.milvus_filters import to_milvus
 from ldot_milvus.stores.milvus_index import settle_index
+from ldot_milvus.stores.milvus_messages import PAGE, among, page_size, requests
 from ldot_milvus.stores.milvus_schema import (
     FIELDS,
     MODEL,
@@ -27,16 +28,12 @@ from ldot_milvus.stores.milvus_schema import (
     described,
     index_params,
     record,
-    row,
     schema,
 )
 from ldot_milvus.stores.milvus_server import TIMEOUT, CollectionNotLoaded, Server
 
 log = logging.getLogger(__name__)
 
-REQUEST_BYTES = 16 << 20
-"""A quarter of the 64 MB that a server takes in one message: protobuf and the log behind it need room too."""
-PAGE = 1000
 IDS_AT_A_TIME = 5000
 
 
@@ -112,7 +109,7 @@ class MilvusStore(VectorStore):
                 f"record {kept[0].id!r} has {vectors.shape[1]} dimensions and collection {self.collection!r} of "
                 f"{self.address} {found.dim}: use the model that it was made with, or another collection name"
             )
-        for batch in _requests(kept, vectors):
+        for batch in requests(kept, vectors):
             self.server.call("upsert", self.collection, batch)
             self._wrote = True
         return len(kept)
@@ -150,9 +147,9 @@ class MilvusStore(VectorStore):
         if found is None:
             return []
         by_id = {}
-        size = _page_size(found.dim) if with_embeddings else PAGE
+        size = page_size(found.dim) if with_embeddings else PAGE
         for part in batched(dict.fromkeys(listed), size):
-            for read in self._query(_among(part), len(part), with_embeddings):
+            for read in self._query(among(part), len(part), with_embeddings):
                 by_id[read.id] = read
         return [by_id[id] for id in listed if id in by_id]
 
@@ -185,7 +182,7 @@ class MilvusStore(VectorStore):
             going = [read.id for read in self._rows(parse(filter), PAGE)]
         # By id even for a filter: a server counts ids that it does not have, and not every one takes every filter.
         for part in batched(going, IDS_AT_A_TIME):
-            self.server.call("delete", self.collection, filter=_among(part))
+            self.server.call("delete", self.collection, filter=among(part))
             self._wrote = True
         return len(going)
 
@@ -342,7 +339,7 @@ class MilvusStore(VectorStore):
         if found is None:
             return
         expression = to_milvus(node, lite=self.server.lite)
-        size = min(size, _page_size(found.dim)) if with_embeddings else size
+        size = min(size, page_size(found.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
         options = {"output_fields": fields, "consistency_level": "Strong"}
         if self.server.lite:  # whose queries come in no order
@@ -377,28 +374,3 @@ def _exactly(queries: Array, k: int, rows: Iterator[Record]) -> list[list[Match]
 
 def _best_first(match: Match) -> tuple[float, str]:
     return -match.score, match.record.id
-
-
-def _among(ids: Sequence[str]) -> str:
-    return f"id in [{', '.join(json.dumps(id, ensure_ascii=False) for id in ids)}]"
-
-
-def _page_size(dim: int) -> int:
-    """Rows with their vectors in one answer."""
-    return max(1, min(PAGE, REQUEST_BYTES // (4 * dim + 4096)))
-
-
-def _requests(records: Sequence[Record], vectors: Array) -> Iterator[list[dict[str, Any]]]:
-    """Rows in batches that fit into one message."""
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for kept, vector in zip(records, vectors, strict=True):
-        weight = vector.nbytes + len(kept.source.encode()) + len(kept.caption.encode()) + 200
-        weight += len(checks.metadata_json(kept).encode())
-        if batch and size + weight > REQUEST_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(row(kept, vector))
-        size += weight
-    if batch:
-        yield batch

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.stores import Record, faiss_index, index
+from ldot_milvus.stores import Record, faiss_index, faiss_kinds, index
 from ldot_milvus.stores.base import Array, Match
 from ldot_milvus.stores.faiss import FaissStore
 from ldot_milvus.stores.index import IndexSpec
@@ -53,7 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
-    monkeypatch.setattr(faiss_index, "_resources", object)
+    monkeypatch.setattr(faiss_kinds, "resources", object)
     monkeypatch.setattr(faiss, "GpuIndexFlatIP", lambda _, dim: FakeGPU(faiss.IndexFlatIP(dim)), raising=False)
     monkeypatch.setattr(faiss, "GpuIndexIVFFlat", cells, raising=False)
 
@@ -61,7 +61,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are enough for cells and graphs, which then answer although a scan were faster."""
-    monkeypatch.setattr(faiss_index, "GRAPH_COST", 0)
+    monkeypatch.setattr(faiss_kinds, "GRAPH_COST", 0)
     monkeypatch.setattr(faiss_index, "CELL_ROWS", 8)
     monkeypatch.setattr(faiss_index, "FEWEST_CELLS", 2)
 
@@ -129,7 +129,7 @@ def opened(folder: Path, spec: str) -> FaissStore:
     return FaissStore(folder, "photos", IndexSpec.parse(spec))
 
 
-def part(store: FaissStore, kind: str = "image") -> faiss_index.Part:
+def part(store: FaissStore, kind: str = "image") -> faiss_kinds.Part:
     assert store._index is not None
     return store._index._kinds[kind]
 
@@ -379,10 +379,10 @@ def test_a_graph_goes_on_after_a_fork(folder: Path) -> None:
 import os, sys
 os.environ["OMP_NUM_THREADS"] = "2"
 import numpy as np
-from ldot_milvus.stores import Record, faiss_index
+from ldot_milvus.stores import Record, faiss_kinds
 from ldot_milvus.stores.faiss import FaissStore
 from ldot_milvus.stores.index import IndexSpec
-faiss_index.GRAPH_COST = 0
+faiss_kinds.GRAPH_COST = 0
 rows = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
 store = FaissStore(sys.argv[1], "photos", IndexSpec("HNSW"))
 store.upsert([Record(f"r{i}", row) for i, row in enumerate(rows)])
@@ -437,7 +437,7 @@ def test_kinds_on_a_gpu(
             recalls = [truth.check(answer, query, 10) for query, answer in zip(queries, answers, strict=True)]
             assert np.mean(recalls) >= 0.95
             answering = part(store)
-            assert isinstance(answering, faiss_index._Device)
+            assert isinstance(answering, faiss_kinds.Device)
             assert answering._device.searches == 1
             taken[spec.partition(":")[0]] = answering.spec.kind
             answers = store.search(queries, 10, filter={"width": {"$gte": ROWS // 10}})
