@@ -151,10 +151,10 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
             if files.reranker_config is not None:
                 reranker = CrossAttentionReranker.from_pretrained(files.folder / "reranker")
                 reranker = reranker.to(place, precision).eval()
-            extractor = _extractor(files.folder, config.get("region_extractor"), place, precision)
             _check_vocabulary(tokenizer, "text encoder", encoder.config.text_config)
             if reranker is not None:
                 _check_vocabulary(tokenizer, "re-ranker", reranker.config.bert_config)
+            extractor = load_extractor(files.folder, config.get("region_extractor"), place, precision)
         except (OSError, ValueError) as error:
             raise ModelError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return Bundle(files, encoder.to(place, precision).eval(), extractor, reranker, tokenizer, place, precision)
@@ -169,9 +169,10 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: Pre
         )
 
 
-def _extractor(
+def load_extractor(
     folder: Path, config: dict[str, Any] | None, device: torch.device, dtype: torch.dtype
 ) -> RegionExtractor | None:
+    """The region extractor in a model's folder, as its ``region_extractor`` configures it; None where it has none."""
     if config is None:
         return None
     if config.get("kind") != "grid":
