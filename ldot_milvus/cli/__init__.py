@@ -9,6 +9,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .search import search
 from .stores import migrate, reindex
+from .train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, convert, migrate, reindex, doctor):
+for command in (search, evaluate, convert, train, migrate, reindex, doctor):
     main.add_command(command)

@@ -49,10 +49,12 @@ class Regions:
 
     def first(self, count: int) -> Regions:
         """The first ``count`` regions, or all where there are fewer."""
-        if count >= len(self):
-            return self
-        labels = None if self.soft_labels is None else self.soft_labels[:count]
-        return Regions(self.features[:count], self.boxes[:count], self.confidence[:count], labels)
+        return self if count >= len(self) else self.some(np.arange(count))
+
+    def some(self, rows: NDArray[np.int64]) -> Regions:
+        """These regions, in this order."""
+        labels = None if self.soft_labels is None else self.soft_labels[rows]
+        return Regions(self.features[rows], self.boxes[rows], self.confidence[rows], labels)
 
 
 class RegionExtractor(Protocol):
