@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ldot_milvus.journal import FailedItem, Journal, Progress, Run
     from ldot_milvus.settings import Settings
-    from ldot_milvus.work import Item, Perform
+    from ldot_milvus.work import Chunk, Item, Perform
 
 LISTED = 20
 POLL_SECONDS = 0.5
@@ -110,9 +110,7 @@ def _performer(settings: Settings, run: Run, store: Any) -> Perform:
     return lambda items: ingestor.ingest([Source.from_dict(item) for item in items])
 
 
-def _send_all(chunks: Sequence[Any]) -> None:
-    from kombu.exceptions import OperationalError
-
+def _send_all(chunks: Sequence[Chunk]) -> None:
     from ldot_milvus.errors import StoreError
 
     from .tasks import send
@@ -120,10 +118,10 @@ def _send_all(chunks: Sequence[Any]) -> None:
     for number, chunk in enumerate(chunks):
         try:
             send(chunk)
-        except (OperationalError, OSError) as error:
+        except StoreError as error:
             raise StoreError(
-                f"the broker was lost after {number} of {len(chunks)} chunks ({first_line(error)}): see to it and "
-                "enqueue again, what is there already is skipped"
+                f"{error} after {number} of {len(chunks)} chunks: see to it and enqueue again, what is there already "
+                "is skipped"
             ) from error
 
 

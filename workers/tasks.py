@@ -51,12 +51,19 @@ def send(chunk: Chunk) -> None:
     """Send a chunk to the queue of its task.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker is away, for longer than a restart takes.
+        StoreError: the broker is away, for longer than a restart takes.
     """
+    from kombu.exceptions import OperationalError
+
+    from ldot_milvus.errors import StoreError
+
     task = {"ingest": ingest_chunk, "change": change_rows}[chunk.task]
     policy = {"max_retries": 5, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2}
-    # The limits are those of the worker that has the chunk, not of whoever sends it.
-    task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None)
+    try:
+        # The limits are those of the worker that has the chunk, not of whoever sends it.
+        task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None)
+    except (OperationalError, OSError) as error:
+        raise StoreError(f"the broker does not answer ({str(error).splitlines()[0]})") from error
 
 
 def _work_off(values: dict[str, Any], perform: Perform) -> None:

@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,26 +19,21 @@ from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.journal import open_journal
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
-from tests.brokers import RABBITMQ, RabbitServer, RedisServer
 from tests.faulty import QuickModel
 from tests.varied import varied_photos
 from tests.worker_process import CELERY, Worker
 
 pytestmark = [pytest.mark.servers]
 
-BROKERS = {"redis": RedisServer, "rabbitmq": RabbitServer}
 
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))])
+def broker(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    if request.param == "redis":
+        import redis
 
-@pytest.fixture(params=BROKERS)
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer | RabbitServer]:
-    if request.param == "rabbitmq" and not RABBITMQ.exists():
-        pytest.skip("no RabbitMQ here: apt-get install rabbitmq-server (tests/install-servers.sh)")
-    server = BROKERS[request.param](tmp_path / "broker")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+        redis.Redis.from_url(url).flushdb()
+    return url
 
 
 def rows(store: Path) -> dict[str, Record]:
@@ -149,14 +144,14 @@ def kill_group(worker: Worker) -> bool:
     return True
 
 
-def test_killed_a_few_times(tmp_path: Path, broker: RedisServer | RabbitServer, tiny_model: str) -> None:
+def test_killed_a_few_times(tmp_path: Path, broker: str, tiny_model: str) -> None:
     """With a model that answers at once."""
     kills = [kill_child] * 2 + [kill_worker, kill_group]
-    killed_run(tmp_path, broker.url, tiny_model, 300, kills, seed=1, quick=True)
+    killed_run(tmp_path, broker, tiny_model, 300, kills, seed=1, quick=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_killed_at_25_random_moments(tmp_path: Path, broker: RedisServer | RabbitServer, tiny_model: str) -> None:
+def test_killed_at_25_random_moments(tmp_path: Path, broker: str, tiny_model: str) -> None:
     kills = [kill_child] * 10 + [kill_worker] * 10 + [kill_group] * 5
-    killed_run(tmp_path, broker.url, tiny_model, 2000, kills, seed=2, quick=False)
+    killed_run(tmp_path, broker, tiny_model, 2000, kills, seed=2, quick=False)

@@ -19,10 +19,9 @@ pytestmark = pytest.mark.servers
 Folder = Callable[[int], Path]
 
 
-@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))])
-def env(request: pytest.FixtureRequest, tiny_model: str) -> dict[str, str]:
-    broker = request.getfixturevalue(f"{request.param}_url")
-    return {"LDOT_BROKER": broker, "LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu"}
+@pytest.fixture
+def env(redis_url: str, tiny_model: str) -> dict[str, str]:
+    return {"LDOT_BROKER": redis_url, "LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu"}
 
 
 @pytest.fixture
@@ -63,18 +62,28 @@ def test_the_same_ids_and_vectors_as_inline(
         assert (by_worker[id].source, by_worker[id].width) == (row.source, row.width)
 
 
-def test_not_waiting_returns_at_once(
-    run: Run, env: dict[str, str], worker: Worker, photo_folder: Folder, tmp_path: Path
+@pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))])
+def test_not_waiting_and_waiting(
+    run: Run, request: pytest.FixtureRequest, tiny_model: str, photo_folder: Folder, tmp_path: Path, broker: str
 ) -> None:
-    photo_folder(3)
-    done = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)
-    assert done.returncode == 0
-    assert "added" not in done.stdout
-    assert "celery -A workers status" in done.stdout
-    deadline = time.monotonic() + 120
-    while len(rows(tmp_path / "ldot-data")) < 3:
-        assert time.monotonic() < deadline, worker.log.read_text()
-        time.sleep(0.3)
+    """By either broker, with a model that answers at once: sent and left alone, then sent and waited for."""
+    photo_folder(5)
+    env = {"LDOT_BROKER": request.getfixturevalue(f"{broker}_url"), "LDOT_MODEL": tiny_model}
+    sent = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)
+    assert sent.returncode == 0, sent.stderr
+    assert "added" not in sent.stdout
+    assert "celery -A workers status" in sent.stdout
+    worker = Worker(tmp_path, {**env, "LDOT_TEST_FAULTS": "quick_model"}, "--pool", "solo", app="tests.faulty")
+    try:
+        deadline = time.monotonic() + 120
+        while len(rows(tmp_path / "ldot-data")) < 5:
+            assert time.monotonic() < deadline, worker.log.read_text()
+            time.sleep(0.3)
+        again = run("celery", "-A", "workers", "enqueue", "photos", "--chunk-size", "2", env=env)
+        assert "Enqueued 5 photos in 3 chunks" in again.stdout
+        assert "0 added, 0 updated, 5 unchanged, 0 failed" in again.stdout
+    finally:
+        worker.stop()
 
 
 @pytest.mark.parametrize("address", ["redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1//"])
