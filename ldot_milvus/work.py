@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,6 +68,15 @@ def chunks_of(run: Run, items: Iterable[Item], size: int) -> Iterator[Chunk]:
     """A run's items as chunks."""
     for number, part in enumerate(batched(items, size)):
         yield Chunk(run.id, str(number), run.task, run.target, part)
+
+
+def unfinished(chunks: Iterable[Chunk], ended: Mapping[str, bool]) -> Iterator[Chunk]:
+    """The chunks, and the parts of those that were split, that have not ended (see :meth:`Journal.ended`)."""
+    for chunk in chunks:
+        if chunk.id not in ended:
+            yield chunk
+        elif ended[chunk.id]:
+            yield from unfinished(chunk.parts(), ended)
 
 
 def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[Chunk], object]) -> Report | None:

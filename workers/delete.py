@@ -42,7 +42,8 @@ def delete(
     from ldot_milvus.errors import UsageError
     from ldot_milvus.stores import open_store
 
-    from .running import carry_out, counted, listed
+    from .running import carry_out, listed
+    from .waiting import counted
 
     try:
         filter = None if filter_text is None else json.loads(filter_text)

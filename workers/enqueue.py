@@ -80,7 +80,8 @@ def _prune(
     from ldot_milvus.changes import prune
     from ldot_milvus.stores import open_store
 
-    from .running import carry_out, counted, listed
+    from .running import carry_out, listed
+    from .waiting import counted
 
     with open_store(settings.store, settings.collection) as store:
         found = prune(store, paths, sources)

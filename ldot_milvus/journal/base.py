@@ -184,6 +184,10 @@ class Journal(ABC):
         """
 
     @abstractmethod
+    def ended(self, run: str) -> dict[str, bool]:
+        """The chunks that have ended; whether they were split."""
+
+    @abstractmethod
     def note_trouble(self, run: str, trouble: str) -> None:
         """Say what the workers wait for; the next chunk that ends takes it back."""
 

@@ -20,6 +20,7 @@ from .base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
 _APPLICATION_ID = 0x4C444F4A  # "LDOJ"
 _VERSION = 1
 _BUSY_SECONDS = 60.0
+_DONE, _SPLIT = 1, 2
 _ALL = ""  # the run whose sums are those of all runs
 
 _SCHEMA = f"""
@@ -74,9 +75,9 @@ class SqliteJournal(Journal):
         """As the interface says, in one transaction."""
         with self._writing() as sql:
             first = sql.execute(
-                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE "
-                "SET ended = 1, changed = excluded.changed WHERE ended = 0",
-                (run, chunk, time.time()),
+                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET ended = excluded.ended, changed = excluded.changed WHERE ended = 0",
+                (run, chunk, _DONE if sums else _SPLIT, time.time()),
             ).rowcount
             sql.execute("UPDATE runs SET trouble = '' WHERE id = ? AND trouble != ''", (run,))
             if not first:
@@ -96,6 +97,14 @@ class SqliteJournal(Journal):
                     (item.key, item.run, item.time, item.to_json()),
                 )
             _delete(sql, succeeded)
+
+    def ended(self, run: str) -> dict[str, bool]:
+        """As the interface says."""
+        with self._reading() as sql:
+            if sql is None:
+                return {}
+            rows = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run,))
+            return {chunk: state == _SPLIT for chunk, state in rows}
 
     def note_trouble(self, run: str, trouble: str) -> None:
         """As the interface says."""

@@ -232,13 +232,15 @@ def test_a_journal_that_is_restarted_during_a_run(
         server.stop()
 
 
-def test_a_broker_that_forgot_its_queue_is_not_waited_for_in_vain(
-    run: Run, env: dict[str, str], broker: RedisServer, photo_folder: Folder, tmp_path: Path
-) -> None:
+def test_a_broker_that_forgot_its_queue_is_sent_the_chunks_again(
+    run: Run, env: dict[str, str], broker: RedisServer, workers: Callable[..., Worker], photo_folder: Folder,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """As a Redis without persistence does at a restart."""
     import redis
 
-    photo_folder(3)
-    command = [CELERY, "-A", "workers", "enqueue", "photos"]
+    photo_folder(6)
+    command = [CELERY, "-A", "workers", "enqueue", "photos", "--chunk-size", "2"]
     own = {**os.environ, **env, "LDOT_VISIBILITY_TIMEOUT": "2"}
     ingestion = subprocess.Popen(
         command, env=own, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -246,9 +248,11 @@ def test_a_broker_that_forgot_its_queue_is_not_waited_for_in_vain(
     assert ingestion.stdout is not None
     assert "Enqueued" in ingestion.stdout.readline()
     redis.Redis.from_url(broker.url).flushall()
-    printed, _ = ingestion.communicate(timeout=60)
-    assert ingestion.returncode == 2
-    assert "the broker has no chunk of them any more: enqueue again" in printed
+    workers()
+    printed, _ = ingestion.communicate(timeout=90)
+    assert ingestion.returncode == 0, printed
+    assert "Sending again 3 chunks that the broker does not have any more" in printed
+    assert sources(tmp_path) == names(6)
 
 
 def test_a_worker_that_is_told_to_stop_finishes_its_chunk(

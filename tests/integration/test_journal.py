@@ -56,6 +56,9 @@ def test_a_run_from_its_start_to_its_end(journal: Journal) -> None:
     journal.end(run.id, "0", sums, [failed("a.jpg", run)])
     journal.end(run.id, "0", sums, [failed("a.jpg", run)])  # the same chunk by another worker
     assert journal.begin(run.id, "0") == 0
+    assert journal.ended(run.id) == {"0": False}
+    journal.end(run.id, "split", {})
+    assert journal.ended(run.id) == {"0": False, "split": True}
     journal.end(run.id, "1", sums_of(4, {"unchanged": 4}, {"read": 0.25}, []))
     progress = journal.progress(run.id)
     assert progress is not None

@@ -11,7 +11,7 @@ import pytest
 from ldot_milvus.errors import InputError, ModelMismatch, StoreError, UsageError
 from ldot_milvus.ingestion import Failure, Report
 from ldot_milvus.journal import Journal, Run, open_journal
-from ldot_milvus.work import MAX_ATTEMPTS, Chunk, chunks_of, patiently, work_off, work_off_here
+from ldot_milvus.work import MAX_ATTEMPTS, Chunk, chunks_of, patiently, unfinished, work_off, work_off_here
 
 TARGET = {"store": "faiss:/s", "collection": "images", "model": "m", "region_store": None}
 
@@ -44,6 +44,24 @@ def test_chunks_travel_and_split_the_same_way_each_time(journal: Journal) -> Non
     assert [item for part in parts for item in part.items] == chunks[0].items
     assert parts == chunks[0].parts()
     assert [part.id for part in chunks[2].parts()] == ["2.0", "2.1"]
+
+
+def test_what_is_unfinished(journal: Journal) -> None:
+    run, chunks = started(journal, 130)
+    assert list(unfinished(chunks, journal.ended(run.id))) == chunks
+    work_off(chunks[0], journal, added, pytest.fail)
+    journal.begin(run.id, "1")  # its worker died; the second one splits it, and all parts but one are lost
+    parts: list[Chunk] = []
+    work_off(chunks[1], journal, added, parts.append)
+    work_off(parts[3], journal, added, pytest.fail)
+    left = list(unfinished(chunks, journal.ended(run.id)))
+    assert [chunk.id for chunk in left] == [*(f"1.{n}" for n in (0, 1, 2, 4, 5, 6, 7)), "2"]
+    for chunk in left:
+        work_off(chunk, journal, added, pytest.fail)
+    assert list(unfinished(chunks, journal.ended(run.id))) == []
+    progress = journal.progress(run.id)
+    assert progress is not None
+    assert (progress.complete, progress.done) == (True, 130)
 
 
 def test_done_twice_counts_once(journal: Journal) -> None:
