@@ -4,7 +4,7 @@
 
     config.json, model.safetensors      the dual encoder
     tokenizer.json, ...                 its WordPiece tokenizer
-    regions/                            the region extractor's weights
+    regions/                            the region extractor's weights, unless the configuration names another place
     reranker/                           the cross-attention re-ranker (optional)
 
 Finding a model and its fingerprint needs no torch, so that a command with nothing to encode starts at once.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, UsageError
+from .hub import hub_folder
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,18 @@ class ModelFiles:
         return self._read(folder / "config.json") if folder.is_dir() else None
 
     @property
+    def extractor_weights(self) -> Path | str:
+        """The folder or hub id of the region extractor's weights.
+
+        The folder ``regions`` if there is one, else what the configuration names (a folder is looked for from here).
+        """
+        named = (self.config.get("region_extractor") or {}).get("weights")
+        for folder in (self.folder / "regions", self.folder / (named or "regions")):
+            if folder.is_dir():
+                return folder
+        return named or self.folder / "regions"
+
+    @property
     def dim(self) -> int:
         """Width of the model's vectors."""
         # As LightningDOTConfig.embedding_dim, which would cost the import of transformers.
@@ -68,7 +81,9 @@ class ModelFiles:
         That is its vector, and its region data: a re-ranker that embeds the regions itself is part of it.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        weights = [self.folder / "model.safetensors", *sorted((self.folder / "regions").glob("*"))]
+        weights = [self.folder / "model.safetensors"]
+        if isinstance(self.extractor_weights, Path):  # a hub id counts by its name, in the configuration
+            weights += sorted(path for path in self.extractor_weights.glob("*") if path.is_file())
         if (self.reranker_config or {}).get("region_input") == "embedded":
             weights.append(self.folder / "reranker" / "model.safetensors")
         for path in weights:
@@ -100,16 +115,7 @@ def find_model(name: str) -> ModelFiles:
     if Path(name).is_dir():
         return ModelFiles(name, Path(name))
     known = ", ".join(sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))) or "none"
-    unknown = f"unknown model {name!r}: give a packaged name ({known}), a folder, or a hub id (owner/name)"
-    if name.count("/") != 1 or name.startswith(("/", ".")):
-        raise UsageError(unknown)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return ModelFiles(name, Path(snapshot_download(name)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"{unknown}; the hub said: {str(error).splitlines()[0]}") from error
+    return ModelFiles(name, hub_folder(name, "model", known=f"a packaged name ({known}), "))
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,20 @@ class Bundle:
 
     files: ModelFiles
     encoder: LightningDOT
-    extractor: RegionExtractor | None
     reranker: CrossAttentionReranker | None
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
+
+    @cached_property
+    def extractor(self) -> RegionExtractor | None:
+        """Pixels to regions; None for a model that reads ready ones. Loaded when the first photo needs it.
+
+        Raises:
+            UsageError: its weights are on the hub, and the hub does not give them.
+            ModelError: an extractor that is not known, or whose regions are of another width than the model reads.
+        """
+        return _extractor(self.files, self.device, self.dtype)
 
 
 def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str | None = None) -> Bundle:
@@ -137,7 +152,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
         ModelError: files that are missing or do not fit together.
     """
     files = find_model(name)
-    config = files.config
+    files.config  # noqa: B018  (another kind of folder is told before anything heavy is loaded)
     from transformers import AutoTokenizer
 
     from .model import CrossAttentionReranker, LightningDOT
@@ -151,23 +166,39 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
             if files.reranker_config is not None:
                 reranker = CrossAttentionReranker.from_pretrained(files.folder / "reranker")
                 reranker = reranker.to(place, precision).eval()
-            extractor = _extractor(files.folder, config.get("region_extractor"), place, precision)
         except (OSError, ValueError) as error:
             raise ModelError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return Bundle(files, encoder.to(place, precision).eval(), extractor, reranker, tokenizer, place, precision)
+    return Bundle(files, encoder.to(place, precision).eval(), reranker, tokenizer, place, precision)
 
 
-def _extractor(
-    folder: Path, config: dict[str, Any] | None, device: torch.device, dtype: torch.dtype
-) -> RegionExtractor | None:
+def _extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> RegionExtractor | None:
+    config = files.config.get("region_extractor")
     if config is None:
         return None
-    if config.get("kind") != "grid":
-        raise ValueError(f"region_extractor {config!r} is not known; 'grid' is")
-    from .regions.grid import GridExtractor
+    kind, weights = config.get("kind"), str(files.extractor_weights)
+    options = {key: value for key, value in config.items() if key not in ("kind", "weights")}
+    extractor: RegionExtractor
+    try:
+        if kind == "grid":
+            from .regions.grid import GridExtractor
 
-    options = {key: value for key, value in config.items() if key != "kind"}
-    return GridExtractor.from_pretrained(str(folder / "regions"), **options, device=device, dtype=dtype)
+            with _QuietTransformers():
+                extractor = GridExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
+        elif kind == "bottom_up":
+            from .regions import BottomUpExtractor
+
+            extractor = BottomUpExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
+        else:
+            raise ValueError(f"region_extractor {config!r} is not known; 'grid' and 'bottom_up' are")
+    except (OSError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"the region extractor of model {files.name!r} cannot be loaded: {first}") from error
+    if extractor.dim != files.config.get("region_dim"):
+        raise ModelError(
+            f"model {files.name!r} reads regions of {files.config.get('region_dim')} features, and the extractor in "
+            f"{weights} gives {extractor.dim}: they do not belong together"
+        )
+    return extractor
 
 
 def _device(name: str | None) -> torch.device:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import BertTokenizer
 
 from .errors import ModelError, UsageError
@@ -28,6 +23,7 @@ from .model.conversion import (
     is_dual_encoder,
     reranker_config,
 )
+from .model.storage import read_state
 
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parent / "pretrained" / "vocab" / "bert-base-cased.txt"
@@ -91,7 +87,7 @@ def convert(
         raise UsageError(f"{source}: no such file")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there and not empty: name a new folder")
-    published = _read(source)
+    published = read_state(source)
     known = config or {}
     model: Converted
     if pretraining:
@@ -111,25 +107,6 @@ def convert(
     model.load_state_dict(translation.state)
     _write(model, report, source, target)
     return report
-
-
-def _read(source: Path) -> dict[str, Tensor]:
-    try:
-        if source.suffix == ".safetensors":
-            content: Any = load_file(source)
-        else:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{source} cannot be read as plain tensors ({reason}); it is not read in any other way, because loading "
-            "a pickle runs whatever is in it"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
-        content = content["model_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{source} holds no state dict: neither tensors by name nor a model_dict of them")
-    return {str(name): tensor for name, tensor in content.items()}
 
 
 def _compare(kind: str, translation: Translation, model: Converted) -> Conversion:

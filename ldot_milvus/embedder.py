@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .bundle import Bundle, load_model
 from .errors import InputError, UsageError
-from .images import decode, from_pil
+from .images import ImageSource, open_image
 from .regions import Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-ImageInput = Union[str, Path, bytes, "Image", Regions]
+ImageInput = ImageSource | Regions
 
 Text = str | list[int]
 """A text, or its token ids with [CLS] and [SEP]."""
@@ -85,7 +84,7 @@ class LightningDOTEmbedder:
             if isinstance(image, Regions):
                 ready[index] = self._checked(image)
             else:
-                pixels[index] = _open(image, self.least_side)
+                pixels[index] = open_image(image, draft_to=self.least_side).image
         if pixels:
             if self.bundle.extractor is None:
                 raise UsageError(
@@ -198,14 +197,3 @@ class LightningDOTEmbedder:
                 rows = order[start : start + size]
                 result[rows] = compute(rows).float().cpu().numpy()
         return result
-
-
-def _open(image: str | Path | bytes | Image, least_side: int | None) -> Image:
-    if isinstance(image, bytes):
-        return decode(image, draft_to=least_side).image
-    if isinstance(image, (str, Path)):
-        try:
-            return decode(Path(image).read_bytes(), name=str(image), draft_to=least_side).image
-        except OSError as error:
-            raise InputError(f"{image}: {error.strerror}") from error
-    return from_pil(image).image
