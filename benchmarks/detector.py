@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
 
 from ldot_milvus.regions.bottom_up import BottomUpExtractor, Detector, DetectorConfig
 from ldot_milvus.regions.bottom_up import extractor as extractor_module
@@ -38,6 +37,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Count what is done inside for ``stage``."""
         self._inside.append(0.0)
         self._wait()
         start = time.perf_counter()
@@ -49,6 +49,8 @@ class Clock:
             self._inside[-1] += took
 
     def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, which counts for ``stage`` when it is called."""
+
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self(stage):
                 return function(*args, **kwargs)
@@ -71,6 +73,10 @@ def random_detector(seed: int = 0) -> Detector:
         for name, module in detector.named_modules():
             if name.endswith("conv3.norm"):
                 module.weight.fill_(0.3)  # what the blocks add up to stays bounded
+        detector.backbone.stem.conv1.weight /= 100
+        head = detector.proposal_generator.rpn_head
+        for part in (head.objectness_logits, head.anchor_deltas):
+            torch.nn.init.normal_(part.weight, std=0.01)
     return detector
 
 
@@ -128,25 +134,25 @@ def straightforward(detector: Detector, image: Image.Image, device: str, short_s
                 break
         boxes = boxes[kept]
     with clock("pooling"):
-        pooled = torch.stack([pool_one(features[0], box) for box in boxes])
-    res5 = detector.roi_heads.res5
+        rows = features[0].permute(1, 2, 0).contiguous()
+        pooled = torch.stack([pool_one(rows, box) for box in boxes]).contiguous()
     with clock("res5"):
-        dilate(detector, 2)
-        found = torch.cat([res5(part).mean((2, 3)) for part in pooled.split(60)])
-        dilate(detector, 1)
+        found = torch.cat([detector.roi_heads.features(part) for part in pooled.split(60)])
     with clock("choice"):
         detector.roi_heads.box_predictor.class_logits(found).softmax(1)
     return {"proposals": len(boxes)} | summary(clock, 1)
 
 
-def dilate(detector: Detector, by: int) -> None:
-    for block in detector.roi_heads.res5:
-        block.conv2.dilation = block.conv2.padding = (by, by)
-
-
 def pool_one(features: Tensor, box: Tensor) -> Tensor:
+    """(h, w, C) and a box to (C, 14, 14): the maximum of each bin's rows, then of its columns."""
     x1, y1, x2, y2 = (int(edge) for edge in round_half_up(box / 16).tolist())
-    return adaptive_max_pool2d(features[:, y1 : max(y2, y1) + 1, x1 : max(x2, x1) + 1], BINS)
+    x1, y1 = min(x1, features.shape[1] - 1), min(y1, features.shape[0] - 1)  # the published pooling gives zeros there
+    inside = features[y1 : max(y2, y1) + 1, x1 : max(x2, x1) + 1]
+    for direction in (0, 1):
+        length = inside.shape[direction]
+        edges = [(i * length // BINS, -(-(i + 1) * length // BINS)) for i in range(BINS)]
+        inside = torch.stack([inside.narrow(direction, a, b - a).amax(direction) for a, b in edges], direction)
+    return inside.permute(2, 0, 1)
 
 
 def main() -> None:

@@ -24,6 +24,9 @@ from .model.conversion import (
     reranker_config,
 )
 from .model.storage import read_state
+from .regions.bottom_up import DetectorConfig
+from .regions.bottom_up.extractor import PUBLISHED
+from .regions.bottom_up.weights import detector_files, load_detector
 
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parent / "pretrained" / "vocab" / "bert-base-cased.txt"
@@ -67,7 +70,12 @@ class Conversion:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, config: Mapping[str, Any] | None = None, pretraining: bool = False
+    source: str | Path,
+    target: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    pretraining: bool = False,
+    detector: str | None = None,
 ) -> Conversion:
     """Write the checkpoint ``source`` as the folder ``target``.
 
@@ -77,10 +85,13 @@ def convert(
         config: a BERT configuration, for what a checkpoint does not tell: attention heads (one for every 64 units of
             width unless told) and dropout.
         pretraining: keep the heads of pre-training beside the dual encoder, to go on with it.
+        detector: folder of the bottom-up-attention detector that makes its regions (copied into ``target``), or its
+            hub id. None names the public one for a model that reads regions of 2,048 features.
 
     Raises:
         UsageError: no such file, or ``target`` holds something.
-        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors.
+        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors; a detector
+            that is not whole, or whose regions are of another width.
     """
     source, target = Path(source), Path(target)
     if not source.is_file():
@@ -105,8 +116,29 @@ def convert(
     report = _compare(kind, translation, model)
     report.check(source)
     model.load_state_dict(translation.state)
-    _write(model, report, source, target)
+    if isinstance(model, CrossAttentionReranker):
+        if detector is not None:
+            raise UsageError(f"{source} is a re-ranker: name the detector where its dual encoder is converted")
+    else:
+        model.config.region_extractor = _extractor(model.config.region_dim, detector, report)
+    _write(model, report, source, target, detector)
     return report
+
+
+def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str, Any] | None:
+    """How the model's regions are made: as UNITER's, on which the published models were trained."""
+    config: dict[str, Any] = {"kind": "bottom_up", "boxes": "uniter", "short_side": 600, "long_side": 1000}
+    if detector is not None and Path(detector).is_dir():
+        found = load_detector(Path(detector)).config.dim
+        if found != width:
+            raise ModelError(f"{detector} gives regions of {found} features, and this model reads {width}")
+        return config
+    if detector is None and width != DetectorConfig().dim:
+        report.notes.append("no region extractor belongs to it: it reads ready regions, not photos")
+        return None
+    name = detector or PUBLISHED
+    report.notes.append(f"its regions are made by {name}, which is fetched from the hub when a photo first needs it")
+    return {**config, "weights": name}
 
 
 def _compare(kind: str, translation: Translation, model: Converted) -> Conversion:
@@ -126,7 +158,7 @@ def _compare(kind: str, translation: Translation, model: Converted) -> Conversio
     )
 
 
-def _write(model: Converted, report: Conversion, source: Path, target: Path) -> None:
+def _write(model: Converted, report: Conversion, source: Path, target: Path, detector: str | None) -> None:
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -139,7 +171,10 @@ def _write(model: Converted, report: Conversion, source: Path, target: Path) -> 
                     f"a vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: put "
                     f"the tokenizer's files into {target}"
                 )
-            report.notes.append("no region extractor belongs to it yet: it reads ready regions, not photos")
+            if detector is not None and Path(detector).is_dir():
+                (unfinished / "regions").mkdir()
+                for path in detector_files(Path(detector)):
+                    shutil.copy(path, unfinished / "regions")
         (unfinished / "README.md").write_text(_card(report, source))
         if target.exists():
             target.rmdir()

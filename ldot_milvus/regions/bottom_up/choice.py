@@ -62,15 +62,15 @@ def by_any_class(boxes: Tensor, probabilities: Tensor, *, least: int, most: int)
     n, count = probabilities.shape
     scores = probabilities.T
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    overlapping = overlap(boxes, boxes) > UNITER_OVERLAP
+    apart = ~(overlap(boxes, boxes) > UNITER_OVERLAP)
     every = torch.arange(count, device=boxes.device)
     alive = torch.ones_like(scores, dtype=torch.bool)
     survives = torch.zeros_like(alive)
     for rank in range(n):  # all classes at once: each looks at its own next best proposal
         best = order[:, rank]
-        wins = alive[every, best]
-        survives[every, best] = wins
-        alive &= ~(overlapping[best] & wins[:, None])
+        wins = every[alive[every, best]]
+        survives[wins, best[wins]] = True
+        alive[wins] &= apart[best[wins]]
     confidence, classes = torch.where(survives, scores, 0).max(0)
     confidence, kept = confidence.sort(descending=True, stable=True)
     number = (confidence > UNITER_CONFIDENT).sum().clamp(least, most)

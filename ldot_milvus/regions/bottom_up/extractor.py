@@ -27,8 +27,8 @@ PUBLISHED = "unc-nlp/frcnn-vg-finetuned"
 
 BOXES = ("uniter", "reference")
 UNITER_LIMITS = 10, 100
-_AT_A_TIME = 60
-"""Proposals that go through res5 together: enough for every core, and 200 MB of hidden states at full size."""
+_AT_A_TIME = 20
+"""Proposals that go through res5 together: enough for every core, and few enough for its caches."""
 
 
 class BottomUpExtractor:
@@ -38,14 +38,14 @@ class BottomUpExtractor:
     other photos are: nothing is padded, and no sum is ordered otherwise.
 
     Args:
-        detector: with its weights.
+        detector: with its weights; it is made ready to run where it is.
         boxes: "uniter" keeps the proposals as they are, suppressed for each class, clip(count(confidence > 0.2),
             10, 100) of them: what LightningDOT and UNITER were trained on. "reference" is the way of the public
             PyTorch code: boxes shifted for their best class, one suppression, 36 of them.
         short_side, long_side: to which photos are scaled; None takes the configuration's (800 and 1333). The
             features that UNITER was trained on were made with 600 and 1000.
         least, most: regions of a photo; None takes 10 and 100 for "uniter", and the configuration's for "reference".
-        fast: look at a quarter of each region's bins: a quarter of the time, and other features
+        fast: look at a quarter of each region's bins: a third of the time, and other features
             (docs/checkpoints.md has by how much).
         device, dtype: convolutions run there and in this type; boxes and scores are float32.
     """
@@ -88,6 +88,8 @@ class BottomUpExtractor:
         self.device = torch.device(device)
         self.dtype = dtype
         self.detector = detector.prepare(self.device, dtype)
+        if fast:
+            detector.roi_heads.read_every_second_bin()
         self._mean = torch.tensor(config.pixel_mean, device=self.device)
         self._std = torch.tensor(config.pixel_std, device=self.device)
 
@@ -144,13 +146,13 @@ class BottomUpExtractor:
         pixels = to_input(photo, config.short_side, config.long_side, self._mean, self._std, self.device)
         size = int(pixels.shape[2]), int(pixels.shape[3])
         features = self.feature_map(pixels)
-        proposals = self.proposals(features, size)
+        proposals, _ = self.proposals(features, size)
         pooled = self.region_features(features, proposals)
         logits = predictor.class_logits(pooled)
         probabilities = logits.softmax(1)
         boxes, choice = self.choose(proposals, pooled, probabilities, size)
-        attributes = predictor.attribute_logits(pooled[choice.kept], logits[choice.kept])
-        attribute_confidence, attribute = attributes[:, :-1].softmax(1).max(1)
+        attributes = predictor.attribute_probabilities(pooled[choice.kept], logits[choice.kept])
+        attribute_confidence, attribute = attributes.max(1)
         height, width = size
         scale = torch.tensor([width, height, width, height], device=boxes.device)
         return Regions(
@@ -167,15 +169,15 @@ class BottomUpExtractor:
         """(1, 3, h, w) of :func:`~.preprocessing.to_input` to the features (1, C, h / 16, w / 16)."""
         return self.detector.backbone(pixels.to(self.dtype, memory_format=torch.channels_last))
 
-    def proposals(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """The boxes (n, 4) of a feature map in which there may be something, in pixels of the resized photo."""
+    def proposals(self, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The boxes (n, 4) of a feature map in which there may be something, and their logits (n,)."""
         config = self.config
         logits, deltas = self.detector.proposal_generator.rpn_head(features)
         return propose(
             logits[0], deltas[0], self.detector.anchors, size,
             candidates=config.candidates, most=config.proposals, threshold=config.proposal_overlap,
             least_side=config.proposal_side,
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
     def region_features(self, features: Tensor, boxes: Tensor) -> Tensor:
         """A feature map and boxes (n, 4) to the features (n, dim) of what is in them, float32."""

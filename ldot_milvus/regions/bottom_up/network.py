@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .configuration import DEPTHS, DetectorConfig
-from .pooling import BINS
 from .proposals import cell_anchors
 
 
 class ConvNorm(nn.Conv2d):
     """A convolution and its batch norm; :meth:`fold` makes one convolution of the two."""
 
-    def __init__(self, inside: int, outside: int, size: int, stride: int = 1) -> None:
-        super().__init__(inside, outside, size, stride=stride, padding=size // 2, bias=False)
+    def __init__(self, inside: int, outside: int, size: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__(
+            inside, outside, size, stride=stride, padding=size // 2 * dilation, dilation=dilation, bias=False
+        )
         self.norm: nn.Module = nn.BatchNorm2d(outside)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,10 +39,10 @@ class ConvNorm(nn.Conv2d):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution beside a shortcut. The stride is in the first 1x1, as Caffe's ResNets have it."""
 
-    def __init__(self, inside: int, width: int, outside: int, stride: int = 1) -> None:
+    def __init__(self, inside: int, width: int, outside: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = ConvNorm(inside, width, 1, stride)
-        self.conv2 = ConvNorm(width, width, 3)
+        self.conv2 = ConvNorm(width, width, 3, dilation=dilation)
         self.conv3 = ConvNorm(width, outside, 1)
         self.shortcut = ConvNorm(inside, outside, 1, stride) if inside != outside else None
 
@@ -51,10 +52,11 @@ class Bottleneck(nn.Module):
         return (self.conv3(hidden) + (input if self.shortcut is None else self.shortcut(input))).relu_()
 
 
-def stage(blocks: int, inside: int, width: int, outside: int, stride: int) -> nn.Sequential:
+def stage(blocks: int, inside: int, width: int, outside: int, stride: int, dilation: int = 1) -> nn.Sequential:
     """Bottlenecks, the first of which changes the size."""
-    first = Bottleneck(inside, width, outside, stride)
-    return nn.Sequential(first, *(Bottleneck(outside, width, outside) for _ in range(blocks - 1)))
+    first = Bottleneck(inside, width, outside, stride, dilation)
+    rest = (Bottleneck(outside, width, outside, dilation=dilation) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
 
 
 class Stem(nn.Module):
@@ -145,6 +147,10 @@ class BoxPredictor(nn.Module):
         guess = self.cls_embedding(class_logits.argmax(1))
         return self.attr_score(self.fc_attr(torch.cat([features, guess], dim=1)).relu_())
 
+    def attribute_probabilities(self, features: Tensor, class_logits: Tensor) -> Tensor:
+        """The same to (n, attributes): how likely each is if there is one."""
+        return self.attribute_logits(features, class_logits)[:, :-1].softmax(1)
+
 
 class RegionHeads(nn.Module):
     """res5 on every pooled region, and the predictors."""
@@ -152,29 +158,23 @@ class RegionHeads(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         blocks, width = DEPTHS[config.depth][3], 8 * config.width
-        self.res5 = stage(blocks, 4 * config.res2_width, width, config.dim, stride=1)
+        self.res5 = stage(blocks, 4 * config.res2_width, width, config.dim, stride=1, dilation=2)
         self.box_predictor = BoxPredictor(config)
 
     def features(self, pooled: Tensor) -> Tensor:
-        """Pooled regions (n, C, 14, 14) to features (n, dim): the mean over what res5 gives; float32.
+        """Pooled regions (n, C, bins, bins) to features (n, dim): the mean over what res5 gives; float32."""
+        return self.res5(pooled).float().mean((2, 3))
 
-        Published, the 3x3 convolutions of res5 are dilated by 2. Such a convolution joins bins only with bins of the
-        same parity, in both directions, and everything else in res5 sees one bin at a time. So the 14 x 14 bins are
-        four grids of 7 x 7 that never meet, and each is a case for an ordinary 3x3 convolution: the same sums, in
-        three quarters of the time. One such grid alone, (n, C, 7, 7), is a quarter of the work and its mean an
-        estimate of the whole one's.
+    def read_every_second_bin(self) -> None:
+        """From now on, expect regions pooled to bins of even row and column alone.
+
+        A convolution dilated by 2 joins bins only with bins of the same parity, and everything else in res5 sees one
+        bin at a time. So the 14 x 14 bins are four grids of 7 x 7 that never meet, and each is a case for ordinary
+        convolutions: the mean over one of them is computed exactly, and is an estimate of the mean over all four.
         """
-        n, _, bins, _ = pooled.shape
-        parts = self.res5(quarters(pooled) if bins == BINS else pooled)
-        return parts.float().mean((2, 3)).unflatten(0, (-1, n)).mean(0)
-
-
-def quarters(pooled: Tensor) -> Tensor:
-    """(n, C, 2k, 2k) to (4n, C, k, k): bins of even row and column first, then odd columns, odd rows, both odd."""
-    n, channels, bins, _ = pooled.shape
-    half = bins // 2
-    split = pooled.permute(0, 2, 3, 1).reshape(n, half, 2, half, 2, channels)
-    return split.permute(2, 4, 0, 1, 3, 5).reshape(4 * n, half, half, channels).permute(0, 3, 1, 2)
+        for module in self.res5.modules():
+            if isinstance(module, ConvNorm) and module.kernel_size == (3, 3):
+                module.dilation = module.padding = (1, 1)
 
 
 class Detector(nn.Module):

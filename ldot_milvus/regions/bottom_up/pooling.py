@@ -80,10 +80,10 @@ class MaximumTable:
         for y in (top, bottom):
             for x in (left, right):
                 rows = (level * self.height + y[:, :, None]) * self.width + x[:, None, :]
-                found = self._rows[rows.masked_fill(empty, len(self._rows) - 1)]
+                found = self._rows.index_select(0, rows.masked_fill(empty, len(self._rows) - 1).flatten())
                 pooled = found if pooled is None else torch.maximum(pooled, found, out=pooled)
         assert pooled is not None
-        return pooled.permute(0, 3, 1, 2)
+        return pooled.unflatten(0, empty.shape).permute(0, 3, 1, 2)
 
 
 def _windows(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,16 +21,26 @@ ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 """Some checkpoints lack the anchors; they follow from the configuration then."""
 
 
+def detector_files(folder: Path) -> tuple[Path, Path]:
+    """A detector's configuration and weights.
+
+    Raises:
+        ModelError: there are no weights.
+    """
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"{folder} has no weights: neither {' nor '.join(FILES)}")
+    return folder / CONFIG, path
+
+
 def load_detector(folder: Path) -> Detector:
     """The network of a folder with ``config.yaml`` and ``model.safetensors`` or ``pytorch_model.bin``.
 
     Raises:
         ModelError: a file that is missing or unreadable; tensors missing, unknown or of another shape, named.
     """
-    config = DetectorConfig.from_yaml(folder / CONFIG)
-    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise ModelError(f"{folder} has no weights: neither {' nor '.join(FILES)}")
+    settings, path = detector_files(folder)
+    config = DetectorConfig.from_yaml(settings)
     given = {name: tensor for name, tensor in read_state(path).items() if not name.endswith(OPTIONAL)}
     with torch.device("meta"):
         detector = Detector(config)
