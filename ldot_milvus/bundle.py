@@ -157,7 +157,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
 
     from .model import CrossAttentionReranker, LightningDOT
 
-    place, precision = _device(device), _dtype(dtype, _device(device))
+    place, precision = choose_device(device), _dtype(dtype, choose_device(device))
     with _QuietTransformers():
         try:
             encoder = LightningDOT.from_pretrained(files.folder)
@@ -201,7 +201,12 @@ def _extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> R
     return extractor
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; None takes the best there is.
+
+    Raises:
+        UsageError: there is none of that name here.
+    """
     import torch
 
     if name is None:

@@ -1,4 +1,4 @@
-"""What owners say about their photos: lines of a metadata file, and the JSON files beside photos in a tar."""
+"""What owners say about photos and texts: lines of metadata files and manifests, JSON files beside photos in a tar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import UsageError, printable, reason
 
-_LIMITS = {"id": 64, "namespace": 64, "caption": 8192}  # bytes of UTF-8 that a collection's fields hold
+_LIMITS = {"id": 64, "namespace": 64, "caption": 8192, "text": 8192}  # bytes of UTF-8 that a collection's fields hold
 
 Metadata = Mapping[str, Mapping[str, Any]]
 """By file name: the fields of a :class:`~ldot_milvus.sources.Source` that its owner sets."""
@@ -19,7 +19,7 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
     """Read a JSONL file of what the owner knows about the photos.
 
     Each line is an object with "file" (relative path or base name), optionally "id", "namespace", and "caption" or
-    "captions" (a list); all other keys are the photo's metadata.
+    "captions" (a list); all other keys are the photo's metadata, and so are those of an object under "metadata".
 
     Returns:
         "file" to the fields of :class:`~ldot_milvus.sources.Source` that the line sets.
@@ -41,8 +41,7 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
                     name = os.path.normpath(name)
                     if name in found:
                         raise ValueError(f"{printable(name)} is there twice")
-                    own = {key: values.pop(key) for key in ("id", "namespace") if values.get(key) is not None}
-                    found[name] = described(values, own)
+                    found[name] = described(values, own_fields(values))
                 except ValueError as error:
                     raise UsageError(f"{printable(path)}:{number}: {error}") from error
     except OSError as error:
@@ -69,6 +68,11 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def own_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Take "id" and "namespace" out of ``values``: what only a line that names its photo may set."""
+    return {key: value for key in ("id", "namespace") if (value := values.pop(key, None)) is not None}
+
+
 def described(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """A source's fields: ``own`` and the caption of ``values`` checked, the rest of ``values`` as metadata."""
     captions = values.pop("captions" if "captions" in values else "caption", None)
@@ -76,6 +80,9 @@ def described(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         captions = "\n".join(captions)
     if captions is not None:
         own = {**own, "caption": captions}
+    if isinstance(values.get("metadata"), dict):
+        values = {**values, **values["metadata"]}
+        del values["metadata"]
     for key, value in own.items():
         if not isinstance(value, str) or (not value and key != "caption"):
             raise ValueError(f'"{key}" must be a text')

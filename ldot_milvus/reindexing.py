@@ -53,19 +53,13 @@ def reembed(
     ingestor = Ingestor(successor, model, region_store=region_store, device=device, dtype=dtype)
     report = Report()
     for rows in batched(store.iterate(), CHUNK_SIZE):
-        texts = [row for row in rows if row.kind == "text"]
         sources: list[Source] = []
         for row in rows:
-            if row.kind != "text":
-                try:
-                    sources.append(_source(row))
-                except InputError as error:
-                    report.failed.append(Failure(row.source, str(error)))
+            try:
+                sources.append(_source(row))
+            except InputError as error:
+                report.failed.append(Failure(row.source, str(error)))
         report.add(ingestor.ingest(sources))
-        if texts:
-            vectors = ingestor.embedder.encode_texts([row.caption for row in texts])
-            pairs = zip(texts, vectors, strict=True)
-            report.added += successor.upsert([replace(row, embedding=vector) for row, vector in pairs])
         progress(len(rows))
     if report.failed:
         first = report.failed[0]
@@ -79,10 +73,11 @@ def reembed(
 
 
 def _source(row: Record) -> Source:
-    """The photo of a row as it was ingested: with the caller's id if it had one."""
+    """The photo or text of a row as it was ingested: with the caller's id if it had one."""
+    source = Source(row.source, kind="text") if row.kind == "text" else locate(row.source)
     metadata = {name: value for name, value in row.metadata.items() if name != CONTENT_ID}
     return replace(
-        locate(row.source), id=row.id if CONTENT_ID in row.metadata else None, caption=row.caption,
+        source, id=row.id if CONTENT_ID in row.metadata else None, caption=row.caption,
         namespace=row.namespace, metadata=metadata,
     )  # fmt: skip
 

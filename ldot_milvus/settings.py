@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,8 +20,9 @@ class Settings(BaseSettings):
     index: str = "auto"
     index_fallback: bool = True  # take the nearest index without a GPU where the server has none
     broker: str | None = None  # none: ingest in this process
-    result_backend: str | None = None  # the broker itself where it is Redis
+    result_backend: str | None = None  # the journal: beside a local store, else the broker itself where it is Redis
     visibility_timeout: int = 600
     device: str | None = None
     dtype: str | None = None
+    log_format: Literal["text", "json"] = "text"  # of the workers
     allow_urls: bool = False

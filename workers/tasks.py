@@ -1,42 +1,120 @@
-"""What a worker does: one task, one chunk of sources."""
+"""What a worker does: one task, one chunk. The work itself is :mod:`ldot_milvus.work`."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from .app import app
 
+if TYPE_CHECKING:
+    from ldot_milvus.ingestion import Ingestor, Report
+    from ldot_milvus.journal import Journal
+    from ldot_milvus.work import Chunk, Perform
+
+_making = threading.Lock()
+
 
 @app.task(name="ldot.ingest_chunk")  # type: ignore[untyped-decorator]
-def ingest_chunk(target: dict[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ingest a chunk and return its report.
+def ingest_chunk(chunk: dict[str, Any]) -> None:
+    """Ingest the sources of a :class:`~ldot_milvus.work.Chunk`."""
 
-    Args:
-        target: where to: store, collection, model, region_store.
-        sources: :class:`ldot_milvus.sources.Source` as dictionaries.
+    def perform(items: Sequence[dict[str, Any]]) -> Report:
+        from ldot_milvus.sources import Source
+
+        return _ingestor(chunk["target"]).ingest([Source.from_dict(item) for item in items])
+
+    _work_off(chunk, perform)
+
+
+@app.task(name="ldot.change_rows")  # type: ignore[untyped-decorator]
+def change_rows(chunk: dict[str, Any]) -> None:
+    """Delete or rename the rows of a :class:`~ldot_milvus.work.Chunk`."""
+
+    def perform(items: Sequence[dict[str, Any]]) -> Report:
+        from ldot_milvus.changes import change_rows
+        from ldot_milvus.stores import open_store
+
+        target = _own(chunk["target"])
+        with open_store(target["store"], target["collection"]) as store:
+            return change_rows(store, items, target["region_store"])
+
+    _work_off(chunk, perform)
+
+
+def send(chunk: Chunk) -> None:
+    """Send a chunk to the queue of its task.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker is away, for longer than a restart takes.
     """
-    from ldot_milvus.sources import Source
+    task = {"ingest": ingest_chunk, "change": change_rows}[chunk.task]
+    policy = {"max_retries": 5, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2}
+    task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy)
 
-    ingestor = _ingestor(os.getpid(), **target)
-    report: dict[str, Any] = ingestor.ingest([Source.from_dict(source) for source in sources]).to_dict()
-    return report
+
+def _work_off(values: dict[str, Any], perform: Perform) -> None:
+    from celery.worker import state
+
+    from ldot_milvus.errors import StoreError
+    from ldot_milvus.work import Chunk, patiently, work_off
+
+    chunk = Chunk(**values)
+    journal = _journal(_own(chunk.target)["store"])
+
+    def limited(items: Sequence[dict[str, Any]]) -> Report:
+        try:
+            return perform(items)
+        except SoftTimeLimitExceeded as error:
+            raise TimeoutError(f"it took longer than {app.conf.task_soft_time_limit:g} s") from error
+
+    try:
+        patiently(
+            lambda: work_off(chunk, journal, limited, send),
+            min(60, app.conf.task_soft_time_limit / 2),  # then the broker has it again, and whoever is free
+            note=lambda trouble: journal.note_trouble(chunk.run, trouble),
+            stopping=lambda: state.should_stop is not None,
+        )
+    except StoreError as error:
+        raise Reject(str(error), requeue=True) from error
+
+
+def _own(target: dict[str, Any]) -> dict[str, Any]:
+    """The target as seen from here: a server may have another address from where this worker stands."""
+    from ldot_milvus.settings import Settings
+
+    settings = Settings()
+    mine = settings.model_fields_set
+    own: dict[str, Any] = {name: getattr(settings, name) for name in ("store", "region_store") if name in mine}
+    return {**target, **own}
+
+
+def _ingestor(target: dict[str, Any]) -> Ingestor:
+    own = _own(target)
+    with _making:  # a pool of threads shares one model
+        return _made(os.getpid(), own["store"], own["collection"], own["model"], own["region_store"])
 
 
 # One model and one connection a process, made by its first task: neither survives a fork.
 @lru_cache(maxsize=4)
-def _ingestor(pid: int, store: str, collection: str, model: str, region_store: str | None) -> Any:
+def _made(pid: int, store: str, collection: str, model: str, region_store: str | None) -> Ingestor:
     from ldot_milvus.ingestion import Ingestor
     from ldot_milvus.settings import Settings
     from ldot_milvus.stores import open_store
 
     settings = Settings()
-    # A worker's own setting wins: a server may have another address from where it stands.
-    if "store" in settings.model_fields_set:
-        store = settings.store
-    if "region_store" in settings.model_fields_set:
-        region_store = settings.region_store
-    return Ingestor(
-        open_store(store, collection), model, region_store=region_store, device=settings.device, dtype=settings.dtype
-    )
+    opened = open_store(store, collection)
+    return Ingestor(opened, model, region_store=region_store, device=settings.device, dtype=settings.dtype)
+
+
+@lru_cache(maxsize=4)
+def _journal(store: str) -> Journal:
+    from ldot_milvus.journal import journal_address, open_journal
+    from ldot_milvus.settings import Settings
+
+    return open_journal(journal_address(Settings().model_copy(update={"store": store})))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .convert import convert
+from .doctor import doctor
 from .evaluate import evaluate
 from .search import search
 from .stores import migrate, reindex
@@ -20,5 +21,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, convert, migrate, reindex):
+for command in (search, evaluate, convert, migrate, reindex, doctor):
     main.add_command(command)

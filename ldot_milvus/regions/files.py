@@ -38,11 +38,19 @@ class RegionFile(Protocol):
         ...
 
     def read(self, name: str) -> Regions:
-        """Regions of one photo.
+        """Regions of one photo: ``parse(name, raw(name))``.
 
         Raises:
             InputError: naming the record that is not there or is not what this format promises.
         """
+        ...
+
+    def raw(self, name: str) -> bytes:
+        """One photo's record as it is stored; raises InputError as :meth:`read` does."""
+        ...
+
+    def parse(self, name: str, value: bytes) -> Regions:
+        """The regions in a record that :meth:`raw` gave; raises InputError as :meth:`read` does."""
         ...
 
 
@@ -91,13 +99,20 @@ class LmdbRegions:
 
     def read(self, name: str) -> Regions:
         """As of :class:`RegionFile`."""
-        where = f"{self.folder}: {name}"
+        return self.parse(name, self.raw(name))
+
+    def raw(self, name: str) -> bytes:
+        """As of :class:`RegionFile`."""
         with self._lmdb.begin() as transaction:
             value = transaction.get(name.encode())
         if value is None:
-            raise InputError(f"{where}: no such record")
-        arrays = _arrays(value, where)
-        regions = _regions(arrays, where)
+            raise InputError(f"{self.folder}: {name}: no such record")
+        return bytes(value)
+
+    def parse(self, name: str, value: bytes) -> Regions:
+        """As of :class:`RegionFile`."""
+        where = f"{self.folder}: {name}"
+        regions = _regions(_arrays(value, where), where)
         count = self._fixed or self._counts.get(name) or (adaptive_count(regions) if self._adaptive else len(regions))
         return regions.first(count)
 
@@ -115,55 +130,124 @@ class NpzRegions:
 
     def read(self, name: str) -> Regions:
         """As of :class:`RegionFile`; as many regions as UNITER's adaptive rule takes."""
-        where = f"{self.folder / name}"
+        return self.parse(name, self.raw(name))
+
+    def raw(self, name: str) -> bytes:
+        """As of :class:`RegionFile`."""
         try:
-            value = (self.folder / name).read_bytes()
+            return (self.folder / name).read_bytes()
         except OSError as error:
-            raise InputError(f"{where}: {error.strerror}") from error
+            raise InputError(f"{self.folder / name}: {error.strerror}") from error
+
+    def parse(self, name: str, value: bytes) -> Regions:
+        """As of :class:`RegionFile`."""
+        where = f"{self.folder / name}"
         regions = _regions(_arrays(value, where), where)
         return regions.first(adaptive_count(regions))
 
 
 class TsvRegions:
-    """The public TSV of bottom-up attention; boxes in pixels become fractions of the photo."""
+    """The public TSV of bottom-up attention; boxes in pixels become fractions of the photo.
+
+    Attributes:
+        places: where each photo's line starts, and its length in bytes.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._starts: dict[str, int] = {}
+        self.places: dict[str, tuple[int, int]] = {}
         with self.path.open("rb") as file:
             start = 0
             for line in file:
                 name = line.split(b"\t", 1)[0].decode("utf-8", "replace")
-                if name in self._starts:
+                if name in self.places:
                     raise InputError(f"{self.path}: {name}: twice in this file")
-                self._starts[name] = start
+                self.places[name] = (start, len(line))
                 start += len(line)
 
     @property
     def names(self) -> list[str]:
         """As of :class:`RegionFile`."""
-        return list(self._starts)
+        return list(self.places)
 
     def read(self, name: str) -> Regions:
         """As of :class:`RegionFile`."""
-        where = f"{self.path}: {name}"
-        if name not in self._starts:
-            raise InputError(f"{where}: no such record")
+        return self.parse(name, self.raw(name))
+
+    def raw(self, name: str) -> bytes:
+        """As of :class:`RegionFile`."""
+        if name not in self.places:
+            raise InputError(f"{self.path}: {name}: no such record")
+        start, size = self.places[name]
         with self.path.open("rb") as file:
-            file.seek(self._starts[name])
-            cells = file.readline().rstrip(b"\r\n").split(b"\t")
-        if len(cells) != len(TSV_FIELDS):
-            raise InputError(f"{where}: {len(cells)} columns, where this format has {len(TSV_FIELDS)}")
-        row = dict(zip(TSV_FIELDS, cells, strict=True))
-        try:
-            height, width, count = (int(row[field]) for field in ("img_h", "img_w", "num_boxes"))
-            boxes = np.frombuffer(base64.b64decode(row["boxes"]), np.float32).reshape(count, 4)
-            features = np.frombuffer(base64.b64decode(row["features"]), np.float32).reshape(count, -1)
-            confidence = np.frombuffer(base64.b64decode(row["objects_conf"]), np.float32).reshape(count)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
-        corners = (boxes / np.array([width, height, width, height], np.float32)).astype(np.float32)
-        return Regions(features.copy(), boxes7(corners), confidence.copy())
+            file.seek(start)
+            return file.read(size)
+
+    def parse(self, name: str, value: bytes) -> Regions:
+        """As of :class:`RegionFile`."""
+        return parse_tsv_line(value, f"{self.path}: {name}")[0]
+
+
+def parse_tsv_line(line: bytes, where: str) -> tuple[Regions, int, int]:
+    """The regions in a line of the public TSV, and the photo's width and height in pixels.
+
+    Raises:
+        InputError: beginning with ``where``; the line is not of this format.
+    """
+    cells = line.rstrip(b"\r\n").split(b"\t")
+    if len(cells) != len(TSV_FIELDS):
+        raise InputError(f"{where}: {len(cells)} columns, where this format has {len(TSV_FIELDS)}")
+    row = dict(zip(TSV_FIELDS, cells, strict=True))
+    try:
+        height, width, count = (int(row[field]) for field in ("img_h", "img_w", "num_boxes"))
+        if min(height, width, count) < 1:
+            raise ValueError(f"a photo of {width} x {height} pixels with {count} boxes")
+        boxes = np.frombuffer(base64.b64decode(row["boxes"]), np.float32).reshape(count, 4)
+        features = np.frombuffer(base64.b64decode(row["features"]), np.float32).reshape(count, -1)
+        confidence, attribute_confidence = (
+            np.frombuffer(base64.b64decode(row[field]), np.float32).reshape(count)
+            for field in ("objects_conf", "attrs_conf")
+        )
+        objects, attributes = (
+            np.frombuffer(base64.b64decode(row[field]), np.int64).reshape(count) for field in ("objects_id", "attrs_id")
+        )
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    corners = (boxes / np.array([width, height, width, height], np.float32)).astype(np.float32)
+    regions = Regions(
+        features.copy(), boxes7(corners), confidence.copy(),
+        objects=objects, attributes=attributes, attribute_confidence=attribute_confidence,
+    )  # fmt: skip
+    return regions, width, height
+
+
+def tsv_line(name: str, regions: Regions, width: int, height: int) -> bytes:
+    """A line of the public TSV for a photo of that size; :func:`parse_tsv_line` is the way back.
+
+    Raises:
+        InputError: the regions have no classes and attributes, or the name has a tab or a line break in it.
+    """
+    if regions.objects is None or regions.attributes is None or regions.attribute_confidence is None:
+        raise InputError(f"{name}: this format wants a detector's classes and attributes, and these regions have none")
+    if re.search(r"[\t\r\n]", name):
+        raise InputError(f"{name!r}: this format cannot hold a name with a tab or a line break")
+    scale = np.array([width, height, width, height], np.float32)
+    values: dict[str, str | int | np.ndarray[Any, Any]] = {
+        "img_id": name, "img_h": height, "img_w": width,
+        "objects_id": regions.objects.astype(np.int64), "objects_conf": regions.confidence,
+        "attrs_id": regions.attributes.astype(np.int64), "attrs_conf": regions.attribute_confidence,
+        "num_boxes": len(regions), "boxes": regions.boxes[:, :4] * scale, "features": regions.features,
+    }  # fmt: skip
+    cells = (values[field] for field in TSV_FIELDS)
+    return (
+        "\t".join(
+            base64.b64encode(np.ascontiguousarray(cell).tobytes()).decode()
+            if isinstance(cell, np.ndarray)
+            else str(cell)
+            for cell in cells
+        ).encode("utf-8", "surrogateescape")
+        + b"\n"
+    )
 
 
 def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, compressed: bool = False) -> int:

@@ -34,8 +34,8 @@ _LATER_WORDS = ("not ready", "not healthy", "no available shard", "channel not a
 _LOCKED_WORDS = ("locked", "open local milvus failed")
 """Milvus Lite's own error, and what pymilvus makes of it."""
 _TOKEN_WORDS = ("auth check failure", "unauthenticated", "not authenticated", "invalid username or password")
-
-
+_NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
+"""pymilvus looks every 10 s whether an idle connection lives; Milvus Lite takes that for abuse and hangs up."""
 _SILENCE_WORDS = ("deadline", "timeout", "unavailable", "connect")
 
 
@@ -121,9 +121,10 @@ class Server:
             if self._connected is None or self._connected[0] != os.getpid():
                 from pymilvus import MilvusClient
 
+                more: dict[str, Any] = {"token": self._token} if self._token else {}
                 if self.lite:
                     Path(self.address).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
-                more = {"token": self._token} if self._token else {}
+                    more["grpc_options"] = _NO_PINGS
                 client = MilvusClient(self.address, timeout=timeout, dedicated=not self.lite, **more)
                 self._connected = os.getpid(), client
             return self._connected[1]

@@ -286,6 +286,18 @@ def test_one_file_of_milvus_lite_serves_one_process(tmp_path: Path) -> None:
 # ---- large ones
 
 
+@pytest.mark.slow  # it waits until pymilvus has looked after its connection three times
+def test_an_idle_connection_to_milvus_lite_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Milvus Lite hangs up on a client that pings it every 10 seconds, and gRPC complains on the terminal."""
+    store = MilvusStore(str(tmp_path / "x.db"), "photos")
+    store.bind("model-a", DIM)
+    time.sleep(45)
+    store.upsert(rows(0, 3))
+    assert store.count() == 3
+    store.close()
+    assert "GOAWAY" not in capfd.readouterr().err
+
+
 def test_a_batch_larger_than_a_message(store: MilvusStore) -> None:
     """Rows of 5 times the size of a request, each with 60 KB of metadata."""
     count = 5 * REQUEST_BYTES // 60_000

@@ -11,9 +11,9 @@ import pytest
 
 from ldot_milvus import open_store
 from ldot_milvus.descriptions import load_metadata
-from ldot_milvus.errors import ModelMismatch, UsageError
+from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.images import content_id
-from ldot_milvus.ingestion import Ingestor, Report
+from ldot_milvus.ingestion import PART_SIZE, Ingestor, Report
 from ldot_milvus.sources import Source, expand
 from tests.conftest import make_photo
 
@@ -48,7 +48,7 @@ def test_again_changes_nothing_and_loads_no_model(store, tiny_model: str, photo_
     again = Ingestor(store, tiny_model)
     report = again.ingest(sources)
     assert (report.added, report.unchanged) == (0, 4)
-    assert "embedder" not in vars(again)
+    assert again._embedder is None
 
 
 def test_the_same_bytes_twice_are_one_row(store, tiny_model: str, photo_folder: Folder) -> None:
@@ -68,7 +68,7 @@ def test_changed_description_is_updated_without_the_model(store, tiny_model: str
     after = store.get([before.id], with_embeddings=True)[0]
     assert (after.caption, after.metadata) == ("new", {"album": "b"})
     assert np.array_equal(after.embedding, before.embedding)
-    assert "embedder" not in vars(again)
+    assert again._embedder is None
     # What is not said again stays.
     assert again.ingest([source]).unchanged == 1
     assert store.get([before.id])[0].caption == "new"
@@ -139,3 +139,35 @@ def test_reports_add_up_and_travel() -> None:
     total.add(Report(added=2, seconds={"read": 1.0}))
     total.add(Report.from_dict(Report(unchanged=1, seconds={"read": 0.5, "write": 1.0}).to_dict()))
     assert (total.total, total.seconds) == (3, {"read": 1.5, "write": 1.0})
+
+
+def test_the_same_broken_bytes_twice_are_two_failures(store, tiny_model: str, photo_folder: Folder) -> None:
+    folder = photo_folder(1)
+    for name in ("b.jpg", "c.jpg"):
+        (folder / name).write_bytes(b"\xff\xd8\xff\xe0 not much of a photo")
+    report = Ingestor(store, tiny_model).ingest(list(expand([str(folder)])))
+    assert (report.added, report.unchanged, report.total) == (1, 0, 3)
+    assert {Path(failure.source).name for failure in report.failed} == {"b.jpg", "c.jpg"}
+
+
+def test_more_than_one_part_with_duplicates_across_them(store, tiny_model: str, photo_folder: Folder) -> None:
+    """A chunk of several parts: reading, encoding and writing overlap, and every photo is counted once."""
+    folder = photo_folder(2 * PART_SIZE + 5)
+    shutil.copy(folder / "0000.jpg", folder / "zz.jpg")
+    sources = list(expand([str(folder)]))
+    report = Ingestor(store, tiny_model).ingest(sources)
+    assert (report.added, report.unchanged, store.count()) == (2 * PART_SIZE + 5, 1, 2 * PART_SIZE + 5)
+    assert report.bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert {"read", "decode", "regions", "encode", "write"} <= report.seconds.keys()
+
+
+def test_a_store_that_fails_behind_the_model_is_an_error(store, tiny_model: str, photo_folder: Folder) -> None:
+    sources = list(expand([str(photo_folder(2 * PART_SIZE))]))
+    ingestor = Ingestor(store, tiny_model)
+
+    def full(records) -> int:
+        raise StoreError("the disk is full")
+
+    ingestor.store.upsert = full
+    with pytest.raises(StoreError, match="full"):
+        ingestor.ingest(sources)

@@ -29,7 +29,7 @@ DEMO = {
 def retriever(mini, tmp_path_factory: pytest.TempPathFactory):
     with open_store(f"faiss:{tmp_path_factory.mktemp('demo')}", "photos") as store:
         ingestor = Ingestor(store, "ldot-mini")
-        vars(ingestor)["embedder"] = mini  # loaded once for all tests of this module
+        ingestor._embedder = mini  # loaded once for all tests of this module
         metadata = load_metadata(str(PHOTOS / "photos.jsonl"))
         assert ingestor.ingest(list(expand([str(PHOTOS)], metadata=metadata))).added == 51
         yield Retriever(mini, store)

@@ -24,7 +24,7 @@ def test_the_example_finds_what_the_retriever_finds(mini, milvus_url: str, tmp_p
     example = runpy.run_path(str(ROOT / "examples" / "plain_pymilvus.py"))
     with open_store(milvus_url, "plain_example") as store:
         ingestor = Ingestor(store, "ldot-mini", region_store=str(tmp_path))
-        vars(ingestor)["embedder"] = mini
+        ingestor._embedder = mini
         ingestor.ingest(list(expand([str(PHOTOS)], metadata=load_metadata(str(PHOTOS / "photos.jsonl")))))
         expected = Retriever(mini, store, ingestor.region_store).search("a long red bus", k=5, rerank=0)
         client = MilvusClient(milvus_url)

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ldot_milvus import sources
 from ldot_milvus.descriptions import load_metadata
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import decode
-from ldot_milvus.sources import Source, expand, read
+from ldot_milvus.sources import Source, base, expand, read
 
 
 def jpeg(colour: str = "red") -> bytes:
@@ -169,7 +168,7 @@ def test_reading_what_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "pipe" in unreadable(source)  # opening it would hang
     os.remove(path)
     touch(tmp_path / "a.jpg", bytes(2000))
-    monkeypatch.setattr(sources, "MAX_BYTES", 1999)
+    monkeypatch.setattr(base, "MAX_BYTES", 1999)
     assert unreadable(source) == "2,000 bytes are more than the limit of 1,999 bytes"
     assert unreadable(Source("a\0b")) == "embedded null byte"
 

@@ -1,0 +1,151 @@
+"""``ldot doctor``: whether everything that the settings name is there and works, and what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+
+from .errors import LdotError, StoreError
+from .settings import Settings
+
+GPU_KINDS = ("GPU_BRUTE_FORCE", "GPU_CAGRA", "GPU_IVF_FLAT", "GPU_IVF_PQ")
+CPU_KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8")
+BROKER_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out about one part; ``ok`` is False where something is to be done."""
+
+    part: str
+    ok: bool
+    text: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at each part in turn; a part that is broken does not hide the others."""
+    checks: dict[str, Callable[[Settings], str]] = {
+        "device": _device,
+        "model": _model,
+        "store": _store,
+        "indexes": _indexes,
+        "region store": _region_store,
+        "broker": _broker,
+    }
+    silent = False
+    for part, check in checks.items():
+        if silent and part == "indexes":
+            yield Finding(part, False, "not asked: the store does not answer")
+            continue
+        try:
+            yield Finding(part, True, check(settings))
+        except LdotError as error:
+            silent |= part == "store" and type(error) is StoreError
+            yield Finding(part, False, str(error))
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    from .bundle import choose_device
+
+    device = choose_device(settings.device)
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
+def _model(settings: Settings) -> str:
+    from .bundle import find_model
+
+    files = find_model(settings.model)
+    reranker = "no re-ranker" if files.reranker_config is None else "with a re-ranker"
+    return f"{settings.model}: vectors of {files.dim}, {reranker}, fingerprint {files.fingerprint[:16]}"
+
+
+def _store(settings: Settings) -> str:
+    from .bundle import find_model
+    from .errors import ModelMismatch
+    from .stores import open_store
+
+    with open_store(settings.store, settings.collection) as store:
+        model, name = store.model, f"{settings.collection!r} in {settings.store}"
+        if store.dim is None:
+            return f"no collection {name} yet: the first ingestion makes it"
+        rows = store.count()
+    if model not in (None, find_model(settings.model).fingerprint):
+        raise ModelMismatch(
+            f"collection {name} ({rows} rows) was filled with another model than {settings.model!r}: set LDOT_MODEL to "
+            "that model, or LDOT_COLLECTION to another name"
+        )
+    return f"collection {name}: {rows} rows"
+
+
+def _indexes(settings: Settings) -> str:
+    """The kinds that the store can build; a server is asked, which takes some seconds."""
+    from .stores.index import IndexSpec
+
+    if settings.store.startswith("faiss:"):
+        from .stores.faiss_index import plan
+
+        able = [kind for kind in GPU_KINDS if plan(IndexSpec(kind), 10**9).kind == kind]
+        return ", ".join([*CPU_KINDS, *able]) + ("" if able else "; FAISS sees no GPU")
+    from .stores.milvus_index import refusal
+    from .stores.milvus_server import Server
+
+    server = Server(settings.store, settings.store_token)
+    server.call("list_collections")  # a server that is not there is told here, not once for each kind
+    if server.lite:
+        return ", ".join(CPU_KINDS) + "; Milvus Lite has no GPU indexes"
+    with ThreadPoolExecutor(len(GPU_KINDS)) as threads:  # some servers are silent about some kinds until the limit
+        refused = dict(
+            zip(GPU_KINDS, threads.map(lambda kind: refusal(server, IndexSpec(kind)), GPU_KINDS), strict=True)
+        )
+    able = [kind for kind, why in refused.items() if why is None]
+    why = "" if able else f"; none on a GPU ({refused['GPU_CAGRA']})"
+    return f"server {'.'.join(map(str, server.version))}: " + ", ".join([*CPU_KINDS, *able]) + why
+
+
+def _region_store(settings: Settings) -> str:
+    from .bundle import find_model
+    from .region_store import open_region_store
+
+    store = open_region_store(settings.store, find_model(settings.model).fingerprint, settings.region_store)
+    store.has(["0" * 64])
+    if "://" not in store.address:
+        try:
+            with TemporaryFile(dir=_nearest_folder(store.address)):
+                pass  # not in the region store itself: nothing is to be left behind, a new folder neither
+        except OSError as error:
+            why = f"{store.address} cannot be written ({error.strerror})"
+            raise StoreError(f"{why}: check the folder's owner, or set LDOT_REGION_STORE") from error
+    return store.address
+
+
+def _nearest_folder(path: str) -> str:
+    path = os.path.abspath(os.path.expanduser(path))
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _broker(settings: Settings) -> str:
+    from kombu.connection import Connection
+    from kombu.exceptions import OperationalError
+    from kombu.utils.url import maybe_sanitize_url
+
+    if settings.broker is None:
+        return "none set (LDOT_BROKER): enqueue ingests in its own process"
+    address = maybe_sanitize_url(settings.broker)  # without its password
+    try:
+        with Connection(settings.broker, connect_timeout=BROKER_SECONDS) as connection:  # type: ignore[no-untyped-call]
+            connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=BROKER_SECONDS)
+    except (OperationalError, OSError, ImportError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(
+            f"{address} does not answer ({reason}): start it, or unset LDOT_BROKER to ingest without one"
+        ) from error
+    return f"{address} answers"

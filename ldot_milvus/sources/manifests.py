@@ -1,0 +1,60 @@
+"""Manifests: JSON lines, each a photo with what its owner says about it, or a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..descriptions import described, json_object, own_fields
+from ..errors import UsageError, printable, reason
+
+TARGETS = ("path", "url", "file", "text")
+
+
+def manifest_lines(path: str) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
+    """The lines of a manifest that are not empty.
+
+    A line is an object with one of "path", "url" or "file" for a photo or "text" for a text, and the keys of
+    :func:`~ldot_milvus.descriptions.load_metadata`.
+
+    Returns:
+        Number of the line; path or URL, None for a text; fields of :class:`~ldot_milvus.sources.Source`, of which
+        ``problem`` tells what is wrong with the line.
+
+    Raises:
+        UsageError: the file cannot be read, or its first line is not of a manifest.
+    """
+    first = True
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    target, fields = _parsed(line.removeprefix(b"\xef\xbb\xbf"))
+                except ValueError as error:
+                    if first:
+                        raise UsageError(f"{printable(path)}:{number}: {error}") from error
+                    target, fields = None, {"problem": str(error)}
+                first = False
+                yield number, target, fields
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
+
+
+def _parsed(line: bytes) -> tuple[str | None, dict[str, Any]]:
+    values = json_object(line)
+    named = [key for key in TARGETS if values.get(key) is not None]
+    if len(named) != 1:
+        raise ValueError('a line has one of "path", "url" and "text"' + (f", not {' and '.join(named)}" * bool(named)))
+    target = values.pop(named[0])
+    if not isinstance(target, str) or not target.strip():
+        raise ValueError(f'"{named[0]}" must be a text that is not empty')
+    own = own_fields(values)
+    if named[0] != "text":
+        return target, described(values, own)
+    if "caption" in values or "captions" in values:
+        raise ValueError('a text has no "caption": it is itself the caption')
+    fields = described(values, {**own, "text": target})
+    fields["caption"] = fields.pop("text")
+    return None, {**fields, "kind": "text"}

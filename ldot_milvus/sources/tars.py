@@ -1,0 +1,85 @@
+"""Photos in an uncompressed tar, with NAME.json beside NAME.jpg."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..descriptions import described, json_object
+from ..errors import InputError, UsageError, printable, reason
+from ..images import SUFFIXES
+from .base import Source, local
+
+MAX_SIDECAR = 2**20  # bytes: more is cut, and no JSON any more
+
+
+def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
+    """The photos of a tar with the name of each in it, in its order; ``peek``: the first is enough.
+
+    Raises:
+        UsageError: it cannot be opened as an uncompressed tar.
+    """
+    try:
+        tar = tarfile.open(path, "r:")  # noqa: SIM115
+    except (tarfile.TarError, OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "not an uncompressed tar"
+        raise UsageError(f"{printable(path)}: {why}") from error
+    photos: list[tarfile.TarInfo] = []
+    sidecars: dict[str, bytes] = {}
+    with tar:
+        damaged = False
+        try:
+            for member in tar:
+                stem, suffix = os.path.splitext(member.name)
+                if member.isdir() or any(part.startswith(".") and part.strip(".") for part in member.name.split("/")):
+                    continue
+                if suffix.lower() in SUFFIXES:
+                    photos.append(member)
+                    if peek:
+                        break
+                elif suffix.lower() == ".json" and (file := tar.extractfile(member) if member.isreg() else None):
+                    sidecars[stem] = file.read(MAX_SIDECAR)
+            else:
+                # tarfile stops at a damaged header as if the tar ended there; a whole tar ends in zeros.
+                damaged = bool(_block_at(tar, tar.offset).strip(b"\0"))
+        except (tarfile.TarError, OSError, ValueError):
+            damaged = True
+    for member in photos:
+        place = {"member": member.name, "offset": member.offset_data, "size": member.size}
+        if not member.isreg() or member.issparse():
+            yield member.name, local(path, **place, problem="a link or a sparse file in a tar is not followed")
+            continue
+        try:
+            yield member.name, local(path, **place, **_sidecar(sidecars, member.name))
+        except ValueError as error:
+            yield member.name, local(path, **place, problem=f"its .json file: {error}")
+    if damaged:
+        last = f" after {printable(photos[-1].name)}" if photos else ""
+        yield path, local(path, problem=f"the tar is damaged or truncated{last}")
+
+
+def find_member(path: str, name: str) -> Source:
+    """One photo of a tar.
+
+    Raises:
+        InputError: no such tar, or no such photo in it.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            info = tar.getmember(name)
+    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+        raise InputError(f"{printable(f'{path}/{name}')}: not found from here") from error
+    return Source(path, member=name, offset=info.offset_data, size=info.size)
+
+
+def _block_at(tar: tarfile.TarFile, offset: int) -> bytes:
+    assert tar.fileobj is not None
+    tar.fileobj.seek(offset)
+    return tar.fileobj.read(tarfile.BLOCKSIZE)
+
+
+def _sidecar(sidecars: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    text = sidecars.get(os.path.splitext(name)[0])
+    return {} if text is None else described(json_object(text), {})

@@ -1,0 +1,293 @@
+"""A run from a command's side: send its chunks or work them off here, wait, and sum up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from ldot_milvus.journal import FailedItem, Journal, Progress, Run
+    from ldot_milvus.settings import Settings
+    from ldot_milvus.work import Item, Perform
+
+LISTED = 20
+POLL_SECONDS = 0.5
+JOURNAL_PATIENCE = 300.0
+
+
+def target_of(settings: Settings) -> dict[str, Any]:
+    """Where a chunk goes: the same from the folder of a worker."""
+    return {
+        "store": absolute(settings.store),
+        "collection": settings.collection,
+        "model": settings.model,
+        "region_store": settings.region_store,
+    }
+
+
+def journal_of(settings: Settings) -> Journal:
+    """The journal of the store that the settings name."""
+    from ldot_milvus.journal import journal_address, open_journal
+
+    return open_journal(journal_address(settings))
+
+
+def carry_out(
+    app: Celery,
+    settings: Settings,
+    task: str,
+    items: Sequence[Item],
+    *,
+    chunk_size: int,
+    wait: bool,
+    target: dict[str, Any] | None = None,
+) -> bool:
+    """Do all items, by the workers or here, and print what became of them; whether nothing failed.
+
+    Raises:
+        StoreError: the broker, the journal or, without a broker, the store is away.
+    """
+    from ldot_milvus.journal import Run
+    from ldot_milvus.work import chunks_of
+
+    run = Run.new(task, target or target_of(settings), len(items))
+    journal = journal_of(settings)
+    place = where(run) if target else f"{settings.collection} in {settings.store}"
+    if not settings.broker:
+        click.echo(f"No broker is set (LDOT_BROKER): {_doing(run)} in this process.")
+        _here(settings, journal, run, items, chunk_size)
+        return _summarise(journal, run, place)
+    _check_broker(app)
+    journal.start(run)
+    chunks = list(chunks_of(run, items, chunk_size))
+    _send_all(chunks)
+    click.echo(f"Enqueued {_counted(run)} in {len(chunks)} chunks to the workers: run {run.id}.")
+    if not journal.address.startswith("redis") and "://" in settings.store:
+        click.echo(
+            f"The journal is the file {journal.address}: workers on other machines need one that they share, such as "
+            "LDOT_RESULT_BACKEND=redis://HOST/0, here and there.",
+            err=True,
+        )
+    if not wait:
+        click.echo(f"See how it goes with: celery -A workers status {run.id}")
+        return True
+    _wait(app, settings, journal, run)
+    return _summarise(journal, run, place)
+
+
+def _here(settings: Settings, journal: Journal, run: Run, items: Sequence[Item], chunk_size: int) -> None:
+    from tqdm import tqdm
+
+    from ldot_milvus.stores import open_store
+    from ldot_milvus.work import chunks_of, work_off_here
+
+    with open_store(run.target["store"], run.target["collection"]) as store:
+        perform = _performer(settings, run, store)
+        journal.start(run)
+        with tqdm(total=run.items, unit=f" {_unit(run)}", disable=None, leave=False) as bar:
+            for report in work_off_here(chunks_of(run, items, chunk_size), journal, perform):
+                bar.update(report.total)
+
+
+def _performer(settings: Settings, run: Run, store: Any) -> Perform:
+    if run.task == "change":
+        from ldot_milvus.changes import change_rows
+
+        return lambda items: change_rows(store, items, run.target["region_store"])
+    from ldot_milvus.ingestion import Ingestor
+    from ldot_milvus.sources import Source
+
+    ingestor = Ingestor(
+        store, run.target["model"], region_store=run.target["region_store"], device=settings.device,
+        dtype=settings.dtype,
+    )  # fmt: skip
+    return lambda items: ingestor.ingest([Source.from_dict(item) for item in items])
+
+
+def _send_all(chunks: Sequence[Any]) -> None:
+    from kombu.exceptions import OperationalError
+
+    from ldot_milvus.errors import StoreError
+
+    from .tasks import send
+
+    for number, chunk in enumerate(chunks):
+        try:
+            send(chunk)
+        except (OperationalError, OSError) as error:
+            raise StoreError(
+                f"the broker was lost after {number} of {len(chunks)} chunks ({first_line(error)}): see to it and "
+                "enqueue again, what is there already is skipped"
+            ) from error
+
+
+def _check_broker(app: Celery) -> None:
+    """A broker that is not there is told at once, not after Celery's own long series of attempts."""
+    from kombu.exceptions import OperationalError
+
+    from ldot_milvus.errors import StoreError
+
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=2, interval_start=0.2, timeout=5)
+    except (OperationalError, OSError) as error:
+        raise StoreError(
+            f"the broker at LDOT_BROKER ({app.connection_for_write().as_uri()}) does not answer "
+            f"({first_line(error)}): start it, or unset LDOT_BROKER to ingest in this process"
+        ) from error
+
+
+def queue_depths(app: Celery) -> dict[str, int]:
+    """Chunks that wait in each queue; those that a worker has taken are not counted.
+
+    Raises:
+        OSError or a kombu error where the broker is away.
+    """
+    from amqp.exceptions import NotFound
+
+    depths = {}
+    for queue in app.conf.task_queues:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            try:
+                declared = connection.default_channel.queue_declare(queue.name, passive=True)
+                depths[queue.name] = int(declared.message_count)
+            except (NotFound, *connection.channel_errors):  # nobody has sent anything there yet
+                depths[queue.name] = 0
+    return depths
+
+
+def _wait(app: Celery, settings: Settings, journal: Journal, run: Run) -> None:
+    """Show progress until the run is complete. The journal is what is watched, so no worker's death matters."""
+    from tqdm import tqdm
+
+    from ldot_milvus.errors import StoreError
+
+    lost_at = None
+    try:
+        with tqdm(total=run.items, unit=f" {_unit(run)}", disable=None, leave=False) as bar:
+            while True:
+                try:
+                    progress = journal.progress(run.id)
+                    lost_at = None
+                except StoreError as error:
+                    lost_at = lost_at or time.monotonic()
+                    if time.monotonic() - lost_at > JOURNAL_PATIENCE:
+                        raise
+                    bar.set_postfix_str(f"waiting: {error}"[:100])
+                    progress = None
+                if progress is not None:
+                    bar.set_postfix_str(_note(progress), refresh=False)
+                    bar.update(progress.done - bar.n)
+                    bar.refresh()
+                    if progress.complete:
+                        return
+                    _check_not_lost(app, settings, progress)
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        click.echo(f"\nThe workers go on. See how: celery -A workers status {run.id}", err=True)
+        raise SystemExit(130) from None
+
+
+def _note(progress: Progress) -> str:
+    if progress.trouble:
+        return f"waiting: {progress.trouble}"[:100]
+    if not progress.working and time.time() - progress.changed > 10:
+        return "no worker has a chunk"
+    failed = int(progress.sums.get("failed", 0))
+    return f"{failed} failed" if failed else ""
+
+
+def _check_not_lost(app: Celery, settings: Settings, progress: Progress) -> None:
+    """A broker that forgot its queues, as Redis without persistence does at a restart, would be waited for in vain."""
+    from kombu.exceptions import OperationalError
+
+    from ldot_milvus.errors import StoreError
+
+    if progress.trouble or time.time() - progress.changed < 2 * settings.visibility_timeout:
+        return
+    try:
+        waiting = sum(queue_depths(app).values())
+    except (OperationalError, OSError):
+        return  # it is away: what it has forgotten is known when it is back
+    if not waiting:
+        raise StoreError(
+            f"{progress.run.items - progress.done} of {progress.run.items} are left, and the broker has no chunk of "
+            "them any more: enqueue again, what is there already is skipped (Redis keeps its queues over a restart "
+            "with appendonly yes)"
+        )
+
+
+def _summarise(journal: Journal, run: Run, place: str) -> bool:
+    progress = journal.progress(run.id)
+    assert progress is not None
+    seconds = max(time.time() - run.started, 1e-3)
+    click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {_unit(run)}/s)")
+    if run.task == "ingest" and progress.sums.get("unchanged", 0) == run.items:
+        click.echo("Nothing new: every photo was there already.")
+    failed = int(progress.sums.get("failed", 0))
+    if failed:
+        list_failures(journal.failures(run.id))
+        click.echo("  again: celery -A workers failures --retry", err=True)
+    return not failed
+
+
+def list_failures(failures: Sequence[FailedItem]) -> None:
+    """The first few, a line each."""
+    for failure in failures[:LISTED]:
+        click.echo(f"  failed: {failure.source}: {failure.reason}", err=True)
+    if len(failures) > LISTED:
+        click.echo(f"  ... and {len(failures) - LISTED} more: celery -A workers failures", err=True)
+
+
+def where(run: Run) -> str:
+    """The collection and its store."""
+    return f"{run.target['collection']} in {run.target['store']}"
+
+
+def outcome(progress: Progress) -> str:
+    """What became of the items so far."""
+    names = ("added", "updated", "unchanged", "failed") if progress.run.task == "ingest" else (
+        "deleted", "updated", "unchanged", "failed")  # fmt: skip
+    return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def absolute(store: str) -> str:
+    """A local store's address that means the same in a worker's folder."""
+    scheme, _, path = store.partition(":")
+    if scheme == "faiss":
+        return f"faiss:{os.path.abspath(os.path.expanduser(path))}"
+    return store if "://" in store else os.path.abspath(store)  # a file of Milvus Lite
+
+
+def listed(names: Iterable[str], count: int) -> None:
+    """The first few names of many."""
+    for number, name in enumerate(names):
+        if number == LISTED:
+            click.echo(f"  ... and {count - LISTED} more")
+            return
+        click.echo(f"  {name}")
+
+
+def _doing(run: Run) -> str:
+    return f"{'ingesting' if run.task == 'ingest' else 'changing'} {_counted(run)}"
+
+
+def _counted(run: Run) -> str:
+    name = "photo" if run.task == "ingest" else "row"
+    return f"{run.items} {name}{'' if run.items == 1 else 's'}"
+
+
+def _unit(run: Run) -> str:
+    return "images" if run.task == "ingest" else "rows"
