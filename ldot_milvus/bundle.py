@@ -157,7 +157,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
 
     from .model import CrossAttentionReranker, LightningDOT
 
-    place, precision = choose_device(device), _dtype(dtype, choose_device(device))
+    place, precision = choose_device(device), choose_dtype(dtype, choose_device(device))
     with _QuietTransformers():
         try:
             encoder = LightningDOT.from_pretrained(files.folder)
@@ -220,7 +220,12 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The floating-point type of that name; None takes float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        UsageError: another name.
+    """
     import torch
 
     if name is None:

@@ -252,8 +252,11 @@ def tsv_line(name: str, regions: Regions, width: int, height: int) -> bytes:
 
 def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, compressed: bool = False) -> int:
     """Write regions as the authors' LMDB (names should end in ``.npz``, as theirs do); returns how many."""
-    import lmdb
-    import msgpack
+    try:
+        import lmdb
+        import msgpack
+    except ImportError as error:
+        raise UsageError(f"{folder} is to be an LMDB: pip install 'ldot-milvus[lmdb]' to write it") from error
 
     names = []
     with lmdb.open(str(folder), map_size=1 << 40) as environment:
@@ -268,6 +271,16 @@ def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, comp
         with environment.begin(write=True) as transaction:
             transaction.put(KEYS, json.dumps(names).encode())
     return len(names)
+
+
+def write_tsv(path: str | Path, items: Iterable[tuple[str, Regions, int, int]]) -> int:
+    """Write regions of photos of a width and height as the public TSV; returns how many."""
+    count = 0
+    with Path(path).open("xb") as file:
+        for name, regions, width, height in items:
+            file.write(tsv_line(name, regions, width, height))
+            count += 1
+    return count
 
 
 def write_npz(folder: str | Path, items: Iterable[tuple[str, Regions]]) -> int:

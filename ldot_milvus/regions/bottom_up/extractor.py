@@ -16,6 +16,7 @@ from ...images import ImageSource, open_image
 from ..base import Regions, boxes7
 from .choice import Choice, by_any_class, by_best_class
 from .configuration import DetectorConfig
+from .names import ATTRIBUTES, OBJECTS, read_names
 from .network import Detector
 from .pooling import MaximumTable
 from .preprocessing import to_input
@@ -120,6 +121,16 @@ class BottomUpExtractor:
             load_detector(folder), boxes=boxes, short_side=short_side, long_side=long_side, least=least, most=most,
             fast=fast, device=device, dtype=dtype,
         )  # fmt: skip
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """What the class ids are called."""
+        return read_names(OBJECTS, self.config.classes)
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """What the attribute ids are called."""
+        return read_names(ATTRIBUTES, self.config.attributes)
 
     @overload  # a str is a Sequence[str] too, but one path
     def __call__(self, images: ImageSource) -> Regions: ...  # type: ignore[overload-overlap]
