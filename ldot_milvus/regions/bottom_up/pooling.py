@@ -53,21 +53,15 @@ class MaximumTable:
         self.step = step
         # A bin's height is at most that of a fourteenth of the whole map, and one cell on either side.
         self.levels = math.ceil((max(self.height, self.width) + 1) / BINS + 1).bit_length()
-        # The last row is zeros, for bins that are empty.
         rows = self.levels**2 * self.height * self.width
-        self._rows = features.new_zeros(rows + 1, channels)
+        self._rows = features.new_empty(rows + 1, channels)
+        self._rows[-1] = 0  # for bins that are empty
         maxima = self._rows[:-1].view(self.levels, self.levels, self.height, self.width, channels)
-        maxima[:, :] = features.permute(1, 2, 0)
+        maxima[0, 0] = features.permute(1, 2, 0)
         for level in range(1, self.levels):
-            half = 1 << (level - 1)
-            maxima[level, :] = maxima[level - 1, :]
-            torch.maximum(maxima[level - 1, :, :-half], maxima[level - 1, :, half:], out=maxima[level, :, :-half])
+            _double(maxima[level, 0], maxima[level - 1, 0], 1 << (level - 1), direction=0)
         for level in range(1, self.levels):
-            half = 1 << (level - 1)
-            maxima[:, level] = maxima[:, level - 1]
-            torch.maximum(
-                maxima[:, level - 1, :, :-half], maxima[:, level - 1, :, half:], out=maxima[:, level, :, :-half]
-            )
+            _double(maxima[:, level], maxima[:, level - 1], 1 << (level - 1), direction=2)
 
     def pool(self, boxes: Tensor) -> Tensor:
         """Boxes (n, 4) in pixels to (n, C, bins, bins), the channels innermost in memory."""
@@ -84,6 +78,15 @@ class MaximumTable:
                 pooled = found if pooled is None else torch.maximum(pooled, found, out=pooled)
         assert pooled is not None
         return pooled.unflatten(0, empty.shape).permute(0, 3, 1, 2)
+
+
+def _double(target: Tensor, source: Tensor, length: int, direction: int) -> None:
+    """Maxima of windows of ``length`` cells to those of twice as many; what would leave the map is never asked for."""
+    target.copy_(source)
+    inside = source.shape[direction] - length
+    if inside > 0:
+        first, second = source.narrow(direction, 0, inside), source.narrow(direction, length, inside)
+        torch.maximum(first, second, out=target.narrow(direction, 0, inside))
 
 
 def _windows(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
