@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,9 @@ class Bundle:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
+    _loading: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    @cached_property
+    @property
     def extractor(self) -> RegionExtractor | None:
         """Pixels to regions; None for a model that reads ready ones. Loaded when the first photo needs it.
 
@@ -137,7 +139,12 @@ class Bundle:
             UsageError: its weights are on the hub, and the hub does not give them.
             ModelError: an extractor that is not known, or whose regions are of another width than the model reads.
         """
-        return _extractor(self.files, self.device, self.dtype)
+        with self._loading:  # photos are opened in several threads, and cached_property does not wait for itself
+            return self._extractor
+
+    @cached_property
+    def _extractor(self) -> RegionExtractor | None:
+        return _load_extractor(self.files, self.device, self.dtype)
 
 
 def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str | None = None) -> Bundle:
@@ -171,7 +178,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
     return Bundle(files, encoder.to(place, precision).eval(), reranker, tokenizer, place, precision)
 
 
-def _extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> RegionExtractor | None:
+def _load_extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> RegionExtractor | None:
     config = files.config.get("region_extractor")
     if config is None:
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +244,22 @@ def test_the_public_detector_is_fetched_when_a_photo_needs_it(published: Path) -
     assert embedder.encode_images([ready]).shape == (1, embedder.dim)
     with pytest.raises(UsageError, match="unc-nlp/frcnn-vg-finetuned"):
         embedder.encode_images([PHOTOS / NAMES[0]])
+
+
+def test_threads_that_need_the_detector_at_once_load_it_once(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    from_pretrained = BottomUpExtractor.from_pretrained
+
+    def slow(*arguments, **options):
+        loaded.append(arguments)
+        time.sleep(0.2)
+        return from_pretrained(*arguments, **options)
+
+    monkeypatch.setattr(BottomUpExtractor, "from_pretrained", slow)
+    bundle = load_model(str(official), device="cpu")
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(map(id, threads.map(lambda _: bundle.extractor, range(8))))) == 1
+    assert len(loaded) == 1
 
 
 def check_tsv(path: Path, model: Path, folder: Path) -> None:

@@ -180,6 +180,17 @@ def test_nothing_found_is_the_whole_photo() -> None:
     assert len(logits) == 1
 
 
+def test_a_photo_without_a_proposal_is_one_region() -> None:
+    for boxes in ("uniter", "reference"):
+        empty = BottomUpExtractor.from_pretrained(GOLDEN, boxes=boxes)
+        empty.detector.proposal_generator.rpn_head.anchor_deltas.bias.data[::4] = 1e6
+        regions = empty(GOLDEN / "image0.png")
+        assert len(regions) == 1
+        assert regions.features.shape == (1, 256)
+        if boxes == "uniter":
+            np.testing.assert_array_equal(regions.boxes, [[0, 0, 1, 1, 1, 1, 1]])
+
+
 # Photos
 
 
@@ -379,6 +390,11 @@ def with_config(folder: Path, name: str, value: object) -> Path:
 def test_a_configuration_of_another_detector_is_refused(name: str, value: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         BottomUpExtractor.from_pretrained(with_config(tmp_path / "x", name, value))
+
+
+def test_limits_that_a_configuration_lacks_are_the_published_ones(tmp_path: Path) -> None:
+    folder = with_config(tmp_path / "x", "max_detections", None)
+    assert DetectorConfig.from_yaml(folder / "config.yaml").most == 36
 
 
 def test_folders_that_are_no_detector(tmp_path: Path) -> None:

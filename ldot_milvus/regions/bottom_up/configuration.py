@@ -101,10 +101,12 @@ class DetectorConfig:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ModelError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
 
-        def value(name: str) -> Any:
+        def value(name: str, default: Any = None) -> Any:
             found = content
             for part in name.split("."):
                 if not isinstance(found, dict) or part not in found:
+                    if default is not None:
+                        return default
                     raise ModelError(f"{path} has no {name}: is it the configuration of bottom-up attention?")
                 found = found[part]
             return found
@@ -132,8 +134,8 @@ class DetectorConfig:
                 proposal_side=float(value("proposal_generator.min_size")),
                 box_weights=tuple(map(float, value("roi_box_head.bbox_reg_weights"))),
                 overlaps=tuple(map(float, overlaps if isinstance(overlaps, list) else [overlaps])),
-                least=int(value("min_detections")),
-                most=int(value("max_detections")),
+                least=int(value("min_detections", cls.least)),  # not in every copy
+                most=int(value("max_detections", cls.most)),
                 short_side=int(value("input.min_size_test")),
                 long_side=int(value("input.max_size_test")),
                 pixel_mean=tuple(map(float, value("model.pixel_mean"))),

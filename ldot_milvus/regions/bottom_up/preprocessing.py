@@ -34,7 +34,7 @@ def to_input(
     Scaling is bilinear between the four nearest pixels of the photo at its full size. A smoothing (antialiased)
     reduction, or a JPEG that was decoded smaller, would give other regions than the weights were made with.
     """
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).to(device)
+    pixels = torch.from_numpy(np.array(image)).to(device)
     width, height = resized(image.width, image.height, short_side, long_side)
     # One colour after the other: a photo of 100 megapixels takes 400 MB on the way, not 1,200.
     planes = [
