@@ -20,7 +20,7 @@ from .common import one_line_errors, settings_with
               help="How boxes are chosen: see docs/checkpoints.md.")  # fmt: skip
 @click.option("--sides", metavar="SHORTxLONG", default="600x1000", show_default=True,
               help="Pixels to scale photos to; 800x1333 in the public PyTorch code.")  # fmt: skip
-@click.option("--fast", is_flag=True, help="A third of the time, and slightly other features.")
+@click.option("--fast", is_flag=True, help="Two fifths of the time, and slightly other features.")
 @one_line_errors
 def regions(
     paths: tuple[str, ...],

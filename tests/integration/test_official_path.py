@@ -22,7 +22,7 @@ from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.regions import BottomUpExtractor, Regions, open_regions
 from ldot_milvus.regions.files import write_tsv
 from ldot_milvus.sources import expand
-from tests.conftest import PHOTOS, Run
+from tests.conftest import PHOTOS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DETECTOR = GOLDEN / "bottom_up"
@@ -162,20 +162,28 @@ def test_evaluation_from_pixels_and_from_features_agrees(official: Path, tmp_pat
     assert results[0] == results[1]
 
 
-def test_what_fails_is_listed_and_the_others_are_written(run: Run, tmp_path: Path) -> None:
+def test_what_fails_is_listed_and_the_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     shutil.copy(PHOTOS / NAMES[0], tmp_path / "one.jpg")
     shutil.copy(PHOTOS / NAMES[1], tmp_path / "a" / "one.jpg")
     (tmp_path / "torn.jpg").write_bytes((PHOTOS / NAMES[0]).read_bytes()[:9000])
-    arguments = ("one.jpg", "torn.jpg", "a/one.jpg", "--out", "out", "--format", "npz", "--detector", str(DETECTOR))
-    done = run("ldot", "regions", *arguments)
-    assert done.returncode == 1
+    arguments = ["one.jpg", "torn.jpg", "a/one.jpg", "--out", "out", "--format", "npz", "--detector", str(DETECTOR)]
+    done = CliRunner().invoke(main, ["regions", *arguments])
+    assert done.exit_code == 1
     assert done.stdout.startswith("out: 1 photos, ")
     assert "torn.jpg: the image is truncated" in done.stderr
     assert "a/one.jpg: another photo is called 'one' too: one.jpg" in done.stderr
-    again = run("ldot", "regions", *arguments)
-    assert again.returncode == 2
+    again = CliRunner().invoke(main, ["regions", *arguments])
+    assert again.exit_code == 2
     assert again.stderr == "Error: out is there and not empty: name a new folder\n"
+    for mistake in (["--sides", "600"], ["--sides", "1000x600"], ["--detector", "/nowhere"]):
+        refused = CliRunner().invoke(
+            main, ["regions", "one.jpg", "--out", "new", "--detector", str(DETECTOR), *mistake]
+        )
+        assert refused.exit_code == 2
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_detector_of_another_width_is_refused(tmp_path: Path, official: Path) -> None:

@@ -46,7 +46,7 @@ class BottomUpExtractor:
         short_side, long_side: to which photos are scaled; None takes the configuration's (800 and 1333). The
             features that UNITER was trained on were made with 600 and 1000.
         least, most: regions of a photo; None takes 10 and 100 for "uniter", and the configuration's for "reference".
-        fast: look at a quarter of each region's bins: a third of the time, and other features
+        fast: look at a quarter of each region's bins: two fifths of the time, and other features
             (docs/checkpoints.md has by how much).
         device, dtype: convolutions run there and in this type; boxes and scores are float32.
     """
