@@ -25,7 +25,7 @@ from .hub import hub_folder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from .model import CrossAttentionReranker, LightningDOT
     from .regions import RegionExtractor
@@ -136,8 +136,8 @@ class Bundle:
         """Pixels to regions; None for a model that reads ready ones. Loaded when the first photo needs it.
 
         Raises:
-            UsageError: its weights are on the hub, and the hub does not give them.
-            ModelError: an extractor that is not known, or whose regions are of another width than the model reads.
+            ModelError: an extractor that is not known or not to be had, or whose regions are of another width than the
+                model reads.
         """
         with self._loading:  # photos are opened in several threads, and cached_property does not wait for itself
             return self._extractor
@@ -173,9 +173,21 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
             if files.reranker_config is not None:
                 reranker = CrossAttentionReranker.from_pretrained(files.folder / "reranker")
                 reranker = reranker.to(place, precision).eval()
+            _check_vocabulary(tokenizer, "text encoder", encoder.config.text_config)
+            if reranker is not None:
+                _check_vocabulary(tokenizer, "re-ranker", reranker.config.bert_config)
         except (OSError, ValueError) as error:
             raise ModelError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return Bundle(files, encoder.to(place, precision).eval(), reranker, tokenizer, place, precision)
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: PretrainedConfig) -> None:
+    """An id that a part has no embedding for would end deep in torch, at the first text that has it."""
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"its tokenizer has {len(tokenizer):,} entries and its {part} reads {config.vocab_size:,}: they belong to "
+            "different models"
+        )
 
 
 def _load_extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> RegionExtractor | None:
@@ -197,6 +209,11 @@ def _load_extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype)
             extractor = BottomUpExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
         else:
             raise ValueError(f"region_extractor {config!r} is not known; 'grid' and 'bottom_up' are")
+    except UsageError as error:
+        raise ModelError(
+            f"photos cannot become regions for model {files.name!r}: {error}; or put the detector's config.yaml and "
+            f"weights into {files.folder / 'regions'}"
+        ) from error
     except (OSError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"the region extractor of model {files.name!r} cannot be loaded: {first}") from error

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation.evaluate import first_columns
-from ..evaluation.recall import both_ways, image_to_text_ranks, recall_at, text_to_image_ranks
+from ..evaluation.ranking import search_both_ways
 from ..model import CrossAttentionReranker, LightningDOT
 from .batches import tokenize
 from .data import CachedPhotos
@@ -32,19 +31,14 @@ def with_dot_weight(
 ) -> CrossAttentionReranker:
     """The re-ranker with the weight of the dot product that gives the best R@1 of both directions on ``dev``."""
     texts, images = dual_vectors(dual, tokenizer, dev)
-    dot, owner = (texts @ images.T).numpy(), dev.owner
-    near_photos, near_captions = first_columns(dot, first), first_columns(dot.T, first).T
-    rows, columns = np.nonzero(near_photos | near_captions)
-    crossed = np.full_like(dot, -np.inf)
-    crossed[rows, columns] = _pair_scores(model, tokenizer, dev, rows, columns)
-    log.info("dot product alone: %s", both_ways(dot, owner))
+    found = search_both_ways(texts.numpy(), images.numpy(), dev.owner, first)
+    crossed = found.cross(lambda rows, columns: _pair_scores(model, tokenizer, dev, rows, columns))
+    log.info("dot product alone: %s", found.recall())
     best = (-1.0, 0.0)
     for weight in DOT_WEIGHTS:
-        mixed = crossed + weight * dot
-        by_text = recall_at(text_to_image_ranks(np.where(near_photos, mixed, dot - 1e4), owner))
-        by_image = recall_at(image_to_text_ranks(np.where(near_captions, mixed, dot - 1e4), owner))
-        log.info("re-ranked, weight %s: %s %s", weight, by_text, by_image)
-        best = max(best, (by_text["R@1"] + by_image["R@1"], float(weight)))
+        recall = crossed.recall(first, weight)
+        log.info("re-ranked, weight %s: %s", weight, recall)
+        best = max(best, (sum(way["R@1"] for way in recall.values()), float(weight)))
     model = copy.deepcopy(model)
     model.config.dot_weight = best[1]
     return model
@@ -59,7 +53,7 @@ def _pair_scores(
     flat = [caption for captions in tokenize(tokenizer, photos.captions, 60) for caption in captions]
     images = embedded_regions(model, photos).half()
     out = np.empty(len(rows), np.float32)
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))  # np.nonzero gave the rows in order
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))  # rows come in order
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         ids = torch.tensor([flat[rows[start]]])
         words = model.encode_words(ids, torch.ones_like(ids)).expand(stop - start, -1, -1)

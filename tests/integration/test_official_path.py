@@ -250,7 +250,7 @@ def test_the_public_detector_is_fetched_when_a_photo_needs_it(published: Path) -
     embedder = LightningDOTEmbedder(str(published), device="cpu")
     ready = Regions(np.ones((12, 2048), np.float32), np.ones((12, 7), np.float32), np.ones(12, np.float32))
     assert embedder.encode_images([ready]).shape == (1, embedder.dim)
-    with pytest.raises(UsageError, match="unc-nlp/frcnn-vg-finetuned"):
+    with pytest.raises(ModelError, match=r"unc-nlp/frcnn-vg-finetuned.*model/regions"):
         embedder.encode_images([PHOTOS / NAMES[0]])
 
 
