@@ -117,7 +117,7 @@ class LightningDOTEmbedder:
 
     @property
     def least_side(self) -> int | None:
-        """Pixels that both sides of a photo must keep when it is decoded reduced; None without an extractor."""
+        """Pixels that both sides of a photo must keep when it is decoded reduced; None where it must not be."""
         return None if self.bundle.extractor is None else self.bundle.extractor.least_side
 
     @property
