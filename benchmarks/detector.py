@@ -147,14 +147,15 @@ def straightforward(detector: Detector, image: Image.Image, device: str, short_s
 
 
 def pool_one(features: Tensor, box: Tensor) -> Tensor:
-    """(h, w, C) and a box to (C, 14, 14): the maximum of each bin's rows, then of its columns."""
+    """(h, w, C) and a box to (C, 14, 14): the maximum of each bin's rows, then of its columns; 0 outside the map."""
     x1, y1, x2, y2 = (int(edge) for edge in round_half_up(box / 16).tolist())
-    x1, y1 = min(x1, features.shape[1] - 1), min(y1, features.shape[0] - 1)  # the published pooling gives zeros there
-    inside = features[y1 : max(y2, y1) + 1, x1 : max(x2, x1) + 1]
-    for direction in (0, 1):
-        length = inside.shape[direction]
-        edges = [(i * length // BINS, -(-(i + 1) * length // BINS)) for i in range(BINS)]
-        inside = torch.stack([inside.narrow(direction, a, b - a).amax(direction) for a, b in edges], direction)
+    inside = features[y1:, x1:]
+    for direction, length in ((0, max(y2 - y1, 0) + 1), (1, max(x2 - x1, 0) + 1)):
+        end = inside.shape[direction]
+        nothing = inside.new_zeros([side for place, side in enumerate(inside.shape) if place != direction])
+        edges = [(i * length // BINS, min(-(-(i + 1) * length // BINS), end)) for i in range(BINS)]
+        bins = [inside.narrow(direction, a, b - a).amax(direction) if a < b else nothing for a, b in edges]
+        inside = torch.stack(bins, direction)
     return inside.permute(2, 0, 1)
 
 
