@@ -132,6 +132,7 @@ def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str
         found = load_detector(Path(detector)).config.dim
         if found != width:
             raise ModelError(f"{detector} gives regions of {found} features, and this model reads {width}")
+        report.notes.append(f"its regions are made by the detector in regions/, copied from {detector}")
         return config
     if detector is None and width != DetectorConfig().dim:
         report.notes.append("no region extractor belongs to it: it reads ready regions, not photos")
@@ -189,6 +190,7 @@ def _card(report: Conversion, source: Path) -> str:
     with source.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    notes = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in report.notes)
     base = "UNITER" if report.kind == "re-ranker" else "LightningDOT"
     return f"""---
 library_name: ldot-milvus
@@ -202,4 +204,4 @@ Converted by ldot-milvus (`ldot convert`) from `{source.name}`, whose SHA-256 is
 - Renamed: {len(report.renamed)} tensors. Dropped: {json.dumps(report.dropped) if report.dropped else "none"}.
 - Authors of the model: Sun et al., LightningDOT, NAACL 2021; Chen et al., UNITER, ECCV 2020. Their licence and the
   limits of their training data hold for these weights too.
-"""
+{notes}"""

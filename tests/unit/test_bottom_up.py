@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.errors import InputError, ModelError, UsageError
 from ldot_milvus.regions import BottomUpExtractor, Regions
 from ldot_milvus.regions.bottom_up.choice import by_any_class, by_best_class
 from ldot_milvus.regions.bottom_up.pooling import MaximumTable, bin_edges, round_half_up
@@ -279,6 +279,13 @@ def test_bfloat16_is_close(extractor: BottomUpExtractor) -> None:
     a, b = exact.features.mean(0), rounded.features.mean(0)
     assert float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) > 0.99
     whole(rounded)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    broken = BottomUpExtractor.from_pretrained(GOLDEN)
+    broken.detector.roi_heads.res5[2].conv3.bias.data[0] = float("inf")
+    with pytest.raises(ModelError, match=r"not finite in torch\.float32"):
+        broken(GOLDEN / "image0.png")
 
 
 @pytest.mark.parametrize(

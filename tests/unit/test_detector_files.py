@@ -114,6 +114,7 @@ def with_config(folder: Path, name: str, value: object) -> Path:
         ("resnets.depth", 18, "depth is 18"),
         ("roi_heads.num_classes", None, r"no roi_heads\.num_classes"),
         ("rpn.nms_thresh", "high", "could not convert"),
+        ("roi_heads.nms_thresh_test", [], "nms_thresh_test is empty"),
     ],
 )
 def test_a_configuration_of_another_detector_is_refused(name: str, value: object, message: str, tmp_path: Path) -> None:

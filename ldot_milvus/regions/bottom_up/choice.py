@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..files import CONFIDENT
 from .proposals import overlap, suppress
 
 UNITER_OVERLAP = 0.3
-UNITER_CONFIDENT = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def by_any_class(boxes: Tensor, probabilities: Tensor, *, least: int, most: int)
         survives[wins, best[wins]] = True
         alive[wins] &= apart[best[wins]]
     confidence, classes = torch.where(survives, scores, 0).max(0)
+    classes = torch.where(confidence > 0, classes, probabilities.argmax(1))  # one that survives nowhere has a name too
     confidence, kept = confidence.sort(descending=True, stable=True)
-    number = (confidence > UNITER_CONFIDENT).sum().clamp(least, most)
+    number = (confidence > CONFIDENT).sum().clamp(least, most)
     kept, confidence = kept[:number], confidence[:number]
     return Choice(kept, confidence, classes[kept])

@@ -117,6 +117,8 @@ class DetectorConfig:
         if value("resnets.depth") not in DEPTHS:
             raise ModelError(f"{path}: resnets.depth is {value('resnets.depth')!r}; it must be 50, 101 or 152")
         overlaps = value("roi_heads.nms_thresh_test")
+        if overlaps == []:
+            raise ModelError(f"{path}: roi_heads.nms_thresh_test is empty")
         try:
             return cls(
                 depth=int(value("resnets.depth")),

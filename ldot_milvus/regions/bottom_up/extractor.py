@@ -10,10 +10,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ...errors import UsageError
+from ...errors import ModelError, UsageError
 from ...hub import hub_folder
 from ...images import ImageSource, open_image
 from ..base import Regions, boxes7
+from ..files import MAXIMUM, MINIMUM
 from .choice import Choice, by_any_class, by_best_class
 from .configuration import DetectorConfig
 from .names import ATTRIBUTES, OBJECTS, read_names
@@ -27,7 +28,6 @@ PUBLISHED = "unc-nlp/frcnn-vg-finetuned"
 """The public checkpoint on the Hugging Face hub."""
 
 BOXES = ("uniter", "reference")
-UNITER_LIMITS = 10, 100
 _AT_A_TIME = 20
 """Proposals that go through res5 together: enough for every core, and few enough for its caches."""
 
@@ -69,7 +69,7 @@ class BottomUpExtractor:
         if boxes not in BOXES:
             raise UsageError(f"boxes is {boxes!r}; it must be one of {', '.join(BOXES)}")
         config = detector.config
-        limits = UNITER_LIMITS if boxes == "uniter" else (config.least, config.most)
+        limits = (MINIMUM, MAXIMUM) if boxes == "uniter" else (config.least, config.most)
         config = replace(
             config,
             short_side=config.short_side if short_side is None else short_side,
@@ -145,6 +145,7 @@ class BottomUpExtractor:
 
         Raises:
             InputError: a photo that cannot be read.
+            ModelError: features that are not finite, from weights that this type cannot hold.
         """
         if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             return [self._regions(image) for image in images]
@@ -159,6 +160,8 @@ class BottomUpExtractor:
         features = self.feature_map(pixels)
         proposals, _ = self.proposals(features, size)
         pooled = self.region_features(features, proposals)
+        if not pooled.isfinite().all():
+            raise ModelError(f"the detector's features are not finite in {self.dtype}: compute in bfloat16 or float32")
         logits = predictor.class_logits(pooled)
         probabilities = logits.softmax(1)
         boxes, choice = self.choose(proposals, pooled, probabilities, size)
