@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,12 @@ class ModelFiles:
         return named or self.folder / "regions"
 
     @property
+    def extractor_files(self) -> list[Path]:
+        """The files of these weights; none for a hub id, which counts by its name in the configuration."""
+        where = self.extractor_weights
+        return sorted(path for path in where.glob("*") if path.is_file()) if isinstance(where, Path) else []
+
+    @property
     def dim(self) -> int:
         """Width of the model's vectors."""
         # As LightningDOTConfig.embedding_dim, which would cost the import of transformers.
@@ -82,9 +89,7 @@ class ModelFiles:
         That is its vector, and its region data: a re-ranker that embeds the regions itself is part of it.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        weights = [self.folder / "model.safetensors"]
-        if isinstance(self.extractor_weights, Path):  # a hub id counts by its name, in the configuration
-            weights += sorted(path for path in self.extractor_weights.glob("*") if path.is_file())
+        weights = [self.folder / "model.safetensors", *self.extractor_files]
         if (self.reranker_config or {}).get("region_input") == "embedded":
             weights.append(self.folder / "reranker" / "model.safetensors")
         for path in weights:
@@ -144,7 +149,7 @@ class Bundle:
 
     @cached_property
     def _extractor(self) -> RegionExtractor | None:
-        return _load_extractor(self.files, self.device, self.dtype)
+        return load_extractor(self.files, self.device, self.dtype)
 
 
 def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str | None = None) -> Bundle:
@@ -190,12 +195,19 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: Pre
         )
 
 
-def _load_extractor(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> RegionExtractor | None:
+def load_extractor(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
+) -> RegionExtractor | None:
+    """The region extractor of a model, as its configuration has it but for ``changes``; None where it has none.
+
+    Raises:
+        ModelError: as in :attr:`Bundle.extractor`.
+    """
     config = files.config.get("region_extractor")
     if config is None:
         return None
     kind, weights = config.get("kind"), str(files.extractor_weights)
-    options = {key: value for key, value in config.items() if key not in ("kind", "weights")}
+    options = {key: value for key, value in {**config, **(changes or {})}.items() if key not in ("kind", "weights")}
     extractor: RegionExtractor
     try:
         if kind == "grid":

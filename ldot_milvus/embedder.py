@@ -16,6 +16,7 @@ from .regions import Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import PreTrainedTokenizerBase
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ImageInput = ImageSource | Regions
@@ -32,14 +33,13 @@ class LightningDOTEmbedder:
     """Encodes with a LightningDOT model. Safe to use from several threads.
 
     Args:
-        model: packaged name, folder or hub id.
+        model: packaged name, folder or hub id; or a model that is loaded already.
         device, dtype: see :func:`~ldot_milvus.bundle.load_model`.
     """
 
-    def __init__(self, model: str = "ldot-mini", device: str | None = None, dtype: str | None = None) -> None:
-        self.bundle: Bundle = load_model(model, device=device, dtype=dtype)
-        self.dim: int = self.bundle.files.dim
-        self.fingerprint: str = self.bundle.files.fingerprint
+    def __init__(self, model: str | Bundle = "ldot-mini", device: str | None = None, dtype: str | None = None) -> None:
+        self.bundle = model if isinstance(model, Bundle) else load_model(model, device=device, dtype=dtype)
+        self.dim: int = self.bundle.encoder.config.embedding_dim
         # A fast tokenizer keeps truncation state between calls and refuses two threads at once.
         self._tokenizing = threading.Lock()
 
@@ -116,6 +116,11 @@ class LightningDOTEmbedder:
         return self._in_batches(tokens, PAIR_BATCH, score, width=1)[:, 0]
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model: see :class:`~ldot_milvus.bundle.ModelFiles`."""
+        return self.bundle.files.fingerprint
+
+    @property
     def least_side(self) -> int | None:
         """Pixels that both sides of a photo must keep when it is decoded reduced; None where it must not be."""
         return None if self.bundle.extractor is None else self.bundle.extractor.least_side
@@ -147,12 +152,8 @@ class LightningDOTEmbedder:
             raise UsageError("give a list of texts, not one string")
         if any(isinstance(text, str) and not text.strip() for text in texts):
             raise UsageError("the text is empty: describe what to look for")
-        limit = self.bundle.encoder.config.max_text_length
-        words = [text for text in texts if isinstance(text, str)]
         with self._tokenizing:
-            ids = self.bundle.tokenizer(words, truncation=True, max_length=limit)["input_ids"] if words else []
-        tokenized = iter(ids)
-        return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+            return token_ids(self.bundle.tokenizer, texts, self.bundle.encoder.config.max_text_length)
 
     def _pad_tokens(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         length = max(map(len, tokens))
@@ -162,18 +163,9 @@ class LightningDOTEmbedder:
         return ids.to(self.bundle.device), mask.to(self.bundle.device)
 
     def _pad_regions(self, regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        longest = max(map(len, regions))
-        features = np.zeros((len(regions), longest, regions[0].features.shape[1]), np.float32)
-        boxes = np.zeros((len(regions), longest, 7), np.float32)
-        mask = np.zeros((len(regions), longest), bool)
-        for row, one in enumerate(regions):
-            features[row, : len(one)], boxes[row, : len(one)], mask[row, : len(one)] = one.features, one.boxes, True
+        features, boxes, mask = pad_regions(regions)
         device, dtype = self.bundle.device, self.bundle.dtype
-        return (
-            torch.from_numpy(features).to(device, dtype),
-            torch.from_numpy(boxes).to(device, dtype),
-            torch.from_numpy(mask).to(device),
-        )
+        return features.to(device, dtype), boxes.to(device, dtype), mask.to(device)
 
     def _checked(self, regions: Regions) -> Regions:
         expected = self.bundle.encoder.config.region_dim
@@ -198,3 +190,20 @@ class LightningDOTEmbedder:
                 rows = order[start : start + size]
                 result[rows] = compute(rows).float().cpu().numpy()
         return result
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: int) -> list[list[int]]:
+    """Token ids of texts, or the ids that they are, cut to ``limit`` with [CLS] and [SEP] in place."""
+    words = [text for text in texts if isinstance(text, str)]
+    tokenized = iter(tokenizer(words, truncation=True, max_length=limit)["input_ids"] if words else [])
+    return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+
+
+def pad_regions(regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features (B, R, d) and boxes (B, R, 7) of several photos, and a mask (B, R) that is true for a region."""
+    shape = len(regions), max(map(len, regions))
+    features = np.zeros((*shape, regions[0].features.shape[1]), np.float32)
+    boxes, mask = np.zeros((*shape, 7), np.float32), np.zeros(shape, bool)
+    for row, one in enumerate(regions):
+        features[row, : len(one)], boxes[row, : len(one)], mask[row, : len(one)] = one.features, one.boxes, True
+    return torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask)

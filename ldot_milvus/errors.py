@@ -24,6 +24,10 @@ class ModelError(LdotError):
     """A model's files are missing, incomplete or do not fit its configuration."""
 
 
+class TrainingError(LdotError):
+    """A training run cannot go on."""
+
+
 class StoreError(LdotError):
     """A store cannot be opened, read or written."""
 

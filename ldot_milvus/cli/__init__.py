@@ -10,6 +10,7 @@ from .evaluate import evaluate
 from .regions import regions
 from .search import search
 from .stores import migrate, reindex
+from .train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, regions, convert, migrate, reindex, doctor):
+for command in (search, evaluate, regions, convert, train, migrate, reindex, doctor):
     main.add_command(command)

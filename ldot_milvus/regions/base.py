@@ -61,10 +61,12 @@ class Regions:
 
     def first(self, count: int) -> Regions:
         """The first ``count`` regions, or all where there are fewer."""
-        if count >= len(self):
-            return self
-        cut = {name: array[:count] for name, array in vars(self).items() if array is not None}
-        return Regions(**cut)
+        return self if count >= len(self) else self.some(np.arange(count))
+
+    def some(self, rows: NDArray[np.int64]) -> Regions:
+        """These regions, in this order."""
+        taken = {name: array[rows] for name, array in vars(self).items() if array is not None}
+        return Regions(**taken)
 
 
 class RegionExtractor(Protocol):

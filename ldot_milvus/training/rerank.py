@@ -1,90 +1,113 @@
-"""Training of the cross-attention re-ranker by the contrastive loss over its own scores of all pairs of a batch."""
+"""Training of the cross-attention re-ranker.
+
+One that scores by "alignment" compares all pairs of a batch at once, so it learns by the contrastive loss. A "joint"
+one (UNITER) needs a pass of its transformer for every pair: it learns to put the right pair above hard negatives.
+"""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from ..embedder import LightningDOTEmbedder, pad_regions, token_ids
+from ..evaluation.evaluate import pair_scores
+from ..evaluation.ranking import Crossed, search_both_ways
 from ..evaluation.recall import both_ways
 from ..model import CrossAttentionReranker
-from ..regions.grid import grid_boxes
-from .batches import by_length, fast_precision, tokenize
-from .contrastive import ContrastiveRecipe, Figures, Scorer, fold_scale, freeze_text, standardised, train_contrastive
-from .data import CachedPhotos
+from ..model.pretraining import triplet_loss
+from .batches import Batch, by_length, pad
+from .contrastive import Scorer
+from .data import Photos
+from .dual import Figures, some_at_a_time
+from .recipe import Stage
+
+RERANKED = 20
+"""So many of the first are re-ranked where comparing everything would take too long."""
 
 
 class RerankScorer(Scorer):
-    """The re-ranker's own scores; its ``scoring`` has to be "alignment", where all pairs at once are cheap."""
+    """The re-ranker's own scores of all pairs, which only an "alignment" has at once."""
 
     def __init__(self, model: CrossAttentionReranker) -> None:
         super().__init__()
         self.model = model
 
-    def encode_images(self, features: Tensor, boxes: Tensor) -> Tensor:
+    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
         """Embedded regions (P, R, H)."""
         return self.model.embed_regions(features, boxes).float()
 
-    def scores(self, ids: Tensor, mask: Tensor, images: Tensor) -> Tensor:
+    def scores(self, ids: Tensor, mask: Tensor, images: Tensor, region_mask: Tensor) -> Tensor:
         """Scores (B, P)."""
         assert self.model.alignment is not None
         words = self.model.encode_words(ids, mask).float()
-        everything = torch.ones(images.shape[:2], dtype=torch.bool)
-        return self.model.alignment.all_pairs(words, mask, images, everything)
+        return self.model.alignment.all_pairs(words, mask, images, region_mask)
 
     def is_text(self, parameter: str) -> bool:
         """The text encoder's own parameters."""
-        return parameter.startswith(("model.bert.encoder", "model.bert.embeddings"))
+        return ".bert.encoder." in f".{parameter}" or ".bert.embeddings." in f".{parameter}"
 
 
-def train_reranker(
-    model: CrossAttentionReranker,
-    tokenizer: PreTrainedTokenizerBase,
-    meanings: Tensor,
-    train: CachedPhotos,
-    dev: CachedPhotos,
-    recipe: ContrastiveRecipe,
-    log_file: Path | None = None,
-) -> CrossAttentionReranker:
-    """Train ``model`` and return its averaged weights of the best epoch (mean of six recalls on ``dev``)."""
-    train, dev = standardised(train, dev)
-    model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass on a CPU
-    freeze_text(model.bert, recipe)
-    tokens = tokenize(tokenizer, train.captions, recipe.text_tokens)
-    dev_tokens = tokenize(tokenizer, [captions[:1] for captions in dev.captions], 60)
-    best = train_contrastive(
-        RerankScorer(model), tokens, meanings, train,
-        lambda scorer: _evaluate(scorer, dev, dev_tokens), recipe, log_file,
-    ).model  # fmt: skip
-    assert best.bert.img_embeddings is not None
-    fold_scale(best.bert.img_embeddings.img_linear, train)
-    best.set_attn_implementation("sdpa")
-    return best
+class TripletObjective(nn.Module):
+    """UNITER's fine-tuning: the right pair above the text with wrong photos and the photo with wrong texts.
+
+    A batch is groups of a pair and its hard negatives (:class:`~.batches.Batches`); these are the wrong ones.
+    """
+
+    def __init__(self, scorer: RerankScorer, stage: Stage) -> None:
+        super().__init__()
+        self.scorer, self._stage = scorer, stage
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean loss of the pairs of this process."""
+        model, group = self.scorer.model, 1 + self._stage.hard_negatives
+        words = model.encode_words(batch.ids, batch.mask)
+        regions = model.embed_regions(batch.features, batch.boxes)
+        members = torch.arange(len(words), device=words.device).view(-1, group)
+        first = members[:, :1].expand(-1, group)
+        texts = torch.cat([first, members[:, 1:]], dim=1).flatten()
+        images = torch.cat([members, first[:, 1:]], dim=1).flatten()
+        scores = model.score(words[texts], batch.mask[texts], regions[images], batch.region_mask[images])
+        return triplet_loss(scores.float().view(len(members), -1), self._stage.margin).mean()
+
+
+def evaluate_reranker(embedder: LightningDOTEmbedder, photos: Photos) -> Figures:
+    """Recall@1/5/10 of both directions, in percent.
+
+    An "alignment" ranks all photos and one caption of each by itself; a "joint" one re-ranks the first
+    :data:`RERANKED` that the dual encoder finds.
+    """
+    model = embedder.bundle.reranker
+    assert model is not None
+    if model.alignment is not None:
+        scores = _all_pairs(embedder, RerankScorer(model), photos)
+        return both_ways(scores, np.arange(len(photos)))
+    return crossed_first(embedder, photos, RERANKED).recall(RERANKED, embedder.dot_weight)
+
+
+def crossed_first(embedder: LightningDOTEmbedder, photos: Photos, first: int) -> Crossed:
+    """What captions and photos find first by dot product, with the re-ranker's scores."""
+    captions = [caption for captions in photos.captions for caption in captions]
+    vectors, kept = zip(*map(embedder.encode_for_store, some_at_a_time(photos)), strict=True)
+    regions = [one for part in kept for one in part]
+    found = search_both_ways(embedder.encode_texts(captions), np.concatenate(vectors), photos.owner, first)
+    return found.cross(pair_scores(embedder, captions, regions.__getitem__))
 
 
 @torch.inference_mode()
-def _evaluate(scorer: RerankScorer, dev: CachedPhotos, tokens: list[list[list[int]]]) -> Figures:
-    """Recall both ways among all photos and one caption of each, by the re-ranker alone."""
-    captions = [first for (first,) in tokens]
-    images = embedded_regions(scorer.model, dev)
-    scores = torch.empty(len(captions), len(images))
-    for rows, ids, mask in by_length(captions, groups=len(captions) // 20):
-        for start in range(0, len(images), 200):
-            scores[rows, start : start + 200] = scorer.scores(ids, mask, images[start : start + 200])
-    return both_ways(scores.numpy(), np.arange(len(captions)))
-
-
-@torch.inference_mode()
-def embedded_regions(model: CrossAttentionReranker, photos: CachedPhotos, batch_size: int = 100) -> Tensor:
-    """(N, R, H) of photos, as the region store would keep them."""
-    boxes = torch.from_numpy(grid_boxes(math.isqrt(photos.views[0].shape[1])))
-    parts = []
-    for start in range(0, len(photos), batch_size):
-        features = torch.from_numpy(photos.standardised(photos.views[0][start : start + batch_size]))
-        with fast_precision():
-            parts.append(model.embed_regions(features, boxes.expand(len(features), -1, -1)).float())
-    return torch.cat(parts)
+def _all_pairs(embedder: LightningDOTEmbedder, scorer: RerankScorer, photos: Photos) -> NDArray[np.float32]:
+    """Scores (N, N) of the first caption of every photo with every photo."""
+    device, limit = embedder.bundle.device, scorer.model.config.max_text_length
+    tokens = token_ids(embedder.bundle.tokenizer, [first for first, *_ in photos.captions], limit)
+    ids, mask = (part.to(device) for part in pad(tokens))
+    scores = torch.empty(len(photos), len(photos))
+    start = 0
+    for regions in some_at_a_time(photos):
+        features, boxes, region_mask = (part.to(device) for part in pad_regions(regions))
+        images = scorer.encode_images(features, boxes, region_mask)
+        for rows, length in by_length(mask, groups=max(1, len(ids) // 20)):
+            part = scorer.scores(ids[rows, :length], mask[rows, :length], images, region_mask)
+            scores[rows.cpu(), start : start + len(images)] = part.float().cpu()
+        start += len(images)
+    return scores.numpy()

@@ -1,0 +1,45 @@
+"""From the best model of the last stage to the one that is handed over."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from ..bundle import find_model, load_model
+from ..embedder import LightningDOTEmbedder
+from ..model.storage import save_quantized
+from .data import Photos
+from .dot_weight import best_dot_weight
+from .dual import calibrate
+from .recipe import Recipe
+
+
+def finish(recipe: Recipe, origin: Path, best: Path, target: Path, train: Photos, dev: Photos) -> None:
+    """Write the model in ``best`` to ``target``, with what the recipe's ``finish`` asks for.
+
+    Args:
+        origin: the model that the run began with; where that one's hubness was calibrated, this one's is.
+    """
+    wanted = recipe.finish
+    shutil.copytree(best, target, dirs_exist_ok=True)
+    bundle = load_model(str(best), device=None, dtype="float32")
+    encoder, reranker = bundle.encoder, bundle.reranker
+    if any(stage.task != "rerank" for stage in recipe.stages):
+        anchors = wanted.calibration_anchors
+        if anchors is None:
+            anchors = find_model(str(origin)).config.get("calibration_anchors", 0)
+        if anchors:
+            plain = replace(bundle, reranker=None)
+            encoder = nn.Module.to(calibrate(LightningDOTEmbedder(plain), train, anchors), bundle.device)
+            encoder.save_pretrained(target)
+    if wanted.dot_weight and reranker is not None:
+        reranker.config.dot_weight = best_dot_weight(LightningDOTEmbedder(replace(bundle, encoder=encoder)), dev)
+        reranker.save_pretrained(target / "reranker")
+    if wanted.storage == "int8":
+        kept = tuple(wanted.fuller_storage)
+        save_quantized(encoder, target, keep=kept)
+        if reranker is not None:
+            save_quantized(reranker, target / "reranker", keep=kept)

@@ -1,0 +1,199 @@
+"""``ldot train``: a recipe's stages one after the other, each from the best model of the one before.
+
+::
+
+    OUT/run.json            what is run; another run is refused here
+    OUT/start/              the model that a recipe with ``start.text`` begins with
+    OUT/features/           regions of photos, extracted once
+    OUT/STAGE/step-N/       the last checkpoint
+    OUT/STAGE/best/         the best model so far: a whole one, which works wherever a model's name does
+    OUT/STAGE/log.jsonl     losses and dev recalls; for TensorBoard in OUT/tensorboard
+    OUT/model/              the result
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..bundle import Bundle, find_model, load_extractor, load_model
+from ..embedder import LightningDOTEmbedder
+from ..errors import UsageError
+from ..evaluation.datasets import read_pairs
+from ..regions import Regions
+from .accelerators import accelerator_for
+from .batches import Batches, tokenize
+from .checkpoints import read_progress, recovered, replace_folder
+from .data import Photos, cache_name, photos_of
+from .dual import caption_meanings
+from .finish import finish
+from .masking import Vocabulary
+from .recipe import Recipe, Stage
+from .start import new_model
+from .tasks import task_of
+from .trainer import StageRun
+
+log = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, out: str | Path, *, most_steps: int | None = None) -> Path:
+    """Run a recipe, or go on with it where an earlier call stopped.
+
+    Args:
+        out: the run's folder.
+        most_steps: an end for every stage, to see that it works.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        UsageError: data, model and recipe do not fit together, or ``out`` holds another run.
+        TrainingError: the loss is no number any more.
+    """
+    return _Run(recipe, Path(out), most_steps).all()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, out: Path, most_steps: int | None) -> None:
+        self._recipe, self._out, self._most_steps = recipe, out, most_steps
+        self._accelerator = accelerator_for(recipe.trainer, out)
+        self._main = self._accelerator.is_main_process
+        data = recipe.data
+        self._pairs = {
+            "train": read_pairs(data.train, regions=data.regions, photos=data.photos, split=data.split),
+            "dev": read_pairs(
+                data.dev, regions=data.dev_regions or data.regions, photos=data.photos, split=data.dev_split
+            ),
+        }
+        self._take_place()
+
+    def all(self) -> Path:
+        """Every stage, then the finish."""
+        result = recovered(self._out / "model")
+        if result.exists():
+            log.info("%s is there already", result)
+            return result
+        self._origin = folder = self._start()
+        bundle = load_model(str(folder), device="cpu", dtype="float32")
+        self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
+        self._dev = self._photos("dev", bundle, {})
+        for stage in self._recipe.stages:
+            best = recovered(self._out / stage.name / "best")
+            if not read_progress(self._out / stage.name).finished:
+                self._stage(stage, folder, best)
+            folder = best
+        if self._main:
+            replace_folder(
+                result, lambda target: finish(self._recipe, self._origin, folder, target, self._train, self._dev)
+            )
+        self._accelerator.wait_for_everyone()
+        return result
+
+    def _take_place(self) -> None:
+        """Make ``out`` the place of this run and no other."""
+        recipe = self._recipe.model_dump(mode="json")
+        recipe["trainer"] = {"mixed_precision": recipe["trainer"]["mixed_precision"]}  # the rest changes no weight
+        ours = {"recipe": recipe, "max_steps": self._most_steps, "processes": self._accelerator.num_processes,
+                "photos": {split: cache_name(pairs, "") for split, pairs in self._pairs.items()}}  # fmt: skip
+        file = self._out / "run.json"
+        if file.exists():
+            theirs = json.loads(file.read_text())
+            different = [f"{place} is {old}, not {new}" for place, old, new in _differences(theirs, ours)]
+            if different:
+                raise UsageError(
+                    f"{self._out} holds another run ({'; '.join(different[:3])}): give another --out, or remove it"
+                )
+        self._accelerator.wait_for_everyone()
+        if self._main:
+            self._out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(ours, indent=1))
+
+    def _start(self) -> Path:
+        if self._recipe.start.model is not None:
+            return find_model(self._recipe.start.model).folder
+        folder = self._out / "start"
+        if self._main and not recovered(folder).exists():
+            replace_folder(folder, lambda target: new_model(self._recipe.start, target))
+        self._accelerator.wait_for_everyone()
+        return folder
+
+    def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> Photos:
+        pairs, width = self._pairs[split], bundle.encoder.config.region_dim
+        extractor, name = None, "given"
+        if not isinstance(pairs[0].load(), Regions):
+            extractor = load_extractor(bundle.files, self._accelerator.device, torch.float32, extraction)
+            config = {**(bundle.encoder.config.region_extractor or {}), **extraction}
+            name = cache_name(pairs, json.dumps([config, _digest(bundle.files.extractor_files)], sort_keys=True))
+        kept = Path(self._recipe.data.features or self._out / "features") / name
+        with self._accelerator.main_process_first():  # the others find everything extracted
+            return photos_of(pairs, extractor, kept, width=width, views=views)
+
+    def _stage(self, stage: Stage, folder: Path, best: Path) -> None:
+        """Train one stage from the model in ``folder`` to the one in ``best``."""
+        log.info("%s: %s, %d photos", stage.name, stage.task, len(self._train))
+        bundle = load_model(str(folder), device="cpu", dtype="float32")
+        torch.manual_seed(stage.seed)
+        accelerator = accelerator_for(self._recipe.trainer, self._out, stage)
+        task = task_of(stage, self._recipe.start, bundle, self._train, self._dev, accelerator.device)
+        config = bundle.encoder.config
+        batches = Batches(
+            task.train,
+            tokenize(bundle.tokenizer, task.train, stage.text_tokens or config.max_text_length,
+                     config.text_config.vocab_size),
+            stage,
+            Vocabulary.of(bundle.tokenizer),
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            meanings=self._meanings() if stage.soft_targets else None,
+        )  # fmt: skip
+        StageRun(
+            accelerator, task.objective, batches, stage, self._recipe.trainer, self._out / stage.name,
+            evaluate=task.evaluate,
+            keep=lambda scorer: replace_folder(best, lambda target: task.write(scorer, target)),
+            mine=task.mine, most_steps=self._most_steps,
+        ).run()  # fmt: skip
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()
+
+    def _meanings(self) -> torch.Tensor:
+        """What captions mean to the text encoder that the run began with."""
+        file = self._out / "meanings.npy"
+        if self._main and not file.exists():
+            log.info("what %d photos' captions mean", len(self._train))
+            bundle = load_model(str(self._origin), device=str(self._accelerator.device), dtype="float32")
+            meanings: NDArray[np.float32] = caption_meanings(LightningDOTEmbedder(bundle), self._train).numpy()
+            with file.with_suffix(".tmp").open("wb") as opened:
+                np.save(opened, meanings)
+            file.with_suffix(".tmp").rename(file)
+        self._accelerator.wait_for_everyone()
+        return torch.from_numpy(np.load(file))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Of all of them, names included."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _differences(theirs: Any, ours: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    if not (isinstance(theirs, dict | list) and type(theirs) is type(ours)):
+        return [] if theirs == ours else [(place, theirs, ours)]
+    if isinstance(ours, list):
+        theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
+    found = []
+    for key in {**theirs, **ours}:
+        found += _differences(
+            theirs.get(key), ours.get(key), f"{place}.{key}".removeprefix(".").removeprefix("recipe.")
+        )
+    return found

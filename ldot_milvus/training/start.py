@@ -1,0 +1,118 @@
+"""What a run starts from: a model there is, or a new one made of a BERT and a region extractor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
+
+from ..bundle import find_model, load_model
+from ..errors import UsageError
+from ..model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
+from .recipe import Start
+
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size",
+         "max_position_embeddings", "layer_norm_eps")  # fmt: skip
+
+
+def new_model(start: Start, folder: Path) -> None:
+    """Write a new model to ``folder``: a BERT's two sides, its tokenizer and a region extractor.
+
+    Raises:
+        UsageError: no such text encoder or extractor, or settings that do not fit them.
+    """
+    assert start.text is not None
+    for place, of, given in (
+        ("config", LightningDOTConfig, start.config),
+        ("text_config", BertConfig, start.text_config),
+        ("image_config", BertConfig, start.image_config),
+    ):
+        _check_names(f"start.{place}", of, given)
+    try:
+        bert = BertModel.from_pretrained(start.text, add_pooling_layer=False).float()
+        tokenizer = AutoTokenizer.from_pretrained(start.text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"start.text {start.text!r} is no BERT: {str(error).splitlines()[0]}") from error
+    try:
+        model = _dual_encoder(start, bert)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"start: these settings do not fit {start.text!r} ({str(error).splitlines()[0]})") from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if start.extractor is not None:
+        shutil.copytree(_extractor(start.extractor), folder / "regions", dirs_exist_ok=True)
+
+
+def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
+    """The model's own re-ranker, or a new one whose words come from its text encoder."""
+    files = find_model(str(folder))
+    if files.reranker_config is not None:
+        return CrossAttentionReranker.from_pretrained(folder / "reranker")
+    _check_names("start.reranker", RerankerConfig, start.reranker)
+    encoder = load_model(str(folder), device="cpu", dtype="float32").encoder
+    config = {"region_dim": encoder.config.region_dim, "max_text_length": encoder.config.max_text_length}
+    body = encoder.config.text_config.to_diff_dict()
+    try:
+        model = CrossAttentionReranker(RerankerConfig(**{"bert_config": body, **config, **start.reranker}))
+        model.bert.load_state_dict(encoder.text_model.state_dict(), strict=False)  # all but what reads regions
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"start.reranker: these settings do not fit ({str(error).splitlines()[0]})") from error
+    return model
+
+
+def _check_names(place: str, config: type[PretrainedConfig], given: dict[str, Any]) -> None:
+    """Refuse what transformers would take for a setting of its own and never look at again."""
+    unknown = given.keys() - vars(config()).keys()
+    if unknown:
+        raise UsageError(f"{place}.{min(unknown)}: no such setting")
+
+
+def _dual_encoder(start: Start, bert: BertModel) -> LightningDOT:
+    """Both sides from one BERT: the image layers start as its last ones."""
+    config: BertConfig = bert.config
+    body = {name: getattr(config, name) for name in SIZES} | start.text_config
+    images = {**body, "num_hidden_layers": start.image_layers, **start.image_config}
+    choices: dict[str, Any] = {"projection_dim": config.hidden_size, **start.config}
+    torch.manual_seed(0)
+    model = LightningDOT(LightningDOTConfig(text_config=body, image_config=images, **choices))
+    weights = bert.state_dict()
+    model.text_model.load_state_dict(weights, strict=False)
+    model.image_model.load_state_dict(_for_images(weights, model, start.image_layers), strict=False)
+    return model
+
+
+def _for_images(weights: dict[str, Tensor], model: LightningDOT, layers: int) -> dict[str, Tensor]:
+    """BERT's last layers as those of the image encoder, and its word embeddings where it has as many words."""
+    own = model.image_model.state_dict()
+    first = model.config.text_config.num_hidden_layers - layers
+    if first < 0:
+        raise ValueError(f"image_layers is {layers}, and the text encoder has {first + layers}")
+    found = {}
+    for name in own:
+        parts = name.split(".")
+        if name.startswith("encoder.layer."):
+            parts[2] = str(first + int(parts[2]))
+        elif name != "embeddings.word_embeddings.weight":
+            continue
+        theirs = weights.get(".".join(parts))
+        if theirs is not None and theirs.shape == own[name].shape:
+            found[name] = theirs
+    return found
+
+
+def _extractor(name: str) -> Path:
+    """The folder of a region extractor's weights: a model's, or one that holds nothing else."""
+    folder, config = Path(name), Path(name) / "config.json"  # a detector has a config.yaml
+    if folder.is_dir() and not (
+        config.is_file() and json.loads(config.read_text()).get("model_type") == "lightningdot"
+    ):
+        return folder
+    regions = find_model(name).extractor_weights
+    if not isinstance(regions, Path) or not regions.is_dir():
+        raise UsageError(f"start.extractor {name!r} has no region extractor on this machine")
+    return regions

@@ -1,0 +1,78 @@
+"""Recipes: the shipped ones are valid, and what is wrong with another is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ldot_milvus.errors import UsageError
+from ldot_milvus.training.recipe import SHIPPED, parse_change, read_recipe
+
+DATA = {"data.train": ["a.tar"], "data.dev": ["b.tar"]}
+GOOD = """
+[start]
+model = "ldot-mini"
+[[stages]]
+task = "retrieval"
+epochs = 2
+"""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.toml")))
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = read_recipe(name, DATA)
+    assert recipe.data.train == ["a.tar"]
+
+
+def test_what_holds_for_every_stage() -> None:
+    recipe = read_recipe("ldot-mini", DATA)
+    assert [stage.batch_size for stage in recipe.stages] == [128] * 3
+    assert [stage.learning_rate for stage in recipe.stages] == [5e-4, 5e-4, 4e-4]
+
+
+def test_values_of_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(GOOD)
+    changes = dict(map(parse_change, ["stages.0.batch_size=128", "start.model=my model", "stages.0.name='x'"]))
+    recipe = read_recipe(str(tmp_path / "r.toml"), {**DATA, **changes})
+    assert recipe.stages[0].batch_size == 128
+    assert recipe.stages[0].name == "x"
+    assert recipe.start.model == "my model"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", r"stages\.0\.epoch: no such setting"),
+        ("epochs = 2", "", "stages.0: give either epochs or steps"),
+        ("epochs = 2", "epochs = 2\nsteps = 3", "stages.0: give either epochs or steps"),
+        ("epochs = 2", "epochs = 0", r"stages\.0\.epochs: .*greater than or equal to 1"),
+        ("epochs = 2", "epochs = 2\nbatch_size = 9\nhard_negatives = 1", "batch_size 9 is not a multiple of 2"),
+        ("epochs = 2", "epochs = 2\nmix = { cmr = 1 }", "mix .* belongs to the task 'pretrain'"),
+        ('"retrieval"', '"pretrain"', "mix .* belongs to the task 'pretrain', which needs it"),
+        ('"retrieval"', '"pretrain"\nmix = { cmr = 0 }', "mix needs weights of 0 or more, and one above 0"),
+        ('"retrieval"', '"pretrain"\nmix = { cmr = 1, mlm = 2 }', r"stages\.0\.mix\.mlm"),
+        ('"retrieval"', '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }', "soft_targets: not in pre-training"),
+        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder learns from a re-ranker"),
+        ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
+        ('model = "ldot-mini"', "", "start: give either model"),
+        ("[start]", "[start", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "r.toml").write_text(GOOD.replace(old, new))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_recipe(str(tmp_path / "r.toml"), DATA)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_and_names_that_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(GOOD)
+    with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
+        read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
+    with pytest.raises(UsageError, match=r"'no-such' is neither shipped .finetune, ldot-mini, pretrain, rerank. nor"):
+        read_recipe("no-such", DATA)
+    with pytest.raises(UsageError, match="give PLACE=VALUE"):
+        parse_change("epochs 3")
+    with pytest.raises(UsageError, match=r"stages\.7\.epochs: the recipe has no such place"):
+        read_recipe(str(tmp_path / "r.toml"), {**DATA, "stages.7.epochs": 3})
