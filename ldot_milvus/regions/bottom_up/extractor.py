@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -95,20 +95,8 @@ class BottomUpExtractor:
         self._std = torch.tensor(config.pixel_std, device=self.device)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | Path = PUBLISHED,
-        *,
-        boxes: str = "uniter",
-        short_side: int | None = None,
-        long_side: int | None = None,
-        least: int | None = None,
-        most: int | None = None,
-        fast: bool = False,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> BottomUpExtractor:
-        """Load ``config.yaml`` and the weights from a folder or hub id; the rest is as in the constructor.
+    def from_pretrained(cls, folder_or_hub_id: str | Path = PUBLISHED, **options: Any) -> BottomUpExtractor:
+        """Load ``config.yaml`` and the weights from a folder or hub id; ``options`` are those of the constructor.
 
         Raises:
             UsageError: no such folder or hub id.
@@ -117,10 +105,7 @@ class BottomUpExtractor:
         folder = Path(folder_or_hub_id)
         if not folder.is_dir():
             folder = hub_folder(str(folder_or_hub_id), "detector", files=[CONFIG, *FILES])
-        return cls(
-            load_detector(folder), boxes=boxes, short_side=short_side, long_side=long_side, least=least, most=most,
-            fast=fast, device=device, dtype=dtype,
-        )  # fmt: skip
+        return cls(load_detector(folder), **options)
 
     @property
     def object_names(self) -> tuple[str, ...]:
