@@ -127,6 +127,18 @@ def test_limits_that_a_configuration_lacks_are_the_published_ones(tmp_path: Path
     assert DetectorConfig.from_yaml(folder / "config.yaml").most == 36
 
 
+def test_a_hub_id_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append((name, options))
+        return str(GOLDEN)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert BottomUpExtractor.from_pretrained("some/detector").dim == 256
+    assert asked == [("some/detector", {"allow_patterns": ["config.yaml", "model.safetensors", "pytorch_model.bin"]})]
+
+
 def test_folders_that_are_no_detector(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no weights"):
         BottomUpExtractor.from_pretrained(tmp_path)
