@@ -95,6 +95,7 @@ def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[C
     attempt = journal.begin(chunk.run, chunk.id)
     if attempt == 0:
         log.info("chunk %s of run %s has been done already", chunk.id, chunk.run)
+        _send_parts(chunk, journal, send)
         return None
     if attempt == 1 and journal.progress(chunk.run) is None:
         log.warning(
@@ -110,10 +111,10 @@ def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[C
             report = _failed(chunk, f"its worker died {MAX_ATTEMPTS} times while working on it")
         else:
             report = _performed(chunk, perform)
-        if report is None:
-            for part in chunk.parts():
-                send(part)
-        _note_end(chunk, journal, report)
+        if report is not None:
+            _note_end(chunk, journal, report)
+        elif journal.end(chunk.run, chunk.id, {}):  # first, so that its items are counted by its parts or not at all
+            _send_parts(chunk, journal, send)
     except BaseException:
         # The worker lives: it is told to stop, or the store is away. Only a journal that is away too must not hide it.
         with suppress(StoreError):
@@ -189,10 +190,15 @@ def _failed(chunk: Chunk, reason: str) -> Report:
     return Report(failed=[Failure(_name(chunk.task, item), reason) for item in chunk.items])
 
 
-def _note_end(chunk: Chunk, journal: Journal, report: Report | None) -> None:
-    if report is None:
-        journal.end(chunk.run, chunk.id, {})
-        return
+def _send_parts(chunk: Chunk, journal: Journal, send: Callable[[Chunk], object]) -> None:
+    """Send what is left of a chunk that was split; again, if a worker died or lost the broker while it sent them."""
+    ended = journal.ended(chunk.run)
+    if ended.get(chunk.id):
+        for part in unfinished([chunk], ended):
+            send(part)
+
+
+def _note_end(chunk: Chunk, journal: Journal, report: Report) -> None:
     _log(chunk, report)
     reasons = {failure.source: failure.reason for failure in report.failed}
     failed, succeeded = [], []

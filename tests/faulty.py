@@ -97,9 +97,10 @@ def die_before_writing(self, records):
 def die_before_acknowledging(self, *arguments):
     if once("die_before_acknowledging"):
         die()  # everything is written, and neither the journal nor the broker knows
-    end(self, *arguments)
+    counts = end(self, *arguments)
     if once("die_after_ending"):
         die()  # the journal knows, and the broker does not
+    return counts
 
 
 def store_away(self, records):

@@ -174,8 +174,8 @@ class Journal(ABC):
     @abstractmethod
     def end(
         self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
-    ) -> None:
-        """Note the end of a chunk; only the first one counts.
+    ) -> bool:
+        """Note the end of a chunk; only the first one counts. Returns whether this was it.
 
         Args:
             sums: what it adds to the run's; empty where the chunk was split into others.

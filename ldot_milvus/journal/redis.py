@@ -77,12 +77,12 @@ class RedisJournal(Journal):
 
     def end(
         self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
-    ) -> None:
+    ) -> bool:
         """As the interface says."""
         with self._explained():
             redis = self._redis
             if redis.hexists(_key(run, "ended"), chunk):
-                return
+                return False
             counted = folded(sums, redis.hkeys(_TOTALS) if failed else ())
             # Failures first: a worker that dies in between does the chunk again.
             old = redis.hmget(_FAILURES, [item.key for item in failed]) if failed else []
@@ -95,9 +95,10 @@ class RedisJournal(Journal):
                 redis.hdel(_FAILURES, *succeeded)
             keys = [_key(run), *(_key(run, part) for part in ("ended", "begun", "sums")), _TOTALS]
             pairs = [value for pair in counted.items() for value in pair]
-            redis.eval(_END, len(keys), *keys, chunk, time.time(), "done" if sums else "split", *pairs)
+            first = redis.eval(_END, len(keys), *keys, chunk, time.time(), "done" if sums else "split", *pairs)
             for key in keys[:-1]:
                 redis.expire(key, _SECONDS_KEPT)
+            return bool(first)
 
     def ended(self, run: str) -> dict[str, bool]:
         """As the interface says."""

@@ -57,10 +57,13 @@ class SqliteJournal(Journal):
     def begin(self, run: str, chunk: str) -> int:
         """As the interface says."""
         with self._writing() as sql:
-            begun, ended = sql.execute(
-                "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE "
-                "SET begun = begun + 1, changed = excluded.changed RETURNING begun, ended",
+            sql.execute(
+                "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET begun = begun + 1, changed = excluded.changed",
                 (run, chunk, time.time()),
+            )
+            begun, ended = sql.execute(
+                "SELECT begun, ended FROM chunks WHERE run = ? AND chunk = ?", (run, chunk)
             ).fetchone()
         return 0 if ended else int(begun)
 
@@ -71,22 +74,23 @@ class SqliteJournal(Journal):
 
     def end(
         self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
-    ) -> None:
+    ) -> bool:
         """As the interface says, in one transaction."""
         with self._writing() as sql:
             first = sql.execute(
-                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
-                "SET ended = excluded.ended, changed = excluded.changed WHERE ended = 0",
+                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET ended = excluded.ended, changed = excluded.changed "
+                "WHERE ended = 0",
                 (run, chunk, _DONE if sums else _SPLIT, time.time()),
             ).rowcount
             sql.execute("UPDATE runs SET trouble = '' WHERE id = ? AND trouble != ''", (run,))
             if not first:
-                return
+                return False
             known = [name for (name,) in sql.execute("SELECT name FROM sums WHERE run = ?", (_ALL,))]
             counted = folded(sums, known)
             sql.executemany(
                 "INSERT INTO sums (run, name, value) VALUES (?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                "ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
                 [(of, name, value) for of in (run, _ALL) for name, value in counted.items()],
             )
             for item in failed:
@@ -97,6 +101,7 @@ class SqliteJournal(Journal):
                     (item.key, item.run, item.time, item.to_json()),
                 )
             _delete(sql, succeeded)
+            return True
 
     def ended(self, run: str) -> dict[str, bool]:
         """As the interface says."""
@@ -122,7 +127,7 @@ class SqliteJournal(Journal):
             if sql is None or row is None:
                 return None
             working, changed = sql.execute(
-                "SELECT count(*) FILTER (WHERE begun > 0 AND NOT ended), max(changed) FROM chunks WHERE run = ?", (run,)
+                "SELECT coalesce(sum(begun > 0 AND NOT ended), 0), max(changed) FROM chunks WHERE run = ?", (run,)
             ).fetchone()
             return Progress(_run(row), _sums(sql, run), working, changed or row[4], row[5])
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..bundle import Bundle, find_model, load_extractor, load_model
 from ..embedder import LightningDOTEmbedder
 from ..errors import UsageError
 from ..evaluation.datasets import read_pairs
+from ..regions import Regions
 from .accelerators import accelerator_for
 from .batches import Batches, tokenize
 from .checkpoints import read_progress, recovered, replace_folder
@@ -125,13 +127,11 @@ class _Run:
 
     def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> Photos:
         pairs, width = self._pairs[split], bundle.encoder.config.region_dim
-        extractor, config = bundle.extractor, bundle.encoder.config.region_extractor
-        name = "given"
-        if extractor is not None:
-            config = {**(config or {}), **extraction}
-            device = self._accelerator.device
-            extractor = load_extractor(bundle.files.folder, config, device, torch.float32)
-            name = cache_name(pairs, json.dumps([config, _digest(bundle.files.folder / "regions")], sort_keys=True))
+        extractor, name = None, "given"
+        if not isinstance(pairs[0].load(), Regions):
+            extractor = load_extractor(bundle.files, self._accelerator.device, torch.float32, extraction)
+            config = {**(bundle.encoder.config.region_extractor or {}), **extraction}
+            name = cache_name(pairs, json.dumps([config, _digest(bundle.files.extractor_files)], sort_keys=True))
         kept = Path(self._recipe.data.features or self._out / "features") / name
         with self._accelerator.main_process_first():  # the others find everything extracted
             return photos_of(pairs, extractor, kept, width=width, views=views)
@@ -178,10 +178,10 @@ class _Run:
         return torch.from_numpy(np.load(file))
 
 
-def _digest(folder: Path) -> str:
-    """Of all files of a folder."""
+def _digest(files: Sequence[Path]) -> str:
+    """Of all of them, names included."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -95,6 +95,47 @@ def test_a_chunk_that_was_begun_before_is_split(journal: Journal) -> None:
     assert (progress.done, progress.sums["added"], progress.working) == (20, 20, 0)
 
 
+def test_parts_that_were_not_sent_are_sent_when_the_chunk_comes_again(journal: Journal) -> None:
+    """A worker that dies, or loses its broker, after it has split a chunk and before it has sent all parts."""
+    run, (chunk,) = started(journal, 16)
+    journal.begin(run.id, chunk.id)
+    sent: list[Chunk] = []
+
+    def send(part: Chunk) -> None:
+        if len(sent) == 3:
+            raise StoreError("the broker does not answer")
+        sent.append(part)
+
+    with pytest.raises(StoreError):
+        work_off(chunk, journal, added, send)
+    work_off(sent[0], journal, added, pytest.fail)
+    again: list[Chunk] = []
+    assert work_off(chunk, journal, added, again.append) is None
+    assert [part.id for part in again] == [f"0.{n}" for n in range(1, 8)]
+    for part in [*sent, *again]:
+        work_off(part, journal, added, pytest.fail)
+    progress = journal.progress(run.id)
+    assert progress is not None
+    assert (progress.done, progress.sums["added"]) == (16, 16)
+
+
+def test_a_slow_worker_and_one_that_splits_its_chunk_count_it_once(journal: Journal) -> None:
+    run, (chunk,) = started(journal, 16)
+
+    def slow(items: Sequence[Any]) -> Report:
+        """While this one works, the broker hands the chunk out again, and that worker splits it."""
+        work_off(chunk, journal, lambda items: pytest.fail("it is suspicious"), parts.append)
+        return Report(added=len(items))
+
+    parts: list[Chunk] = []
+    work_off(chunk, journal, slow, pytest.fail)
+    for part in parts:
+        work_off(part, journal, lambda items: Report(unchanged=len(items)), pytest.fail)
+    progress = journal.progress(run.id)
+    assert progress is not None
+    assert progress.done == 16
+
+
 def test_an_item_that_always_kills_ends_in_the_failures_and_the_rest_is_in(journal: Journal) -> None:
     run, (chunk,) = started(journal, 64)
     queue, deaths = [chunk], 0
