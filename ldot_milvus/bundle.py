@@ -23,7 +23,7 @@ from .errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from .model import CrossAttentionReranker, LightningDOT
     from .regions import RegionExtractor
@@ -151,10 +151,22 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
             if files.reranker_config is not None:
                 reranker = CrossAttentionReranker.from_pretrained(files.folder / "reranker")
                 reranker = reranker.to(place, precision).eval()
+            _check_vocabulary(tokenizer, "text encoder", encoder.config.text_config)
+            if reranker is not None:
+                _check_vocabulary(tokenizer, "re-ranker", reranker.config.bert_config)
             extractor = load_extractor(files.folder, config.get("region_extractor"), place, precision)
         except (OSError, ValueError) as error:
             raise ModelError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return Bundle(files, encoder.to(place, precision).eval(), extractor, reranker, tokenizer, place, precision)
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: PretrainedConfig) -> None:
+    """An id that a part has no embedding for would end deep in torch, at the first text that has it."""
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"its tokenizer has {len(tokenizer):,} entries and its {part} reads {config.vocab_size:,}: they belong to "
+            "different models"
+        )
 
 
 def load_extractor(

@@ -158,7 +158,8 @@ class LightningDOTEmbedder:
 
     def _pad_tokens(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         length = max(map(len, tokens))
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in tokens])
+        padding = self.bundle.tokenizer.pad_token_id or 0
+        ids = torch.tensor([row + [padding] * (length - len(row)) for row in tokens])
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in tokens])
         return ids.to(self.bundle.device), mask.to(self.bundle.device)
 

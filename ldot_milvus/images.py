@@ -32,6 +32,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # The size at which Pillow itself turns its warning into an error (twice its MAX_IMAGE_PIXELS).
 MAX_PIXELS = 178_956_970
 
+# Above this many pixels a photo of any format is reduced if its reader allows it: part of a chunk is held decoded, and
+# a PNG of kilobytes may have a hundred million pixels.
+LARGE = 2**22
+
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _ORIENTATION_TAG = 0x0112
 _NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -64,7 +68,8 @@ def decode(data: bytes, *, name: str = "image", draft_to: int | None = None) -> 
 
     Args:
         name: the input's name for messages; a known image suffix in it must fit the content.
-        draft_to: JPEGs may come out smaller, for speed, with both sides still at least this long.
+        draft_to: JPEGs may come out smaller, for speed, and large photos of all formats, for memory and not always
+            in their proportions; a side never becomes shorter than this.
 
     Raises:
         InputError: it is empty, not an image, of a format that is not supported or that its name denies, too
@@ -91,8 +96,11 @@ def check_suffix(name: str, format: str) -> None:
     """Refuse a name whose suffix promises another format than the content has (as Pillow calls it).
 
     Raises:
-        InputError: for example a PNG named .jpg. Unknown suffixes and names without one pass.
+        InputError: for example a PNG named .jpg. Unknown suffixes and names without one pass, and so does a URL:
+            servers choose the format by what the reader takes.
     """
+    if name.startswith(("http://", "https://")):
+        return
     found = "JPEG" if format == "MPO" else format
     suffix = os.path.splitext(name)[1]
     if SUFFIXES.get(suffix.lower(), found) != found:
@@ -143,6 +151,8 @@ def _load(image: Image, name: str, draft_to: int | None) -> Photo:
     }  # fmt: skip
     orientation = _orientation(image)
     pixels = _to_rgb(image, name)
+    if draft_to is not None and pixels.width * pixels.height > LARGE:  # each side by itself, for strips too are large
+        pixels = pixels.reduce((max(1, pixels.width // draft_to), max(1, pixels.height // draft_to)))
     if orientation in turns:
         pixels = pixels.transpose(turns[orientation])
     if orientation in (5, 6, 7, 8):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.milvus_server import milvus_url  # noqa: F401  (a fixture)
+from tests.s3_server import bucket, s3_url  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"

@@ -47,7 +47,7 @@ def enqueue(
     prune: bool,
     dry_run: bool,
 ) -> None:
-    """Ingest photos: files, folders, globs, .tar files of photos, or .txt lists of paths.
+    """Ingest photos: files, folders, globs, .tar, .txt lists, .jsonl manifests, s3://, URLs, region features.
 
     With a broker (LDOT_BROKER) the photos go to the workers in chunks; without one they are ingested in this
     process. A photo that is there already is not read again by the model. Exit status: 0, or 1 if some photos

@@ -1,9 +1,4 @@
-"""Photos with captions, in the forms in which the field shares them.
-
-- tars or folders of ``NAME.jpg`` and ``NAME.json`` (``{"captions": [...]}``);
-- Karpathy's JSON (``dataset_flickr30k.json``, ``dataset_coco.json``), with a folder of photos or region features;
-- the authors' text LMDBs, with region features.
-"""
+"""Photos with captions, in the forms in which the field shares them."""
 
 from __future__ import annotations
 
@@ -13,172 +8,142 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ..errors import UsageError
-from ..regions import Regions
-from ..regions.files import open_lmdb, open_regions
+from ..errors import UsageError, printable
+from ..images import SUFFIXES
+from ..sources import Source
+from ..sources import read as read_source
+from .layouts import Listed, published_layout
+from .photos import Caption, Load, Pair, Photos
 
-Caption = str | list[int]
-"""A text, or its WordPiece ids with [CLS] and [SEP]."""
+__all__ = ["Caption", "DataSet", "Pair", "read_data_set", "read_pairs"]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One photo and the captions that describe it.
+class DataSet:
+    """Photos with captions.
 
     Attributes:
-        load: gives the photo's bytes, undecoded, or its regions.
+        name: data set and split as its files say, such as "flickr30k test"; empty for one's own.
+        vocabulary: entries of the vocabulary that captions are token ids of; None where they are texts.
     """
 
     name: str
-    load: Callable[[], bytes | Regions]
-    captions: Sequence[Caption]
+    pairs: list[Pair]
+    vocabulary: int | None = None
+
+
+def read_data_set(
+    paths: Sequence[str | Path], *, regions: Sequence[str | Path] = (), photos: str | Path | None = None,
+    split: str = "test", others: bool = False, language: str = "en",
+) -> DataSet:  # fmt: skip
+    """The photos and captions of some files, whatever form each has.
+
+    A tar or folder of ``NAME.jpg`` and ``NAME.json`` (``{"captions": [...]}``), or one of the published layouts in
+    :mod:`~ldot_milvus.evaluation.layouts`.
+
+    Args:
+        regions: region features of the photos, instead of pixels (see :class:`~ldot_milvus.evaluation.photos.Photos`).
+        photos: the folder of the photos that a file of captions names.
+        split: of a layout that has several; "train" takes Karpathy's "restval" too.
+        others: take all other splits instead.
+        language: of Multi30K.
+
+    Raises:
+        UsageError: a file of no known form, a photo without captions, captions without a photo, a name twice, an
+            empty split, no photo at all; the record is named.
+    """
+    places = Photos(regions, photos)
+    parts: list[Listed] = []
+    pairs: list[Pair] = []
+    for path in map(Path, paths):
+        read = published_layout(path, (split, others), language)
+        part = Listed("", _members(path, places)) if read is None else read(places)
+        found = list(part.pairs)
+        if not found:
+            raise UsageError(f"{path}: holds no photo with captions")
+        parts.append(part)
+        pairs += found
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.name in seen:
+            raise UsageError(f"{printable(pair.name)} is there twice among {', '.join(map(str, paths))}")
+        seen.add(pair.name)
+        _check_captions(pair)
+    vocabularies = {part.vocabulary for part in parts}
+    if len(vocabularies) > 1:
+        raise UsageError(
+            f"{', '.join(map(str, paths))}: captions as texts, or token ids of one vocabulary, not several"
+        )
+    return DataSet(parts[0].name if len(parts) == 1 else "", pairs, *vocabularies)
 
 
 def read_pairs(
     paths: Sequence[str | Path], *, regions: str | Path | None = None, photos: str | Path | None = None,
     split: str = "test",
 ) -> list[Pair]:  # fmt: skip
-    """The pairs of some files, whatever form each has.
-
-    Args:
-        regions: region features of the photos, instead of pixels (see :func:`~ldot_milvus.regions.open_regions`).
-        photos: the folder of the photos that a Karpathy JSON names.
-        split: of a Karpathy JSON; "train" takes its "restval" too.
-
-    Raises:
-        UsageError: a file of no known form, a photo without captions, captions without a photo, a name twice, no
-            photo at all; the record is named.
-    """
-    features = None if regions is None else _Features(regions)
-    pairs: list[Pair] = []
-    for path in map(Path, paths):
-        if path.suffix == ".json":
-            found = _karpathy(path, split, features, None if photos is None else Path(photos))
-        elif (path / "data.mdb").is_file():
-            found = _authors(path, features)
-        else:
-            found = _members(path, features)
-        listed = list(found)
-        if not listed:
-            raise UsageError(f"{path}: holds no photo with captions")
-        pairs += listed
-    seen: set[str] = set()
-    for pair in pairs:
-        if pair.name in seen:
-            raise UsageError(f"{pair.name} is there twice among {', '.join(map(str, paths))}")
-        seen.add(pair.name)
-        if not pair.captions:
-            raise UsageError(f"{pair.name} has no captions")
-    return pairs
+    """The pairs of :func:`read_data_set`, which says more."""
+    return read_data_set(paths, regions=() if regions is None else [regions], photos=photos, split=split).pairs
 
 
-def _members(path: Path, features: _Features | None) -> Iterator[Pair]:
+def _check_captions(pair: Pair) -> None:
+    if not pair.captions:
+        raise UsageError(f"{printable(pair.name)} has no captions")
+    if not all(caption.strip() if isinstance(caption, str) else caption for caption in pair.captions):
+        raise UsageError(f"{printable(pair.name)} has an empty caption")
+
+
+def _members(path: Path, places: Photos) -> Iterator[Pair]:
     """``NAME.jpg`` with ``NAME.json`` in a tar or a folder, in order of name."""
-    photos: dict[str, Callable[[], bytes | Regions]] = {}
+    photos: dict[str, tuple[str, Load | None]] = {}
     captions: dict[str, list[Caption]] = {}
     try:
         for name, load in _files(path):
-            stem, _, suffix = name.rpartition(".")
-            if suffix == "jpg":
-                photos[stem] = load
-            elif suffix == "json":
-                captions[stem] = json.loads(load())["captions"]
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a tar or folder of NAME.jpg and NAME.json with captions ({error})") from error
-    for name in sorted(photos.keys() | captions.keys()):
-        if name not in photos and features is None:
-            raise UsageError(f"{path}: {name}.json has captions of a photo that is not there ({name}.jpg)")
-        if not captions.get(name):
-            raise UsageError(f"{path}: {name}.jpg has no captions ({name}.json)")
-        yield Pair(name, photos[name] if features is None else features.of(name), captions[name])
+            stem, dot, suffix = name.rpartition(".")
+            known = photos if f".{suffix.lower()}" in SUFFIXES else captions if suffix == "json" else None
+            if not dot or known is None or name.rpartition("/")[2].startswith("."):
+                continue
+            if stem in known:
+                raise UsageError(f"{path}: {printable(name)} is there twice (a photo of that name)")
+            if known is photos:
+                photos[stem] = (name, load)
+            else:
+                captions[stem] = _captions(load(), f"{path}: {printable(name)}")
+    except (OSError, tarfile.TarError) as error:
+        raise UsageError(
+            f"{path}: not a folder or an uncompressed tar of photos, NAME.jpg, and NAME.json with captions ({error})"
+        ) from error
+    for stem in sorted(photos.keys() | captions.keys()):
+        photo, own = photos.get(stem, (f"{stem}.jpg", None))
+        if stem not in captions:
+            raise UsageError(f"{path}: {printable(photo)} has no captions (there is no {printable(stem)}.json)")
+        if places.has_regions:
+            own = places.of(stem, path)
+        elif own is None:
+            raise UsageError(
+                f"{path}: {printable(stem)}.json has captions of a photo that is not there ({printable(photo)})"
+            )
+        yield Pair(stem, own, captions[stem])
+
+
+def _captions(data: bytes, where: str) -> list[Caption]:
+    try:
+        captions = json.loads(data)["captions"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f'{where}: not JSON of the form {{"captions": [...]}} ({error!r})') from error
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise UsageError(f"{where}: its captions are not a list of texts")
+    return list(captions)
 
 
 def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if path.is_dir():
         for file in sorted(path.iterdir()):
-            yield file.name, file.read_bytes
+            if file.is_file():
+                yield file.name, file.read_bytes
         return
-    with tarfile.open(path) as tar:
+    with tarfile.open(path, "r:") as tar:
         for member in tar:
-            opened = tar.extractfile(member) if member.name.endswith((".jpg", ".json")) else None
-            if opened is not None:
-                yield member.name, partial(bytes, opened.read())
-
-
-def _karpathy(path: Path, split: str, features: _Features | None, photos: Path | None) -> Iterator[Pair]:
-    if features is None and photos is None:
-        raise UsageError(f"{path} names photos: say where they are with --photos DIR, or give --regions")
-    splits = {"train": {"train", "restval"}}.get(split, {split})
-    try:
-        images: list[dict[str, Any]] = json.loads(path.read_text())["images"]
-        chosen = [image for image in images if image["split"] in splits]
-        described = [(image["filename"], [str(s["raw"]) for s in image["sentences"]]) for image in chosen]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not Karpathy's JSON of images with split and sentences ({error!r})") from error
-    if not chosen:
-        there = ", ".join(sorted({image["split"] for image in images})) or "none"
-        raise UsageError(f"{path}: split {split!r} is empty (there are: {there})")
-    for filename, captions in described:
-        if features is not None:
-            yield Pair(filename, features.of(filename), captions)
-            continue
-        assert photos is not None
-        file = photos / filename
-        if not file.is_file():
-            raise UsageError(f"{path}: {filename} is not in {photos}")
-        yield Pair(filename, file.read_bytes, captions)
-
-
-def _authors(path: Path, features: _Features | None) -> Iterator[Pair]:
-    """A text LMDB: token ids as the authors' WordPiece gave them, so that figures are comparable to theirs."""
-    if features is None:
-        raise UsageError(f"{path} has captions only: give its region features with --regions")
-    import lz4.frame
-    import msgpack
-
-    try:
-        meta = json.loads((path / "meta.json").read_text())
-        by_image: dict[str, list[str]] = json.loads((path / "img2txts.json").read_text())
-        cls, sep = int(meta["CLS"]), int(meta["SEP"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: not a text LMDB of LightningDOT: meta.json and img2txts.json ({error})") from error
-    with open_lmdb(path).begin() as transaction:
-        for name, texts in by_image.items():
-            captions: list[Caption] = []
-            for text in texts:
-                value = transaction.get(text.encode())
-                try:
-                    record = msgpack.unpackb(lz4.frame.decompress(value), raw=False, strict_map_key=False)
-                    captions.append([cls, *map(int, record["input_ids"]), sep])
-                except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                    raise UsageError(f"{path}: text {text} of {name} cannot be read ({error})") from error
-            yield Pair(name, features.of(name), captions)
-
-
-class _Features:
-    """Region features of photos under whichever of the usual names they are stored."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._file = open_regions(path)
-        self._names = set(self._file.names)
-
-    def of(self, name: str) -> Callable[[], Regions]:
-        """Reads the regions of a photo.
-
-        Raises:
-            UsageError: there are none.
-        """
-        for candidate in _spellings(name):
-            if candidate in self._names:
-                return partial(self._file.read, candidate)
-        raise UsageError(f"there are no region features of {name} (looked for {', '.join(_spellings(name))})")
-
-
-def _spellings(name: str) -> Iterator[str]:
-    """COCO_val2014_000000000042.jpg is stored as coco_val2014_000000000042.npz, 36979.jpg as flickr30k_...npz."""
-    stem = name.rpartition(".")[0] or name
-    yield from dict.fromkeys((name, stem, f"{stem}.npz", f"{stem.lower()}.npz"))
-    if stem.isdigit():
-        yield f"flickr30k_{int(stem):012}.npz"
+            if member.isreg():
+                place = Source(str(path), member=member.name, offset=member.offset_data, size=member.size)
+                yield member.name, partial(read_source, place)

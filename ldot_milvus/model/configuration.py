@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import BertConfig, PretrainedConfig
+from transformers import AutoConfig, BertConfig, PretrainedConfig
 
 CLS_TOKEN_ID = 101
 """[CLS] in every BERT WordPiece vocabulary; the image encoder's first position is this token too."""
@@ -22,12 +22,22 @@ def _bert_config(value: BertConfig | dict[str, Any] | None) -> BertConfig:
     return BertConfig(**{"vocab_size": 28996, "layer_norm_eps": 1e-12, **(value or {})})
 
 
+def _text_config(value: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
+    if isinstance(value, PretrainedConfig):
+        return value
+    if value is None or value.get("model_type", "bert") == "bert":
+        return _bert_config(value)
+    return AutoConfig.for_model(**value)
+
+
 class LightningDOTConfig(PretrainedConfig):
     """Sizes and choices of a :class:`~ldot_milvus.model.LightningDOT`.
 
     Args:
-        text_config, image_config: the two BERT bodies. The image body only ever looks up the [CLS] token, so
-            a model that shares nothing with it may keep a vocabulary of 102.
+        text_config: the text body: BERT, or what its ``model_type`` says of transformers' encoders that give
+            ``last_hidden_state`` (XLM-RoBERTa, DistilBERT, ...; multilingual BERT is a BERT).
+        image_config: the image body, a BERT. It only ever looks up the [CLS] token, so a model that shares nothing
+            with it may keep a vocabulary of 102.
         region_dim: width of a region's feature vector.
         region_classes: labels of the region classifier in pre-training (1,600 objects and the background).
         projection_dim: width of the vectors that are compared by dot product.
@@ -44,11 +54,11 @@ class LightningDOTConfig(PretrainedConfig):
     """
 
     model_type = "lightningdot"
-    sub_configs: ClassVar = {"text_config": BertConfig, "image_config": BertConfig}
+    sub_configs: ClassVar = {"text_config": AutoConfig, "image_config": BertConfig}
 
     def __init__(
         self,
-        text_config: BertConfig | dict[str, Any] | None = None,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
         image_config: BertConfig | dict[str, Any] | None = None,
         region_dim: int = 2048,
         region_classes: int = 1601,
@@ -69,7 +79,7 @@ class LightningDOTConfig(PretrainedConfig):
             raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
         if fusion not in FUSIONS:
             raise ValueError(f"fusion is {fusion!r}; it must be one of {', '.join(FUSIONS)}")
-        self.text_config = _bert_config(text_config)
+        self.text_config = _text_config(text_config)
         self.image_config = _bert_config(image_config)
         if not project_text and self.text_config.hidden_size != projection_dim:
             raise ValueError(

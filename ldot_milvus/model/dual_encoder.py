@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import CLS_TOKEN_ID, LightningDOTConfig
-from .layers import BertBasedModel, BertBody, HubnessCalibration, pool, projection
+from .layers import BertBasedModel, BertBody, HubnessCalibration, pool, projection, text_body
 
 
 class LightningDOT(BertBasedModel):
@@ -27,7 +27,7 @@ class LightningDOT(BertBasedModel):
 
     def __init__(self, config: LightningDOTConfig) -> None:
         super().__init__(config)
-        self.text_model = BertBody(config.text_config, pooler=config.pooler)
+        self.text_model: Any = text_body(config.text_config, pooler=config.pooler)
         self.image_model = BertBody(config.image_config, region_dim=config.region_dim, pooler=config.pooler)
         self.text_projection: nn.Module = nn.Identity()
         if config.project_text:
@@ -79,7 +79,9 @@ class LightningDOT(BertBasedModel):
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states of texts, (B, T, H); rows of padding hold nothing of use."""
-        return self.text_model.encode(self.text_model.embeddings(input_ids), attention_mask.bool())
+        if isinstance(self.text_model, BertBody):
+            return self.text_model.encode(self.text_model.embeddings(input_ids), attention_mask.bool())
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def image_states(
         self,

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
+from transformers import AutoModel, BertConfig, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from .storage import QuantizedStorage
@@ -74,6 +74,16 @@ class BertBody(nn.Module):
         for layer in self.encoder.layer:
             embeddings = layer(embeddings, attention)
         return embeddings
+
+
+def text_body(config: PretrainedConfig, *, pooler: bool = True) -> nn.Module:
+    """The encoder of texts: our BERT, or transformers' own model of another type, without what it pools."""
+    if type(config) is BertConfig:
+        return BertBody(config, pooler=pooler)
+    model: nn.Module = AutoModel.from_config(config)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]  # forward() passes it by then
+    return model
 
 
 class HubnessCalibration(nn.Module):

@@ -80,7 +80,10 @@ class QuantizedStorage:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Like transformers' ``from_pretrained``; raises :class:`ModelError` naming tensors that do not fit."""
+        """Like transformers' ``from_pretrained``; raises :class:`ModelError` naming tensors that do not fit.
+
+        Only safetensors are read: a ``pytorch_model.bin`` is a pickle, and :mod:`ldot_milvus.conversion` is for those.
+        """
         source, config, state = pretrained_model_name_or_path, kwargs.pop("config", None), None
         if source is not None:
             hub = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}
@@ -90,8 +93,9 @@ class QuantizedStorage:
                 source, state = None, load_quantized(path)
         with_info = kwargs.pop("output_loading_info", False)
         state_argument = {"state_dict": state} if state else {}
-        # transformers would print a table and go on with random weights where something is missing.
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        # transformers would print a table and go on with random weights where something is missing, and would read a
+        # pickle where there is no safetensors file.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
         with _without_report():
             model, info = super().from_pretrained(source, *args, config=config, **state_argument, **kwargs)  # type: ignore[misc]
         _refuse_misfits(str(pretrained_model_name_or_path), info)

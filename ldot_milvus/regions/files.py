@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,8 @@ from ..errors import InputError, UsageError
 from .base import Regions, boxes7
 
 KEYS = b"__keys__"
+MAX_RECORD = 64 * 2**20
+"""Bytes that a compressed record may unpack to: a hundred times what the largest ones of the field do."""
 MINIMUM, MAXIMUM, CONFIDENT = 10, 100, 0.2
 """UNITER's adaptive number of regions: those above this confidence, at least 10 and at most 100."""
 TSV_FIELDS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
@@ -278,12 +279,15 @@ def _arrays(value: bytes, where: str) -> dict[str, np.ndarray[Any, Any]]:
     try:
         if value[:2] == b"PK":
             with np.load(io.BytesIO(value), allow_pickle=False) as archive:
+                size = sum(member.file_size for member in archive.zip.infolist())
+                if size > MAX_RECORD:
+                    raise ValueError(f"{size:,} bytes unpacked are more than the limit of {MAX_RECORD:,}")
                 return {name: archive[name] for name in archive.files if name != "allow_pickle"}
         import msgpack
 
         record = msgpack.unpackb(value, raw=True, strict_map_key=False)
         return {name.decode(): _unpacked(packed) for name, packed in record.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # damaged archives raise nearly everything: zlib.error, NotImplementedError, ...
         raise InputError(f"{where}: not region features as msgpack or npz ({error})") from error
 
 
@@ -291,19 +295,19 @@ def _regions(arrays: dict[str, np.ndarray[Any, Any]], where: str) -> Regions:
     missing = {"features", "norm_bb", "conf"} - arrays.keys()
     if missing:
         raise InputError(f"{where}: no {', '.join(sorted(missing))}; there are {', '.join(sorted(arrays)) or 'none'}")
-    boxes = arrays["norm_bb"].astype(np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 6:
-        raise InputError(f"{where}: norm_bb has shape {boxes.shape}, not (n, 6)")
-    area = boxes[:, 4:5] * boxes[:, 5:6]
     labels = arrays.get("soft_labels")
     try:
+        boxes = arrays["norm_bb"].astype(np.float32)
+        if boxes.ndim != 2 or boxes.shape[1] != 6:
+            raise ValueError(f"norm_bb has shape {boxes.shape}, not (n, 6)")
+        area = boxes[:, 4:5] * boxes[:, 5:6]
         return Regions(
             arrays["features"].astype(np.float32),
             np.concatenate([boxes, area], axis=1),
             arrays["conf"].astype(np.float32).reshape(-1),
             None if labels is None else labels.astype(np.float32),
         )
-    except InputError as error:
+    except (InputError, ValueError, TypeError) as error:  # of Regions, and of numpy for texts instead of numbers
         raise InputError(f"{where}: {error}") from error
 
 

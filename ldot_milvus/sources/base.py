@@ -67,9 +67,14 @@ class Source:
         return cls(**values)
 
 
-def local(path: str, **fields: Any) -> Source:
-    """A source in the file system of this machine."""
-    return Source(path, base="" if os.path.isabs(path) else os.getcwd(), **fields)
+def source_at(path: str, **fields: Any) -> Source:
+    """A source as seen from the current folder; an address is the same from everywhere."""
+    return Source(path, base="" if os.path.isabs(path) or scheme(path) else os.getcwd(), **fields)
+
+
+def too_large(size: int) -> str:
+    """Why a file of so many bytes is not read."""
+    return f"{size:,} bytes are more than the limit of {MAX_BYTES:,} bytes"
 
 
 def scheme(path: str) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..errors import UsageError, printable, reason
 from ..images import SUFFIXES
-from .base import Source, local
+from .base import Source, source_at
 
 
 def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
@@ -28,14 +28,14 @@ def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
         if not is_folder and os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             continue
         if entry.is_symlink() and not os.path.join(os.path.realpath(entry.path), "").startswith(inside):
-            yield key, local(entry.path, problem="a link out of the folder is not followed: name its target itself")
+            yield key, source_at(entry.path, problem="a link out of the folder is not followed: name its target itself")
         elif not is_folder:
-            yield key, local(entry.path)
+            yield key, source_at(entry.path)
         elif not entry.is_symlink():  # a linked folder is listed where it really is; following could go in circles
             try:
                 todo += _entries(entry.path)
             except OSError as error:
-                yield key, local(entry.path, problem=f"the folder cannot be listed: {reason(error)}")
+                yield key, source_at(entry.path, problem=f"the folder cannot be listed: {reason(error)}")
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -6,16 +6,18 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..descriptions import Metadata
 from ..errors import UsageError, printable, reason
 from ..images import SUFFIXES
-from . import region_files
-from .base import Source, local, scheme
+from ..settings import Settings
+from . import objects, region_files
+from .base import Source, scheme, source_at
 from .folders import folder_photos
-from .manifests import manifest_lines
+from .lists import list_lines, manifest_lines
 from .tars import tar_members
+from .urls import SCHEMES as URL_SCHEMES
 
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 
@@ -25,8 +27,9 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
 
     A PATH is a file (whatever its suffix), a folder (recursive; image suffixes only, nothing hidden), a glob
     pattern, an uncompressed .tar of images with NAME.json beside them, a .txt with one path a line, relative to the
-    list, a .jsonl with one photo or text a line, or region features: an LMDB, a .tsv, .npz files or a folder of them.
-    ``docs/ingestion.md`` tells more. What is wrong with a single photo becomes its ``problem`` and the others go on.
+    list, a .jsonl with one photo or text a line, or region features: an LMDB, a .tsv, .npz files or a folder of them;
+    all but the last may lie in an object store. A photo may be a URL. ``docs/ingestion.md`` tells more. What is wrong
+    with a single photo becomes its ``problem`` and the others go on.
 
     Args:
         metadata: from :func:`~ldot_milvus.descriptions.load_metadata`; a photo is looked up by its path in the
@@ -34,17 +37,18 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
 
     Raises:
         UsageError: at once, before the first source: a PATH that is missing or unreadable, without any image, a
-            compressed tar, a URL.
+            compressed tar, a URL where they are not allowed.
     """
+    allow_urls = Settings().allow_urls
     for path in paths:
-        next(_named(path, peek=True), None)
-    return _with_metadata(paths, metadata or {})
+        next(_Listing(allow_urls, peek=True).named(path), None)
+    return _with_metadata(paths, _Listing(allow_urls), metadata or {})
 
 
-def _with_metadata(paths: Sequence[str], metadata: Metadata) -> Iterator[Source]:
+def _with_metadata(paths: Sequence[str], listing: _Listing, metadata: Metadata) -> Iterator[Source]:
     taken: dict[str, tuple[str, str | None]] = {}
     for path in paths:
-        for key, source in _named(path):
+        for key, source in listing.named(path):
             names = (os.path.normpath(key), os.path.normpath(source.path), os.path.basename(key))
             entry = next((metadata[name] for name in names if name in metadata), None)
             if entry is not None:
@@ -59,115 +63,158 @@ def _with_metadata(paths: Sequence[str], metadata: Metadata) -> Iterator[Source]
             yield source
 
 
-def _named(path: str, *, peek: bool = False) -> Iterator[tuple[str, Source]]:
-    """A PATH of the command line: (name to look up in the metadata, source). ``peek``: the first is enough."""
-    name = printable(path)
+Found = Iterator[tuple[str, Source]]
+"""Sources, each with the name by which the metadata may know it."""
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """How PATHs are listed.
+
+    Attributes:
+        peek: only to see whether a PATH means anything: its first source is enough.
+    """
+
+    allow_urls: bool
+    peek: bool = False
+
+    def named(self, path: str) -> Found:
+        """What a PATH of the command line means."""
+        name = printable(path)
+        self._check_allowed(path, name)
+        try:
+            if _is_there(path):
+                yield from self._one(path)
+                return
+            if not glob.has_magic(path):
+                raise UsageError(f"{name}: no such file or folder")
+            matches = objects.matches(path) if scheme(path) else sorted(glob.glob(path, recursive=True))
+        except OSError as error:
+            raise UsageError(f"{name}: {reason(error)}") from error
+        if "**" in path:  # matches the folders and what is in them: each file once is enough
+            matches = [match for match in matches if not os.path.isdir(match)]
+        if not matches:
+            raise UsageError(f"{name}: no file fits this pattern")
+        for match in matches:
+            yield from self._one_of_many(match, match)
+
+    def _one(self, path: str) -> Found:
+        """What one path or address means; lines of lists and matches of patterns come here too."""
+        empty = True
+        for item in self._found(path):
+            empty = False
+            yield item
+        if empty:
+            raise UsageError(f"{printable(path)}: no image in it (looked for {' '.join(SUFFIXES)})")
+
+    def _found(self, path: str) -> Found:
+        name, suffix = printable(path), os.path.splitext(path)[1].lower()
+        if scheme(path) in URL_SCHEMES:
+            return iter([(path, _url(path))])
+        if objects.is_object(path) and suffix in (".tsv", ".npz"):
+            raise UsageError(f"{name}: region features are read from this machine: copy them here")
+        if _is_folder(path, suffix):
+            return self._folder(path)
+        if _COMPRESSED_TAR.search(path):
+            raise UsageError(f"{name}: a compressed tar: unpack it, or use an uncompressed .tar")
+        if suffix == ".tar":
+            return tar_members(path, self.peek)
+        if suffix == ".txt":
+            return self._list(path)
+        if suffix == ".jsonl":
+            return self._manifest(path)
+        if suffix == ".tsv":
+            return region_files.tsv_records(path)
+        return iter([(path, region_files.npz_record(path) if suffix == ".npz" else source_at(path))])
+
+    def _folder(self, path: str) -> Found:
+        if objects.is_object(path):
+            try:
+                yield from objects.object_photos(path, anew=self.peek)
+            except OSError as error:
+                raise UsageError(f"{printable(path)}: {reason(error)}") from error
+        elif region_files.is_lmdb(path):
+            yield from region_files.lmdb_records(path)
+        else:
+            photos = folder_photos(path)
+            first = next(photos, None)
+            if first is None:
+                yield from region_files.npz_records(path)
+            else:
+                yield first
+                yield from photos
+
+    def _check_allowed(self, path: str, where: str) -> None:
+        """Told once, not for each of a million lines. In a manifest each line is read, and refused, by itself."""
+        if scheme(path) in URL_SCHEMES and not self.allow_urls:
+            raise UsageError(f"{where}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it, or download the files")
+
+    def _list(self, path: str) -> Found:
+        name, folder, lines = printable(path), os.path.dirname(path), list_lines(path)
+        for number, line in lines:
+            self._check_allowed(line, f"{name}:{number}")
+        targets = (_join(folder, line) for _, line in lines)
+        if lines and not any(scheme(target) or os.path.lexists(target) for target in targets):
+            raise UsageError(f"{name}: none of its {len(lines)} lines is the path of a file: is it a list of paths?")
+        for _, line in lines:
+            yield from self._line(folder, line)
+
+    def _manifest(self, path: str) -> Found:
+        folder = os.path.dirname(path)
+        for number, target, fields in manifest_lines(path):
+            if target is None:
+                here = f"{path}:{number}"
+                yield here, source_at(here, **fields)
+                continue
+            for key, source in self._line(folder, target):
+                yield key, source.described_by(fields)
+
+    def _line(self, folder: str, line: str) -> Found:
+        """The path in a line of a list that lies in ``folder``."""
+        path = _join(folder, line)
+        if path.lower().endswith((".txt", ".jsonl")) and (scheme(path) or os.path.isfile(path)):  # it could name itself
+            yield line, source_at(path, problem="a list inside a list is not read: name it itself")
+        else:
+            yield from self._one_of_many(path, line)
+
+    def _one_of_many(self, path: str, key: str) -> Found:
+        """One line of a list or match of a pattern: trouble with it is its own, and the others go on."""
+        try:
+            for inner, source in self._one(path):
+                yield (key if inner == path else inner), source
+        except UsageError as error:
+            yield key, source_at(path, problem=str(error).removeprefix(f"{printable(path)}: "))
+
+
+def _url(path: str) -> Source:
+    if path.partition("?")[0].lower().endswith((".tar", ".txt", ".jsonl", ".tsv", ".npz")):
+        raise UsageError(f"{printable(path)}: only photos are fetched by URL: download this file and name it here")
+    return Source(path)
+
+
+def _is_there(path: str) -> bool:
+    if scheme(path) in URL_SCHEMES:
+        return True
     try:
-        os.stat(path)
+        if objects.is_object(path):
+            objects.is_folder(path)
+        else:
+            os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        if scheme(path) is not None:
-            raise UsageError(f"{name}: URLs are not supported yet: download the files first") from None
-        if not glob.has_magic(path):
-            raise UsageError(f"{name}: no such file or folder") from None
-    except OSError as error:
-        raise UsageError(f"{name}: {reason(error)}") from error
-    else:
-        yield from _existing(path, peek)
-        return
-    matches = sorted(glob.glob(path, recursive=True))
-    if "**" in path:  # matches the folders and what is in them: each file once is enough
-        matches = [match for match in matches if not os.path.isdir(match)]
-    if not matches:
-        raise UsageError(f"{name}: no file fits this pattern")
-    for match in matches:
-        yield from _one_of_many(match, match, peek)
+        return False
+    return True
 
 
-def _existing(path: str, peek: bool = False) -> Iterator[tuple[str, Source]]:
-    """What one path names that is there; a list's lines and a pattern's matches come here too."""
-    suffix = os.path.splitext(path)[1].lower()
-    if os.path.isdir(path):
-        found = _folder(path)
-    elif _COMPRESSED_TAR.search(path):
-        raise UsageError(f"{printable(path)}: a compressed tar: unpack it, or use an uncompressed .tar")
-    elif suffix == ".tar":
-        found = tar_members(path, peek)
-    elif suffix == ".txt":
-        found = _list(path, peek)
-    elif suffix == ".jsonl":
-        found = _manifest(path, peek)
-    elif suffix == ".tsv":
-        found = region_files.tsv_records(path)
-    elif suffix == ".npz":
-        found = iter([(path, region_files.npz_record(path))])
-    else:
-        found = iter([(path, local(path))])
-    empty = True
-    for item in found:
-        empty = False
-        yield item
-    if empty:
-        raise UsageError(f"{printable(path)}: no image in it (looked for {' '.join(SUFFIXES)})")
-
-
-def _folder(path: str) -> Iterator[tuple[str, Source]]:
-    if region_files.is_lmdb(path):
-        yield from region_files.lmdb_records(path)
-        return
-    photos = folder_photos(path)
-    first = next(photos, None)
-    if first is None:
-        yield from region_files.npz_records(path)
-    else:
-        yield first
-        yield from photos
-
-
-def _list(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
-    name = printable(path)
+def _is_folder(path: str, suffix: str) -> bool:
+    if not scheme(path):
+        return os.path.isdir(path)
+    if suffix in (*SUFFIXES, ".tar", ".txt", ".jsonl"):  # not worth a request for each line of a list
+        return False
     try:
-        with open(path, "rb") as file:
-            text = file.read().removeprefix(b"\xef\xbb\xbf")
+        return objects.is_folder(path)
     except OSError as error:
-        raise UsageError(f"{name}: {reason(error)}") from error
-    if b"\0" in text:
-        raise UsageError(f"{name}: not a list of paths in UTF-8, one a line")
-    folder = os.path.dirname(path)
-    numbered = enumerate(text.decode("utf-8", "surrogateescape").split("\n"), 1)
-    lines = [(n, line) for n, raw in numbered if (line := raw.strip()) and not line.startswith("#")]
-    for number, line in lines:
-        if scheme(line) is not None:
-            raise UsageError(f"{name}:{number}: URLs are not supported yet: download the files first")
-    if lines and not any(os.path.lexists(os.path.join(folder, line)) for _, line in lines):
-        raise UsageError(f"{name}: none of its {len(lines)} lines is the path of a file: is it a list of paths?")
-    for _, line in lines:
-        yield from _line(folder, line, peek)
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
 
 
-def _manifest(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
-    folder = os.path.dirname(path)
-    for number, target, fields in manifest_lines(path):
-        if target is None:
-            here = f"{path}:{number}"
-            yield here, local(here, **fields)
-            continue
-        for key, source in _line(folder, target, peek):
-            yield key, source.described_by(fields)
-
-
-def _line(folder: str, line: str, peek: bool) -> Iterator[tuple[str, Source]]:
-    """The path in a line of a list that lies in ``folder``."""
-    path = os.path.join(folder, line)
-    if path.lower().endswith((".txt", ".jsonl")) and os.path.isfile(path):  # it could name itself
-        yield line, local(path, problem="a list inside a list is not read: name it itself")
-    else:
-        yield from _one_of_many(path, line, peek)
-
-
-def _one_of_many(path: str, key: str, peek: bool) -> Iterator[tuple[str, Source]]:
-    """One line of a list or match of a pattern: trouble with it is its own, and the others go on."""
-    try:
-        for inner, source in _existing(path, peek):
-            yield (key if inner == path else inner), source
-    except UsageError as error:
-        yield key, local(path, problem=str(error).removeprefix(f"{printable(path)}: "))
+def _join(folder: str, line: str) -> str:
+    return line if scheme(line) else os.path.join(folder, line)

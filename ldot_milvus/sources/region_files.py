@@ -6,14 +6,14 @@ import glob
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from ..errors import InputError, UsageError, printable, reason
+from .base import Source, source_at
 
-from ..errors import InputError, UsageError, printable
-from ..regions import Regions
-from ..regions.files import TSV_FIELDS, LmdbRegions, NpzRegions, TsvRegions, parse_tsv_line
-from .base import Source, local
+if TYPE_CHECKING:
+    from ..regions import Regions
+    from ..regions.files import LmdbRegions
 
 MAX_HALF = 65504
 """The largest value that half precision holds, in which region stores keep features."""
@@ -44,15 +44,7 @@ def tsv_records(path: str) -> Iterator[tuple[str, Source]]:
     Raises:
         UsageError: it is not such a file.
     """
-    try:
-        with open(path, "rb") as file:
-            columns = file.readline().count(b"\t") + 1
-        if columns != len(TSV_FIELDS):
-            raise UsageError(f"{printable(path)}: {columns} columns: no TSV of region features ({len(TSV_FIELDS)})")
-        places = TsvRegions(path).places
-    except (OSError, InputError) as error:
-        raise UsageError(str(error)) from error
-    for name, (offset, size) in places.items():
+    for name, (offset, size) in _tsv_places(path, _changed(path)).items():
         yield name, _record(path, name, member=name, offset=offset, size=size)
 
 
@@ -93,6 +85,10 @@ def regions_of(source: Source, data: bytes) -> tuple[Regions, int, int]:
     Raises:
         InputError: the record is not what its format promises.
     """
+    import numpy as np
+
+    from ..regions.files import NpzRegions, parse_tsv_line
+
     if source.path.endswith(".tsv"):
         regions, width, height = parse_tsv_line(data, source.name)
     else:
@@ -119,21 +115,47 @@ def locate(stored: str) -> Source | None:
     if is_lmdb(folder):
         return Source(folder, member=name, kind="regions")
     if folder.endswith(".tsv") and os.path.isfile(folder):
-        return next((source for found, source in tsv_records(folder) if found == name), None)
+        place = _tsv_places(folder, _changed(folder)).get(name)
+        return place and Source(folder, member=name, offset=place[0], size=place[1], kind="regions")
     return None
 
 
 def _record(path: str, name: str, **place: Any) -> Source:
     stem = name.removesuffix(".npz")
     fits = 0 < len(stem.encode("utf-8", "surrogateescape")) <= 64
-    return local(path, kind="regions", id=stem if fits else None, **place)
+    return source_at(path, kind="regions", id=stem if fits else None, **place)
 
 
 def _side(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
+
+
+@lru_cache(maxsize=4)  # whoever asks for one line asks for the next one too, and a file may have a hundred gigabytes
+def _tsv_places(path: str, changed: int) -> dict[str, tuple[int, int]]:
+    from ..regions.files import TSV_FIELDS, TsvRegions
+
+    try:
+        with open(path, "rb") as file:
+            columns = file.readline().count(b"\t") + 1
+        if columns != len(TSV_FIELDS):
+            raise UsageError(f"{printable(path)}: {columns} columns: no TSV of region features ({len(TSV_FIELDS)})")
+        return TsvRegions(path).places
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
+    except InputError as error:
+        raise UsageError(str(error)) from error
+
+
 # Opened once a process, which also is what LMDB asks for.
 @lru_cache(maxsize=4)
 def _open_lmdb(folder: str) -> LmdbRegions:
+    from ..regions.files import LmdbRegions
+
     return LmdbRegions(folder)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import IO, Any
 
 from ..descriptions import described, json_object
 from ..errors import InputError, UsageError, printable, reason
 from ..images import SUFFIXES
-from .base import Source, local
+from .base import Source, scheme, source_at
+from .objects import open_file
 
 MAX_SIDECAR = 2**20  # bytes: more is cut, and no JSON any more
 
@@ -22,13 +24,14 @@ def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
         UsageError: it cannot be opened as an uncompressed tar.
     """
     try:
-        tar = tarfile.open(path, "r:")  # noqa: SIM115
+        file = open_file(path)
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
     except (tarfile.TarError, OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "not an uncompressed tar"
         raise UsageError(f"{printable(path)}: {why}") from error
     photos: list[tarfile.TarInfo] = []
     sidecars: dict[str, bytes] = {}
-    with tar:
+    with file, tar:
         damaged = False
         try:
             for member in tar:
@@ -39,25 +42,25 @@ def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
                     photos.append(member)
                     if peek:
                         break
-                elif suffix.lower() == ".json" and (file := tar.extractfile(member) if member.isreg() else None):
-                    sidecars[stem] = file.read(MAX_SIDECAR)
+                elif suffix.lower() == ".json" and member.isreg():
+                    sidecars[stem] = _bytes_at(file, member.offset_data, min(member.size, MAX_SIDECAR))
             else:
                 # tarfile stops at a damaged header as if the tar ended there; a whole tar ends in zeros.
-                damaged = bool(_block_at(tar, tar.offset).strip(b"\0"))
+                damaged = bool(_bytes_at(file, tar.offset, tarfile.BLOCKSIZE).strip(b"\0"))
         except (tarfile.TarError, OSError, ValueError):
             damaged = True
     for member in photos:
         place = {"member": member.name, "offset": member.offset_data, "size": member.size}
         if not member.isreg() or member.issparse():
-            yield member.name, local(path, **place, problem="a link or a sparse file in a tar is not followed")
+            yield member.name, source_at(path, **place, problem="a link or a sparse file in a tar is not followed")
             continue
         try:
-            yield member.name, local(path, **place, **_sidecar(sidecars, member.name))
+            yield member.name, source_at(path, **place, **_sidecar(sidecars, member.name))
         except ValueError as error:
-            yield member.name, local(path, **place, problem=f"its .json file: {error}")
+            yield member.name, source_at(path, **place, problem=f"its .json file: {error}")
     if damaged:
         last = f" after {printable(photos[-1].name)}" if photos else ""
-        yield path, local(path, problem=f"the tar is damaged or truncated{last}")
+        yield path, source_at(path, problem=f"the tar is damaged or truncated{last}")
 
 
 def find_member(path: str, name: str) -> Source:
@@ -67,17 +70,22 @@ def find_member(path: str, name: str) -> Source:
         InputError: no such tar, or no such photo in it.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
-            info = tar.getmember(name)
+        changed = 0 if scheme(path) else os.stat(path).st_mtime_ns
+        offset, size = _places(path, changed)[name]
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
         raise InputError(f"{printable(f'{path}/{name}')}: not found from here") from error
-    return Source(path, member=name, offset=info.offset_data, size=info.size)
+    return Source(path, member=name, offset=offset, size=size)
 
 
-def _block_at(tar: tarfile.TarFile, offset: int) -> bytes:
-    assert tar.fileobj is not None
-    tar.fileobj.seek(offset)
-    return tar.fileobj.read(tarfile.BLOCKSIZE)
+@lru_cache(maxsize=4)  # whoever asks for one photo of a tar asks for the next one too
+def _places(path: str, changed: int) -> dict[str, tuple[int, int]]:
+    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+
+
+def _bytes_at(file: IO[bytes], offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
 
 
 def _sidecar(sidecars: Mapping[str, bytes], name: str) -> dict[str, Any]:

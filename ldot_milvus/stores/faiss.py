@@ -221,7 +221,7 @@ class FaissStore(VectorStore):
     def _caught_up(self, rows: Transaction, found: Collection) -> LocalIndex:
         """The index, with everything that this transaction sees. Runs under the database's lock."""
         index = self._index
-        if index is None or index.collection != found.id:
+        if index is None or index.collection != found.id or index.is_ahead_of(rows):
             self._taken = self._taken or available(self._spec)
             index = LocalIndex(rows, found, self._taken)
         self._index = None  # an error half way leaves no index that is half right

@@ -52,6 +52,10 @@ class LocalIndex:
                 log.info("building a %s index over %d rows", self._kinds[kind].spec, count)
                 self._read(rows, found, 0, (kind,))
 
+    def is_ahead_of(self, rows: Transaction) -> bool:
+        """Whether it holds what the file has never had: an older copy of the file was put back under this process."""
+        return self._last_pk > rows.last_pk()
+
     def search(self, queries: Array, k: int, kind: str, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
         """The best k of the rows ``among`` (all where None) for each query, in an exact kind with all ties of the k-th.
 

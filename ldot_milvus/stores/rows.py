@@ -185,12 +185,17 @@ class Transaction:
     def added(self, collection: Collection, after: int, limit: int) -> tuple[list[int], list[str], Array]:
         """Rows with a pk above ``after``, oldest first, at most ``limit``: pks, kinds and float32 (n, dim)."""
         rows = self._sql.execute(
-            "SELECT pk, kind, embedding FROM records JOIN vectors USING (pk) "
+            "SELECT pk, kind, embedding FROM records LEFT JOIN vectors USING (pk) "
             "WHERE collection = ? AND pk > ? ORDER BY pk LIMIT ?",
             (collection.id, after, limit),
         ).fetchall()
         matrix = self._matrix(collection, [blob for _, _, blob in rows])
         return [pk for pk, _, _ in rows], [kind for _, kind, _ in rows], matrix
+
+    def last_pk(self) -> int:
+        """The highest pk that was ever given, in any collection."""
+        row = self._sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+        return int(row[0]) if row else 0
 
     def vectors(self, collection: Collection, pks: Sequence[int]) -> Array:
         """float32 (n, dim), in ascending order of pk; rows that do not exist are left out."""
@@ -219,11 +224,13 @@ class Transaction:
         embedding = None if blob is None else self._vector(blob, dim)
         return Record(id, embedding, kind, namespace, source, caption, width, height, metadata)
 
-    def _matrix(self, collection: Collection, blobs: list[bytes]) -> Array:
+    def _matrix(self, collection: Collection, blobs: list[bytes | None]) -> Array:
         vectors = [self._vector(blob, collection.dim) for blob in blobs]
         return np.stack(vectors) if vectors else np.zeros((0, collection.dim), np.float32)
 
-    def _vector(self, blob: bytes, dim: int) -> Array:
+    def _vector(self, blob: bytes | None, dim: int) -> Array:
+        if blob is None:
+            raise damaged(self._path, "a row without its vector")
         if len(blob) != 4 * dim:
             raise damaged(self._path, "a vector of the wrong length")
         return np.frombuffer(blob, "<f4").astype(np.float32)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..embedder import LightningDOTEmbedder, pad_regions, token_ids
-from ..evaluation.evaluate import rerank_scores
-from ..evaluation.recall import both_ways, image_to_text_ranks, recall_at, text_to_image_ranks
+from ..evaluation.evaluate import pair_scores
+from ..evaluation.ranking import Crossed, search_both_ways
+from ..evaluation.recall import both_ways
 from ..model import CrossAttentionReranker
 from ..model.pretraining import triplet_loss
-from ..regions import Regions
 from .batches import Batch, by_length, pad
 from .contrastive import Scorer
 from .data import Photos
@@ -83,20 +83,16 @@ def evaluate_reranker(embedder: LightningDOTEmbedder, photos: Photos) -> Figures
     if model.alignment is not None:
         scores = _all_pairs(embedder, RerankScorer(model), photos)
         return both_ways(scores, np.arange(len(photos)))
+    return crossed_first(embedder, photos, RERANKED).recall(RERANKED, embedder.dot_weight)
+
+
+def crossed_first(embedder: LightningDOTEmbedder, photos: Photos, first: int) -> Crossed:
+    """What captions and photos find first by dot product, with the re-ranker's scores."""
     captions = [caption for captions in photos.captions for caption in captions]
-    dot, regions = with_regions(embedder, photos)
-    by_text, by_image = rerank_scores(embedder, captions, regions, dot, min(RERANKED, len(photos)))
-    return {
-        "text_to_image": recall_at(text_to_image_ranks(by_text, photos.owner)),
-        "image_to_text": recall_at(image_to_text_ranks(by_image, photos.owner)),
-    }
-
-
-def with_regions(embedder: LightningDOTEmbedder, photos: Photos) -> tuple[NDArray[np.float32], list[Regions]]:
-    """Dot products (C, N) of all captions with all photos, and what re-ranking needs of each photo."""
-    texts = embedder.encode_texts([caption for captions in photos.captions for caption in captions])
     vectors, kept = zip(*map(embedder.encode_for_store, some_at_a_time(photos)), strict=True)
-    return texts @ np.concatenate(vectors).T, [regions for part in kept for regions in part]
+    regions = [one for part in kept for one in part]
+    found = search_both_ways(embedder.encode_texts(captions), np.concatenate(vectors), photos.owner, first)
+    return found.cross(pair_scores(embedder, captions, regions.__getitem__))
 
 
 @torch.inference_mode()

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,32 @@ def test_a_gpu_index_on_a_server_without_one(
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"state": "Finished", "indexed_rows": 0}, "did not finish"),
+        ({"state": "Failed", "index_state_fail_reason": "CUDA out of memory"}, "CUDA out of memory"),
+    ],
+    ids=["an index of no vectors", "out of memory"],
+)
+def test_a_gpu_that_builds_nothing(
+    state: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What servers with a GPU have been seen to answer; there is none here, so that the answers are played back."""
+
+    class Playing:
+        address, lite = "http://played:19530", False
+
+        def call(self, name: str, *_: Any, **__: Any) -> Any:
+            return state if name == "describe_index" else None
+
+    monkeypatch.setattr("ldot_milvus.stores.milvus_index.PROBE_SECONDS", 0.3)
+    with caplog.at_level(logging.WARNING):
+        assert settle_index(Playing(), IndexSpec("GPU_CAGRA")) == IndexSpec("HNSW")  # type: ignore[arg-type]
+    assert words in caplog.text
+    assert "is used instead" in caplog.text
+
+
 def test_auto_takes_what_the_server_has(store: MilvusStore) -> None:
     assert settle_index(store.server, IndexSpec()) == IndexSpec("FLAT")
     assert settle_index(store.server, IndexSpec(), rows=1_000_000) == IndexSpec("HNSW")
@@ -254,6 +282,25 @@ def test_two_workers_create_the_collection_at_once(milvus_url: str, store: Milvu
     for worker in workers:
         worker.join()
     assert store.count() == 15
+
+
+def test_concurrent_upserts_of_one_key_leave_one_row(milvus_url: str, store: MilvusStore) -> None:
+    """Milvus' primary key is not unique by itself, and upserts of one key at one time have left two rows."""
+    store.bind("model-a", DIM)
+    batches = [
+        [replace(row, caption=f"{writer} {turn}") for row in rows(0, 20)] for writer in range(3) for turn in range(4)
+    ]
+
+    def write(batch: list[Record]) -> None:
+        with MilvusStore(milvus_url, store.collection) as own:
+            own.upsert(batch)
+
+    with ThreadPoolExecutor(3) as writers:
+        list(writers.map(write, batches))
+    assert store.count() == 20
+    assert [row.id for row in store.iterate()] == [row.id for row in rows(0, 20)]
+    matches = store.search(rows(0, 1)[0].embedding[None], 100)[0]
+    assert sorted(match.record.id for match in matches) == [row.id for row in rows(0, 20)]
 
 
 def test_a_store_that_was_used_before_a_fork_works_in_the_child(store: MilvusStore) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ldot_milvus import Retriever, open_store
+from ldot_milvus import LightningDOTEmbedder, Retriever, open_store
+from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id
 from ldot_milvus.ingestion import Ingestor
 from ldot_milvus.regions import Regions
 from ldot_milvus.regions.files import write_lmdb, write_npz
-from ldot_milvus.sources import Source, expand
+from ldot_milvus.reindexing import reembed
+from ldot_milvus.sources import Source, expand, read
+from tests.conftest import make_photo
 from tests.unit.test_region_files import tsv_line
+from tests.unit.test_sources import make_tar
 
 SENTENCES = ["a red square", "blue and green", "ein roter Würfel", "words " * 60]
 
@@ -133,12 +138,50 @@ def test_bad_regions_fail_one_by_one(store, tiny_model: str, tmp_path: Path) -> 
     assert "not region features" in reasons["torn.npz"]
 
 
+def test_files_that_hold_no_region_features(tmp_path: Path) -> None:
+    line = tsv_line("one", made(1).boxes[:, :4], made(1).features, 10, 10)
+    for text, words in (("a\tb\n", "2 columns"), ("", "1 columns"), (line + line, "one: twice")):
+        (tmp_path / "x.tsv").write_text(text)
+        with pytest.raises(UsageError, match=words):
+            expand([str(tmp_path / "x.tsv")])
+    (tmp_path / "lmdb").mkdir()
+    (tmp_path / "lmdb/data.mdb").write_bytes(b"nothing of the kind")
+    with pytest.raises(UsageError, match="cannot be read as an LMDB"):
+        expand([str(tmp_path / "lmdb")])
+    write_lmdb(tmp_path / "other", [("a.npz", made(1))])
+    source = Source(str(tmp_path / "other"), member="gone.npz", kind="regions")
+    with pytest.raises(InputError, match=r"gone\.npz: no such record"):
+        read(source)
+    with pytest.raises(InputError, match="cannot be read as an LMDB"):
+        read(replace(source, path=str(tmp_path / "lmdb")))
+
+
 def test_sizes_of_ready_regions_come_from_the_metadata(store, tiny_model: str, tmp_path: Path) -> None:
     write_npz(tmp_path / "features", [("a", made(1))])
     line = {"path": "features/a.npz", "width": 640, "height": 480, "caption": "a dog", "id": "own"}
     Ingestor(store, tiny_model).ingest(list(expand([manifest(tmp_path / "m.jsonl", line)])))
     (row,) = store.get(["own"])
     assert (row.width, row.height, row.caption) == (640, 480, "a dog")
+
+
+def test_all_kinds_under_another_model(
+    store, tiny_model: str, other_model: str, photo_folder: Callable, tmp_path: Path
+) -> None:
+    """Each row is made again from what its source names: a photo, a photo in a tar, a record, a text."""
+    write_lmdb(tmp_path / "lmdb", [("a.npz", made(1))])
+    write_npz(tmp_path / "features", [("b", made(2))])
+    (tmp_path / "c.tsv").write_text(tsv_line("c", made(3).boxes[:, :4] * 100, made(3).features, 100, 100))
+    shard = make_tar(tmp_path / "s.tar", {f"{n}.jpg": make_photo(n + 20) for n in range(3)})
+    texts = manifest(tmp_path / "t.jsonl", {"text": "one", "topic": 1}, {"text": "two", "id": "mine"})
+    paths = [tmp_path / "lmdb", tmp_path / "features", tmp_path / "c.tsv", photo_folder(2), shard, texts]
+    assert Ingestor(store, tiny_model).ingest(list(expand(list(map(str, paths))))).added == 10
+    before = {row.id: row for row in store.iterate()}
+    assert reembed(store, other_model).added == 10
+    after = {row.id: row for row in store.iterate(with_embeddings=True)}
+    assert {id: replace(row, embedding=None) for id, row in after.items()} == before
+    other = LightningDOTEmbedder(other_model, device="cpu")
+    np.testing.assert_allclose(after["mine"].embedding, other.encode_texts(["two"])[0], atol=1e-4)
+    np.testing.assert_allclose(after["a"].embedding, other.encode_images([made(1)])[0], atol=2e-3)
 
 
 def test_what_no_store_can_keep_fails_alone(store, tiny_model: str, photo_folder: Callable) -> None:

@@ -1,4 +1,4 @@
-"""Photos with captions in every form, and what is wrong with them told by the record's name."""
+"""Photos with captions in tars and folders and in the authors' files; what is wrong is told by the record's name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import pytest
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.datasets import read_pairs
-from ldot_milvus.regions import Regions
-from ldot_milvus.regions.files import write_npz
 from tests.conftest import make_photo
 
 AUTHORS = Path(__file__).parents[1] / "golden" / "authors_data"
 TEXT = AUTHORS / "itm_coco_val_base-cased.db"
-REGIONS = AUTHORS / "coco_val2014" / "feat_th0.2_max100_min10"
+VARIANTS = AUTHORS / "coco_val2014"
+REGIONS = VARIANTS / "feat_th0.2_max100_min10"
 
 
 def described(*captions: str) -> bytes:
@@ -54,30 +53,6 @@ def test_tars_and_folders(make: Callable, tmp_path: Path) -> None:
     assert pairs[1].load() == FILES["b.jpg"]
 
 
-def regions(seed: int) -> Regions:
-    rng = np.random.default_rng(seed)
-    return Regions(rng.random((3, 4), np.float32), rng.random((3, 7), np.float32), np.ones(3, np.float32))
-
-
-def karpathy(place: Path, *images: tuple[str, str, list[str]]) -> Path:
-    listed = [{"filename": name, "split": split, "sentences": [{"raw": text} for text in texts]}
-              for name, split, texts in images]  # fmt: skip
-    place.write_text(json.dumps({"images": listed}))
-    return place
-
-
-def test_karpathys_json_with_photos_or_regions(tmp_path: Path) -> None:
-    file = karpathy(tmp_path / "dataset.json", ("36979.jpg", "test", ["one"]), ("7.jpg", "val", ["two"]),
-                    ("8.jpg", "restval", ["three"]), ("9.jpg", "train", ["four"]))  # fmt: skip
-    photos = folder_of({f"{n}.jpg": make_photo(n) for n in (36979, 7, 8, 9)}, tmp_path / "photos")
-    (pair,) = read_pairs([file], photos=photos)
-    assert (pair.name, pair.captions, pair.load()) == ("36979.jpg", ["one"], make_photo(36979))
-    assert [pair.name for pair in read_pairs([file], photos=photos, split="train")] == ["8.jpg", "9.jpg"]
-    write_npz(tmp_path / "regions", [("flickr30k_000000036979.npz", regions(0))])
-    (pair,) = read_pairs([file], regions=tmp_path / "regions")
-    assert isinstance(pair.load(), Regions)
-
-
 def test_the_authors_files() -> None:
     pairs = read_pairs([TEXT], regions=REGIONS)
     assert len(pairs) == 6
@@ -89,7 +64,8 @@ def test_the_authors_files() -> None:
     assert {tuple(caption) for pair in pairs for caption in pair.captions} == wanted
 
 
-def test_the_authors_files_evaluated_end_to_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["feat_th0.2_max100_min10", "feat_th0.2_max100_min10_compressed", "feat_numbb20"])
+def test_the_authors_files_evaluated_end_to_end(variant: str, tmp_path: Path) -> None:
     """A dual encoder and a UNITER of the published layout, small and of random weights, on the authors' own files."""
     import torch
 
@@ -104,7 +80,7 @@ def test_the_authors_files_evaluated_end_to_end(tmp_path: Path) -> None:
     LightningDOT(LightningDOTConfig(text_config=body, image_config=body, projection_dim=16)).save_pretrained(folder)
     CrossAttentionReranker(RerankerConfig(bert_config=body)).save_pretrained(folder / "reranker")
     embedder = LightningDOTEmbedder(str(folder), device="cpu")
-    pairs = read_pairs([TEXT], regions=REGIONS)
+    pairs = read_pairs([TEXT], regions=VARIANTS / variant)
     figures = evaluate(embedder, pairs, rerank=3)
     assert (figures["images"], figures["captions"], figures["reranked"]["M"]) == (6, 30, 3)
     vectors = embedder.encode_images([pair.load() for pair in pairs])
@@ -123,9 +99,11 @@ def change(**files: bytes | None) -> dict[str, bytes]:
     [
         (change(b_jpg=None), r"b\.json has captions of a photo that is not there"),
         (change(b_json=None), r"b\.jpg has no captions"),
-        (change(b_json=described()), r"b\.jpg has no captions"),
-        (change(b_json=b"[]"), "not a tar or folder"),
-        (change(b_json=b"{"), "not a tar or folder"),
+        (change(b_json=described()), r"b has no captions"),
+        (change(b_json=described("x", " ")), r"b has an empty caption"),
+        (change(b_json=b"[]"), r"b\.json: not JSON of the form"),
+        (change(b_json=b"{"), r"b\.json: not JSON of the form"),
+        (change(b_json=b'{"captions": "x"}'), r"b\.json: its captions are not a list of texts"),
         ({}, "holds no photo"),
     ],
 )
@@ -135,28 +113,37 @@ def test_the_record_that_is_wrong_is_named(make: Callable, files: Any, message: 
         read_pairs([make(files, tmp_path / "set")])
 
 
-def test_a_name_twice_an_empty_split_a_missing_record(tmp_path: Path) -> None:
+def test_a_name_twice_and_no_file(tmp_path: Path) -> None:
     one = folder_of(FILES, tmp_path / "one")
     with pytest.raises(UsageError, match="a is there twice"):
         read_pairs([one, one])
-    file = karpathy(tmp_path / "d.json", ("1.jpg", "test", ["x"]), ("2.jpg", "val", []))
-    with pytest.raises(UsageError, match=r"split 'dev' is empty \(there are: test, val\)"):
-        read_pairs([file], photos=one, split="dev")
-    with pytest.raises(UsageError, match=r"1\.jpg is not in"):
-        read_pairs([file], photos=one)
-    with pytest.raises(UsageError, match="--photos DIR"):
-        read_pairs([file])
-    with pytest.raises(UsageError, match=r"no region features of 1\.jpg"):
-        read_pairs([file], regions=REGIONS)
-    (one / "2.jpg").write_bytes(make_photo(3))
-    with pytest.raises(UsageError, match=r"2\.jpg has no captions"):
-        read_pairs([file], photos=one, split="val")
-    (tmp_path / "e.json").write_text('{"annotations": []}')
-    with pytest.raises(UsageError, match="not Karpathy's JSON"):
-        read_pairs([tmp_path / "e.json"], photos=one)
-    with pytest.raises(UsageError, match="not a tar or folder"):
+    with pytest.raises(UsageError, match=r"gone\.tar: not a folder or an uncompressed tar"):
         read_pairs([tmp_path / "gone.tar"])
-    with pytest.raises(UsageError, match="give its region features"):
-        read_pairs([TEXT])
-    with pytest.raises(UsageError, match="not a text LMDB"):
-        read_pairs([REGIONS], regions=REGIONS)
+
+
+def test_a_name_twice_in_a_tar(tmp_path: Path) -> None:
+    place = tmp_path / "set.tar"
+    with tarfile.open(place, "w") as tar:
+        for name, data in [*FILES.items(), ("b.jpg", make_photo(3))]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(UsageError, match=r"b\.jpg is there twice"):
+        read_pairs([place])
+
+
+def test_a_photo_twice_under_two_suffixes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"b\.png is there twice"):
+        read_pairs([folder_of({**FILES, "b.png": make_photo(3, format="PNG")}, tmp_path / "set")])
+
+
+def test_photos_of_other_formats_and_what_is_neither_photo_nor_captions(tmp_path: Path) -> None:
+    files = {
+        "c.PNG": make_photo(3, format="PNG"),
+        "c.json": described("x"),
+        "notes.txt": b"-",
+        "README": b"-",
+        "._c.jpg": b"-",
+    }
+    (pair,) = read_pairs([folder_of(files, tmp_path / "set")])
+    assert (pair.name, pair.load()) == ("c", files["c.PNG"])

@@ -288,6 +288,17 @@ def test_draft_is_smaller_and_tells_the_true_size() -> None:
     assert decode(encoded(noise(), "PNG"), draft_to=8).image.size == (64, 48)
 
 
+@pytest.mark.parametrize(("size", "held"), [((2600, 2000), (325, 334)), ((50_000, 100), (302, 100))])
+def test_large_photos_of_any_format_are_held_reduced(size: tuple[int, int], held: tuple[int, int]) -> None:
+    """A PNG of some kilobytes may have a hundred million pixels, and a part of a chunk is held decoded."""
+    data = encoded(left_red(size), "PNG")
+    photo = decode(data, draft_to=300)
+    assert (photo.width, photo.height) == size
+    assert photo.image.size == held
+    assert close(photo.image.getpixel((held[0] // 4, held[1] // 2)), RED, 1)
+    assert decode(data).image.size == size
+
+
 def test_images_of_the_caller() -> None:
     mine = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert from_pil(mine).image.getpixel((0, 0)) == WHITE

@@ -1,51 +1,127 @@
-"""Recall@K against a computation written for this test alone."""
+"""Recall@K, and the ranks after re-ranking, against computations written for this test alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ldot_milvus.evaluation.evaluate import first_columns
+from ldot_milvus.evaluation import ranking
+from ldot_milvus.evaluation.ranking import first_columns, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
 
+CUTS = (1, 5, 10)
 
-def naive(scores: np.ndarray, owner: np.ndarray) -> dict:
-    """Sort each row with the worst luck at ties: right answers last among equals."""
-    captions, photos = scores.shape
-    text = dict.fromkeys((1, 5, 10), 0)
-    image = dict.fromkeys((1, 5, 10), 0)
-    for c in range(captions):
-        order = sorted(range(photos), key=lambda p: (-scores[c, p], p == owner[c]))
-        for k in text:
-            text[k] += owner[c] in order[:k]
-    for p in range(photos):
-        order = sorted(range(captions), key=lambda c: (-scores[c, p], owner[c] == p))
-        for k in image:
-            image[k] += any(owner[c] == p for c in order[:k])
-    return {
-        "text_to_image": {f"R@{k}": round(100 * n / captions, 2) for k, n in text.items()},
-        "image_to_text": {f"R@{k}": round(100 * n / photos, 2) for k, n in image.items()},
-    }
+
+def numpy_recall(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Sort each query's candidates with the right ones last among equals; is one of them in the first K?"""
+    order = np.lexsort((right, -scores), axis=1)
+    hits = np.take_along_axis(right, order, 1)
+    return {f"R@{k}": round(100 * hits[:, :k].any(1).mean(), 2) for k in CUTS}
+
+
+def numpy_both(scores: np.ndarray, owner: np.ndarray) -> dict[str, dict[str, float]]:
+    right = owner[:, None] == np.arange(scores.shape[1])
+    return {"text_to_image": numpy_recall(scores, right), "image_to_text": numpy_recall(scores.T, right.T)}
+
+
+def numpy_reranked(scores: np.ndarray, crossed: np.ndarray, right: np.ndarray, count: int) -> dict[str, float]:
+    """The first ``count`` by ``scores`` in order of ``crossed``, then the others as they were."""
+    order = np.lexsort((right, -scores), axis=1)
+    hits = np.zeros((len(scores), max(CUTS)), bool)
+    for row, columns in enumerate(order):
+        first = columns[:count]
+        again = first[np.lexsort((right[row, first], -crossed[row, first]))]
+        ranked = np.concatenate([again, columns[count:]])[: max(CUTS)]
+        hits[row, : len(ranked)] = right[row, ranked]
+    return {f"R@{k}": round(100 * hits[:, :k].any(1).mean(), 2) for k in CUTS}
+
+
+def a_set(seed: int, photos: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors of few distinct whole numbers, so that most ranks hang on ties and every product is exact."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(photos), rng.integers(1, 6, photos))
+    span = 2 if seed % 2 else 30
+    images = rng.integers(-span, span + 1, (photos, 3)).astype(np.float32)
+    texts = images[owner] + rng.integers(-1, 2, (len(owner), 3))
+    return texts.astype(np.float32), images, owner
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_agrees_with_the_naive_computation_ties_included(seed: int) -> None:
+def test_agrees_with_a_few_lines_of_numpy_ties_included(seed: int) -> None:
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(30), rng.integers(1, 6, 30))
     # A few distinct values only, so that most ranks hang on how ties are treated.
     scores = rng.integers(0, 4 if seed % 2 else 1000, (len(owner), 30)).astype(np.float32)
-    assert both_ways(scores, owner) == naive(scores, owner)
+    assert both_ways(scores, owner) == numpy_both(scores, owner)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_search_in_blocks_agrees_too(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "BLOCK", 200)
+    texts, images, owner = a_set(seed)
+    assert search_both_ways(texts, images, owner).recall() == numpy_both(texts @ images.T, owner)
 
 
 def test_a_model_that_scores_everything_the_same_finds_nothing() -> None:
-    figures = both_ways(np.ones((50, 20), np.float32), np.arange(50) % 20)
-    assert {value for way in figures.values() for value in way.values()} == {0.0}
+    owner = np.arange(50) % 20
+    for scores in (np.ones((50, 20), np.float32), np.full((50, 20), np.nan, np.float32)):
+        assert {value for way in both_ways(scores, owner).values() for value in way.values()} == {0.0}
+    found = search_both_ways(np.ones((50, 4), np.float32), np.ones((20, 4), np.float32), owner, 15)
+    # Not even by a re-ranker that knows: among equals the right one is not among the first.
+    crossed = found.cross(lambda rows, columns: (owner[rows] == columns).astype(np.float32))
+    assert {value for way in crossed.recall(15).values() for value in way.values()} == {0.0}
 
 
-def test_first_columns_marks_the_largest() -> None:
-    scores = np.random.default_rng(0).normal(size=(7, 40))
-    marks = first_columns(scores, 5)
-    assert (marks.sum(1) == 5).all()
-    for row, mark in zip(scores, marks, strict=True):
-        assert row[mark].min() > row[~mark].max()
-    assert first_columns(scores, 99).all()
+@pytest.mark.parametrize("seed", range(8))
+def test_no_pair_is_scored_twice_and_ties_count_against_the_model(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties everywhere: of dot products, of the re-ranker's scores and of both together."""
+    monkeypatch.setattr(ranking, "BLOCK", 200)
+    texts, images, owner = a_set(seed)
+    dots = texts @ images.T
+    matrix = np.random.default_rng(seed).integers(0, 5, dots.shape).astype(np.float32)
+    asked: list[tuple[int, int]] = []
+
+    def score(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        assert (np.diff(rows) >= 0).all()
+        asked.extend(zip(rows.tolist(), columns.tolist(), strict=True))
+        return matrix[rows, columns]
+
+    crossed = search_both_ways(texts, images, owner, 20).cross(score)
+    assert len(set(asked)) == len(asked)  # no pair twice
+    assert crossed.recall(0) == numpy_both(dots, owner)
+    everything = search_both_ways(texts, images, owner, len(owner)).cross(score)
+    for weight in (0.0, 0.5):
+        assert everything.recall(len(owner), weight) == numpy_both(matrix + weight * dots, owner)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_re_ranking_the_first_few(seed: int) -> None:
+    """No two dot products of a query are the same, but many of the re-ranker's scores are."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(40), rng.integers(1, 6, 40))
+    images = rng.normal(size=(40, 6)).astype(np.float32)
+    texts = (images[owner] + rng.normal(size=(len(owner), 6))).astype(np.float32)
+    matrix = rng.integers(0, 6, (len(owner), 40)).astype(np.float32)
+    right = owner[:, None] == np.arange(40)
+    crossed = search_both_ways(texts, images, owner, 20).cross(lambda rows, columns: matrix[rows, columns])
+    for count in (1, 2, 5, 10, 20):
+        assert crossed.recall(count) == {
+            "text_to_image": numpy_reranked(texts @ images.T, matrix, right, count),
+            "image_to_text": numpy_reranked((texts @ images.T).T, matrix.T, right.T, count),
+        }
+
+
+def test_what_is_only_searched_asks_nothing() -> None:
+    texts, images, owner = a_set(2)
+    asking = int((owner < 10).sum())
+    found = search_both_ways(texts, images, owner, asked=(asking, 10)).recall()
+    right = owner[:, None] == np.arange(len(images))
+    scores = texts @ images.T
+    assert found["text_to_image"] == numpy_recall(scores[:asking], right[:asking])
+    assert found["image_to_text"] == numpy_recall(scores.T[:10], right.T[:10])
+
+
+def test_first_columns_are_the_largest_in_order() -> None:
+    scores = np.random.default_rng(0).normal(size=(7, 40)).astype(np.float32)
+    np.testing.assert_array_equal(first_columns(scores, 5), np.argsort(-scores, axis=1)[:, :5])
+    np.testing.assert_array_equal(first_columns(scores, 40), np.argsort(-scores, axis=1))

@@ -14,7 +14,7 @@ from PIL import Image
 from ldot_milvus.descriptions import load_metadata
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import decode
-from ldot_milvus.sources import Source, base, expand, read
+from ldot_milvus.sources import Source, base, expand, locate, read
 
 
 def jpeg(colour: str = "red") -> bytes:
@@ -128,7 +128,8 @@ def test_usage_errors_name_the_path_and_come_before_anything(tmp_path: Path) -> 
     assert refused(f"{good}/x.jpg") == f"{good}/x.jpg: no such file or folder"
     assert f"{tmp_path}/empty: no image in it" in refused(good, tmp_path / "empty")
     assert "no image in it" in refused(tmp_path / "texts")
-    assert "URLs are not supported yet" in refused("https://example.com/a.jpg")
+    assert "LDOT_ALLOW_URLS=true" in refused("https://example.com/a.jpg")
+    assert "addresses of ftp:// are not read" in refused("ftp://example.com/a.jpg")
     assert "no such file" in refused("")
     assert "no such file" in refused("a\0b")
     assert refused("two\nlines") == "two\\nlines: no such file or folder"
@@ -173,6 +174,13 @@ def test_reading_what_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert unreadable(Source("a\0b")) == "embedded null byte"
 
 
+def test_addresses_that_no_listing_lets_through() -> None:
+    """A source may come from another program, or from a row."""
+    assert "addresses of ftp:// are not read" in unreadable(Source("ftp://host/a.jpg"))
+    with pytest.raises(InputError, match="not found from here"):
+        locate("ftp://host/s.tar/a.jpg")
+
+
 def test_permission_denied_on_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = touch(tmp_path / "a.jpg")
 
@@ -210,13 +218,15 @@ def test_a_tar_is_read_by_offset(tmp_path: Path) -> None:
         "three.png": b"3",
         "broken.jpg": jpeg(),
         "broken.json": b"[1]",
+        "large.jpg": jpeg(),
+        "large.json": json.dumps({"caption": "x" * 2**20}).encode(),
         "notes.txt": b"no",
         "._one.jpg": b"no",
         ".cache/x.jpg": b"no",
     }
     shard = make_tar(tmp_path / "shard.tar", members)
     found = {source.member: source for source in expand([shard])}
-    assert list(found) == ["one.jpg", "deep/two.jpg", "three.png", "broken.jpg"]
+    assert list(found) == ["one.jpg", "deep/two.jpg", "three.png", "broken.jpg", "large.jpg"]
     for name in ("one.jpg", "deep/two.jpg", "three.png"):
         travelled = Source.from_dict(json.loads(json.dumps(found[name].to_dict())))
         assert read(travelled) == members[name]
@@ -224,6 +234,7 @@ def test_a_tar_is_read_by_offset(tmp_path: Path) -> None:
     assert (one.caption, one.metadata, one.name) == ("a dog\na brown dog", {"album": "pets"}, f"{shard}/one.jpg")
     assert (found["deep/two.jpg"].caption, found["three.png"].caption) == ("sea", "")
     assert unreadable(found["broken.jpg"]) == "its .json file: not a JSON object"
+    assert "its .json file: not JSON" in unreadable(found["large.jpg"])
 
 
 def test_bad_tars(tmp_path: Path) -> None:

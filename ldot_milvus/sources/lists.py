@@ -1,4 +1,4 @@
-"""Manifests: JSON lines, each a photo with what its owner says about it, or a text."""
+"""Lists of paths, one a line, and manifests: JSON lines, each a photo with what its owner says, or a text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ from typing import Any
 
 from ..descriptions import described, json_object, own_fields
 from ..errors import UsageError, printable, reason
+from .objects import open_file
 
 TARGETS = ("path", "url", "file", "text")
+
+
+def list_lines(path: str) -> list[tuple[int, str]]:
+    """The lines of a list of paths with their numbers, without empty ones and comments.
+
+    Raises:
+        UsageError: the file cannot be read, or is no text.
+    """
+    try:
+        with open_file(path) as file:
+            text = file.read().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: {reason(error)}") from error
+    if b"\0" in text:
+        raise UsageError(f"{printable(path)}: not a list of paths in UTF-8, one a line")
+    numbered = enumerate(text.decode("utf-8", "surrogateescape").split("\n"), 1)
+    return [(number, line) for number, raw in numbered if (line := raw.strip()) and not line.startswith("#")]
 
 
 def manifest_lines(path: str) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
@@ -26,7 +44,7 @@ def manifest_lines(path: str) -> Iterator[tuple[int, str | None, dict[str, Any]]
     """
     first = True
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

@@ -1,0 +1,173 @@
+"""The whole evaluation with a small model: re-ranking, curve, folds, pool, published figures, pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldot_milvus import LightningDOTEmbedder
+from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.evaluation import curve, report
+from ldot_milvus.evaluation import evaluate as module
+from ldot_milvus.evaluation.datasets import Pair
+from ldot_milvus.evaluation.evaluate import evaluate
+from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.regions import Regions
+from tests.conftest import make_photo
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    rng = np.random.default_rng(0)
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    return [Pair(f"{n:02}", lambda n=n: make_photo(n), [" ".join(rng.choice(letters, 5)) for _ in range(1 + n % 3)])
+            for n in range(24)]  # fmt: skip
+
+
+def dot_products(embedder: LightningDOTEmbedder, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    images = embedder.encode_images([pair.load() for pair in pairs])
+    texts = embedder.encode_texts([caption for pair in pairs for caption in pair.captions])
+    return texts @ images.T, np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
+
+
+def test_one_pass_gives_every_number_re_ranked(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+    result = evaluate(tiny, pairs, rerank=7, curve=(0, 5, 10, 20))
+    scores, owner = dot_products(tiny, pairs)
+    assert {way: result[way] for way in ("text_to_image", "image_to_text")} == both_ways(scores, owner)
+    assert [point["M"] for point in result["curve"]] == [0, 5, 7, 10, 20]
+    for point in result["curve"][1:]:
+        alone = evaluate(tiny, pairs, rerank=point["M"])
+        assert alone["reranked"] == point
+        assert alone.keys() == {"images", "captions", "text_to_image", "image_to_text", "reranked", "seconds"}
+    assert result["reranked"] == result["curve"][2]
+    assert len({json.dumps(point["text_to_image"]) for point in result["curve"]}) > 1
+
+
+def test_each_pair_is_scored_once(tiny: LightningDOTEmbedder, pairs: list[Pair], monkeypatch: Any) -> None:
+    scored: list[tuple[str, int]] = []
+    rerank = tiny.rerank
+
+    def counting(texts: list[str], regions: list[Regions]) -> np.ndarray:
+        scored.extend((text, one.features.tobytes().__hash__()) for text, one in zip(texts, regions, strict=True))
+        return rerank(texts, regions)
+
+    monkeypatch.setattr(tiny, "rerank", counting)
+    monkeypatch.setattr(module, "PAIR_BLOCK", 50)
+    evaluate(tiny, pairs, rerank=5, curve=(0, 5, 10))
+    assert len(scored) == len(set(scored))
+
+
+def test_re_ranking_everything_is_the_re_rankers_own_order(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+    captions = [caption for pair in pairs for caption in pair.captions]
+    _, kept = tiny.encode_for_store([pair.load() for pair in pairs])
+    halves = [Regions(one.features.astype(np.float16).astype(np.float32), one.boxes, one.confidence) for one in kept]
+    matrix = np.stack([tiny.rerank(captions, [one] * len(captions)) for one in halves], axis=1)
+    scores, owner = dot_products(tiny, pairs)
+    figures = evaluate(tiny, pairs, rerank=1000)["reranked"]
+    assert {way: figures[way] for way in ("text_to_image", "image_to_text")} == both_ways(
+        matrix + tiny.dot_weight * scores, owner
+    )
+
+
+def test_folds_are_averaged(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+    result = evaluate(tiny, pairs, rerank=4, folds=3)
+    parts = [evaluate(tiny, pairs[start : start + 8], rerank=4) for start in (0, 8, 16)]
+    assert (result["folds"], result["images"], result["captions"]) == (3, 24, 48)
+    for way in ("text_to_image", "image_to_text"):
+        for cut, value in result[way].items():
+            assert value == pytest.approx(np.mean([part[way][cut] for part in parts]), abs=0.01)
+        for cut, value in result["reranked"][way].items():
+            assert value == pytest.approx(np.mean([part["reranked"][way][cut] for part in parts]), abs=0.01)
+    with pytest.raises(UsageError, match="24 photos cannot be cut into 5 equal folds"):
+        evaluate(tiny, pairs, folds=5)
+
+
+def test_a_pool_is_searched_and_asks_nothing(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+    result = evaluate(tiny, pairs[:6], pool=pairs[6:], rerank=3)
+    assert (result["images"], result["captions"], result["pool"]) == (6, 12, {"images": 24, "captions": 48})
+    scores, _ = dot_products(tiny, pairs)
+    owner = np.repeat(np.arange(24), [len(pair.captions) for pair in pairs])
+    own = scores[np.arange(12), owner[:12]]
+    ranks = (scores[:12] >= own[:, None]).sum(1) - 1
+    assert result["text_to_image"]["R@5"] == round(100 * float((ranks < 5).mean()), 2)
+    with pytest.raises(UsageError, match="05 is there twice: asked for, and in the pool"):
+        evaluate(tiny, pairs[:6], pool=pairs[5:])
+    with pytest.raises(UsageError, match="give no pool"):
+        evaluate(tiny, pairs[:6], pool=pairs[6:], folds=2)
+
+
+def test_regions_of_another_width_and_a_broken_photo_are_named(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+    wide = Regions(np.ones((3, 2048), np.float32), np.ones((3, 7), np.float32), np.ones(3, np.float32))
+    with pytest.raises(InputError, match=r"odd\.npz: the regions have 2048 features, model .* reads 32"):
+        evaluate(tiny, [*pairs[:2], Pair("odd.npz", lambda: wide, ["x"])])
+    with pytest.raises(InputError, match=r"torn"):
+        evaluate(tiny, [*pairs[:2], Pair("torn", lambda: make_photo(1)[:200], ["x"])])
+
+
+KNOWN = {
+    "images": 1000, "captions": 5000, "seconds": 1.0,
+    "text_to_image": {"R@1": 70.1, "R@5": 91.0, "R@10": 95.0},
+    "image_to_text": {"R@1": 100.0, "R@5": 100.0, "R@10": 100.0},
+}  # fmt: skip
+
+
+def test_published_figures_stand_beside_the_measured_ones() -> None:
+    rows = report.published_figures("flickr30k test", KNOWN)
+    assert [row["model"] for row in rows] == ["LightningDOT, zero-shot", "LightningDOT, fine-tuned"]
+    printed = report.table(KNOWN, rows).splitlines()
+    measured, published = printed[2], next(line for line in printed if "fine-tuned" in line)
+    assert measured.endswith("  70.1   91.0   95.0   100.0  100.0  100.0    92.7")
+    assert published.endswith("  69.9   91.1   95.2    83.9   97.2   98.6    89.3")
+    assert len(measured) == len(published)
+    assert printed[3] == "published, the authors' README, github intersun/LightningDOT:"
+    # A figure that nobody published is a dash.
+    coco = {**KNOWN, "images": 5000}
+    printed = report.table(coco, report.published_figures("coco test", coco)).splitlines()
+    assert next(line for line in printed if "OSCAR" in line).endswith(
+        "  57.4      -      -    74.2      -      -       -"
+    )
+    for other in ({"images": 999}, {"folds": 5}, {"pool": {}}):
+        assert not report.published_figures("flickr30k test", {**KNOWN, **other})
+    assert not report.published_figures("", KNOWN)
+
+
+def test_every_published_row_names_its_source() -> None:
+    for row in json.loads(report.PUBLISHED.read_text()):
+        assert row["source"]
+        assert row.keys() == {"data", "images", "model", "text_to_image", "image_to_text", "source"}
+
+
+POINTS = [{"M": number, "text_to_image": {"R@1": 20.0 + number / 10}, "image_to_text": {"R@1": 30.0}}
+          for number in curve.NUMBERS]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_curve_as_a_picture(suffix: str, tmp_path: Path) -> None:
+    place = tmp_path / f"curve.{suffix}"
+    curve.draw(POINTS, place, title="a model on a set")
+    if suffix == "png":
+        with Image.open(place) as picture:
+            assert picture.size == (1024, 640)
+            assert len(set(picture.convert("RGB").getcolors(1 << 20) or [])) > 50
+    else:
+        text = place.read_text()
+        for word in ("a model on a set", "text to image", "image to text", "R@1, percent", "20.5", "100"):
+            assert word in text
+        curve.draw(POINTS, tmp_path / "again.svg", title="a model on a set")
+        assert (tmp_path / "again.svg").read_text() == text  # the same figures, the same file
+
+
+def test_a_picture_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"written as \.png or \.svg"):
+        curve.check_picture(tmp_path / "curve.jpg")
+    with pytest.raises(UsageError, match="there is no folder"):
+        curve.check_picture(tmp_path / "nowhere" / "curve.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"pip install 'ldot-milvus\[plot\]'"):
+        curve.check_picture(tmp_path / "curve.png")
