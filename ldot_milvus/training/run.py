@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..errors import UsageError
 from ..evaluation.datasets import read_pairs
 from .accelerators import accelerator_for
 from .batches import Batches, tokenize
-from .checkpoints import read_progress, recovered, replace_folder
+from .checkpoints import newest, read_progress, recovered, replace_folder
 from .data import Photos, cache_name, photos_of
 from .dual import caption_meanings
 from .finish import finish
@@ -102,16 +103,21 @@ class _Run:
         ours = {"recipe": recipe, "max_steps": self._most_steps, "processes": self._accelerator.num_processes,
                 "photos": {split: cache_name(pairs, "") for split, pairs in self._pairs.items()}}  # fmt: skip
         file = self._out / "run.json"
+        stale: tuple[str, ...] = ()
         if file.exists():
             theirs = json.loads(file.read_text())
             different = [f"{place} is {old}, not {new}" for place, old, new in _differences(theirs, ours)]
-            if different:
+            stages = [str(stage["name"]) for stage in theirs["recipe"]["stages"]]
+            if different and any(newest(self._out / stage) for stage in stages):
                 raise UsageError(
                     f"{self._out} holds another run ({'; '.join(different[:3])}): give another --out, or remove it"
                 )
+            stale = ("start", "meanings.npy", *stages) if different else ()
         self._accelerator.wait_for_everyone()
         if self._main:
             self._out.mkdir(parents=True, exist_ok=True)
+            for name in stale:  # of a run that did not get as far as a checkpoint
+                _remove(self._out / name)
             file.write_text(json.dumps(ours, indent=1))
 
     def _start(self) -> Path:
@@ -125,12 +131,10 @@ class _Run:
 
     def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> Photos:
         pairs, width = self._pairs[split], bundle.encoder.config.region_dim
-        extractor, config = bundle.extractor, bundle.encoder.config.region_extractor
-        name = "given"
-        if extractor is not None:
-            config = {**(config or {}), **extraction}
-            device = self._accelerator.device
-            extractor = load_extractor(bundle.files.folder, config, device, torch.float32)
+        extractor, config, name = None, bundle.files.config.get("region_extractor"), "given"
+        if config is not None:
+            config = {**config, **extraction}
+            extractor = load_extractor(bundle.files.folder, config, self._accelerator.device, torch.float32)
             name = cache_name(pairs, json.dumps([config, _digest(bundle.files.folder / "regions")], sort_keys=True))
         kept = Path(self._recipe.data.features or self._out / "features") / name
         with self._accelerator.main_process_first():  # the others find everything extracted
@@ -176,6 +180,12 @@ class _Run:
             file.with_suffix(".tmp").rename(file)
         self._accelerator.wait_for_everyone()
         return torch.from_numpy(np.load(file))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _digest(folder: Path) -> str:

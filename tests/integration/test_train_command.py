@@ -165,8 +165,21 @@ def test_photos_are_extracted_once_and_the_model_works(
     evaluated = ldot("eval", "--model", "first/model", "--data", "dev", "--rerank", "5", "--json")
     told = json.loads(evaluated.stdout)
     assert told["images"] == 6
+    eight_bits = ldot(*call, "--out", "third", "--set", "finish.storage=int8")
+    assert eight_bits.exit_code == 0, eight_bits.output
+    sizes = [(tmp_path / out / "model" / "regions" / "model.safetensors").stat().st_size for out in ("first", "third")]
+    assert sizes[1] < 0.7 * sizes[0]
+    assert ldot("eval", "--model", "third/model", "--data", "dev", "--json").exit_code == 0
     entries = [json.loads(line) for line in (tmp_path / "first/finetune/log.jsonl").read_text().splitlines()]
     assert entries[-1]["dev"] == {way: told[way] for way in ("text_to_image", "image_to_text")}
+
+
+def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None:
+    failed = ldot(*arguments(place, "out", "--max-steps", "1", "--set", "stages.0.batch_size=64"))
+    assert failed.exit_code == 2
+    assert "48 photos are too few for batches of 64 pairs" in failed.output
+    done = ldot(*arguments(place, "out", "--max-steps", "1"))
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize(

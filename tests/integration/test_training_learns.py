@@ -19,7 +19,7 @@ from ldot_milvus.training.run import train
 from tests.training_data import BODY, PHOTOS, add_reranker, write_photos, write_start
 
 CHANCE = float(np.mean([100 * k / PHOTOS for k in (1, 5, 10)]))
-STAGE = {"batch_size": 16, "learning_rate": 3e-3, "epochs": 6, "schedule": "cosine"}
+STAGE = {"batch_size": 16, "learning_rate": 3e-3, "epochs": 5, "schedule": "cosine"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_pretraining_then_fine_tuning(world: tuple[Path, Path], tiny_model: str,
     start = write_start(tmp_path / "start", tiny_model)
     mix = {"cmr": 2, "vmlm": 1, "smrm_features": 1, "smrm_kl": 1, "smrm_class": 1}
     stages = [
-        {"name": "first", "task": "pretrain", "mix": mix, "epochs": 30, "evaluate_every": 90, "batch_size": 16},
+        {"name": "first", "task": "pretrain", "mix": mix, "epochs": 18, "evaluate_every": 108, "batch_size": 16},
         {"name": "second", "task": "retrieval", "epochs": 2},
     ]
     out = tmp_path / "out"
@@ -91,7 +91,7 @@ def test_pretraining_then_fine_tuning(world: tuple[Path, Path], tiny_model: str,
 def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path: Path, scoring: str) -> None:
     """Re-ranked answers become better than they were, while the dual encoder stays as it is."""
     start = add_reranker(write_start(tmp_path / "start", tiny_model), scoring)
-    stage = {"task": "rerank", "hard_negatives": 3, "epochs": 3 if scoring == "alignment" else 10}
+    stage = {"task": "rerank", "hard_negatives": 3, "epochs": 2 if scoring == "alignment" else 10}
     model = train(recipe(world, start, stage, finish={"dot_weight": scoring == "alignment"}), tmp_path / "out")
     before, after = measured(start, world, rerank=20), measured(model, world, rerank=20)
     assert after[0] == before[0]
