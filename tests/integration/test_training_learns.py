@@ -122,6 +122,7 @@ def test_the_authors_files(tiny_model: str, tmp_path: Path) -> None:
     """Pre-training on their LMDBs: token ids and soft labels as their script wrote them."""
     authors = Path(__file__).parents[1] / "golden" / "authors_data"
     regions = authors / "coco_val2014" / "feat_th0.2_max100_min10"
+    fixed = regions.with_name("feat_numbb20")
     start = write_start(tmp_path / "start", tiny_model)
     first = open_regions(regions).read(open_regions(regions).names[0])
     assert first.soft_labels is not None
@@ -132,7 +133,7 @@ def test_the_authors_files(tiny_model: str, tmp_path: Path) -> None:
     stage = {"task": "pretrain", "steps": 6, "batch_size": 2, "mix": {"smrm_kl": 1, "smrm_class": 1, "vmlm": 1}}
     text = str(authors / "itm_coco_val_base-cased.db")
     chosen = Recipe.model_validate({
-        "data": {"train": [text], "dev": [text], "regions": str(regions)},
+        "data": {"train": [text], "dev": text, "regions": [str(regions)], "dev_regions": str(fixed)},
         "start": {"model": str(start)},
         "stages": [{**stage}],
         "trainer": {"mixed_precision": "no", "log_every": 6},
