@@ -156,6 +156,7 @@ class _Run:
             processes=accelerator.num_processes,
             meanings=self._meanings() if stage.soft_targets else None,
         )  # fmt: skip
+        torch.manual_seed(stage.seed + accelerator.process_index)  # no two processes drop out the same
         StageRun(
             accelerator, task.objective, batches, stage, self._recipe.trainer, self._out / stage.name,
             evaluate=task.evaluate,

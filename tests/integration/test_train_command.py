@@ -74,8 +74,8 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
                                                    for part in (name, str(place / file))), *more]  # fmt: skip
 
 
-def losses(out: Path) -> list[tuple[int, object]]:
-    entries = [json.loads(line) for line in (out / "train" / "log.jsonl").read_text().splitlines()]
+def losses(out: Path, stage: str = "train") -> list[tuple[int, object]]:
+    entries = [json.loads(line) for line in (out / stage / "log.jsonl").read_text().splitlines()]
     return [(entry["step"], entry.get("loss", entry.get("dev"))) for entry in entries]
 
 
@@ -144,7 +144,10 @@ def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
 def test_photos_are_extracted_once_and_the_model_works(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From folders of photos to what ``ldot eval`` says of the model; a second run finds the features."""
+    """From folders of photos to what ``ldot eval`` says of the model.
+
+    A second run finds the features, and learns the same from batches that other processes read ahead.
+    """
     monkeypatch.chdir(tmp_path)
     for split, count, first in (("photos", 16, 0), ("dev", 6, 50)):
         (tmp_path / split).mkdir()
@@ -155,13 +158,14 @@ def test_photos_are_extracted_once_and_the_model_works(
             "--set", "stages.0.batch_size=8", "--set", "data.views=2", "--set", "data.features=features",
             "--set", "trainer.mixed_precision=no"]  # fmt: skip
     with caplog.at_level("INFO", "ldot_milvus"):
-        for out in ("first", "second"):
-            done = ldot(*call, "--out", out)
+        for out, more in (("first", []), ("second", ["--set", "trainer.workers=2"])):
+            done = ldot(*call, "--out", out, *more)
             assert done.exit_code == 0, done.output
             assert done.stdout == f"Model: {Path(out) / 'model'}\n"
     assert [message for message in caplog.messages if "regions" in message] == [
         "regions, view 0: 0 of 16 photos", "regions, view 1: 0 of 16 photos", "regions, view 0: 0 of 6 photos"
     ]  # fmt: skip
+    assert losses(tmp_path / "second", "finetune") == losses(tmp_path / "first", "finetune")
     assert list((tmp_path / "first" / "tensorboard" / "finetune").glob("events*"))
     evaluated = ldot("eval", "--model", "first/model", "--data", "dev", "--rerank", "5", "--json")
     told = json.loads(evaluated.stdout)
