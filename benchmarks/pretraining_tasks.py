@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ldot_milvus.training.accelerators import precision
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.training.run import train
 
@@ -81,7 +82,7 @@ def main() -> None:
         of_run = recipe(chosen.data, chosen.weights, features, steps, mix)
         runs[name] = measure(name, of_run, chosen.work)
     told = of_run.stages[0].model_dump(mode="json", exclude={"mix", "name", "steps", "evaluate_every"})
-    json.dump({"stage": told, "runs": runs}, sys.stdout, indent=1)
+    json.dump({"stage": told, "mixed_precision": precision("auto"), "runs": runs}, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

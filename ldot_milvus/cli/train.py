@@ -16,8 +16,8 @@ from .common import one_line_errors
 @click.option("--train", "train_data", multiple=True, metavar="PATH", help="Photos with captions to train on.")
 @click.option("--dev", "dev_data", multiple=True, metavar="PATH", help="Others, by whose recall the best is chosen.")
 @click.option("--photos", metavar="DIR", help="The photos that a Karpathy JSON names.")
-@click.option("--regions", metavar="PATH", help="Region features of the photos: an LMDB, a folder of npz files, a TSV.")
-@click.option("--dev-regions", metavar="PATH", help="Those of --dev, where they lie elsewhere.")
+@click.option("--regions", multiple=True, metavar="PATH", help="Region features of --train (once, or one for each).")
+@click.option("--dev-regions", multiple=True, metavar="PATH", help="Those of --dev, where they lie elsewhere.")
 @click.option("--model", help="Model to go on with: packaged name, folder or hub id.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="End every stage after N steps.")
 @click.option("--set", "changes", multiple=True, metavar="PLACE=VALUE", help="Another value of the recipe, as in TOML.")
@@ -28,8 +28,8 @@ def train(
     train_data: tuple[str, ...],
     dev_data: tuple[str, ...],
     photos: str | None,
-    regions: str | None,
-    dev_regions: str | None,
+    regions: tuple[str, ...],
+    dev_regions: tuple[str, ...],
     model: str | None,
     max_steps: int | None,
     changes: tuple[str, ...],
@@ -54,8 +54,8 @@ def train(
         "data.train": list(train_data),
         "data.dev": list(dev_data),
         "data.photos": photos,
-        "data.regions": regions,
-        "data.dev_regions": dev_regions,
+        "data.regions": list(regions),
+        "data.dev_regions": list(dev_regions),
         "start.model": model,
     }
     given: dict[str, Any] = {place: value for place, value in places.items() if value}

@@ -8,16 +8,25 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
+from ..errors import UsageError
 from .recipe import Stage, Trainer
 
 
 def accelerator_for(settings: Trainer, out: Path, stage: Stage | None = None) -> Accelerator:
-    """accelerate's view of the processes of this run, set up for a stage."""
+    """accelerate's view of the processes of this run, set up for a stage.
+
+    Raises:
+        UsageError: this process has trained with another precision.
+    """
+    chosen = precision(settings.mixed_precision)
+    if is_initialized() and AcceleratorState().mixed_precision != chosen:
+        raise UsageError(f"mixed_precision is {chosen!r}, and this process has trained with another: start a new one")
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # told so, accelerate joins processes on processors too
-        mixed_precision=precision(settings.mixed_precision),
+        mixed_precision=chosen,
         gradient_accumulation_steps=1 if stage is None else stage.gradient_accumulation,
         step_scheduler_with_optimizer=False,  # the schedule counts steps, not samples
         log_with="tensorboard",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,5 +94,6 @@ def recovered(target: Path) -> Path:
     """``target`` after a kill: what was in its place before, where the new one did not get there."""
     old = target.with_name(f"{target.name}.old")
     if old.exists() and not target.exists():
-        old.rename(target)
+        with suppress(FileNotFoundError):  # another process of the run did it
+            old.rename(target)
     return target

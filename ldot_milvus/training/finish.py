@@ -11,6 +11,7 @@ from torch import nn
 from ..bundle import find_model, load_model
 from ..embedder import LightningDOTEmbedder
 from ..model.storage import save_quantized
+from ..regions.grid import GridBackbone
 from .data import Photos
 from .dot_weight import best_dot_weight
 from .dual import calibrate
@@ -41,5 +42,7 @@ def finish(recipe: Recipe, origin: Path, best: Path, target: Path, train: Photos
     if wanted.storage == "int8":
         kept = tuple(wanted.fuller_storage)
         save_quantized(encoder, target, keep=kept)
+        if (encoder.config.region_extractor or {}).get("kind") == "grid":
+            save_quantized(GridBackbone.from_pretrained(best / "regions"), target / "regions")
         if reranker is not None:
             save_quantized(reranker, target / "reranker", keep=kept)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UsageError
 
@@ -24,6 +24,7 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Objectives = Literal["cmr", "vmlm", "smrm_features", "smrm_kl", "smrm_class"]
 
 
@@ -34,13 +35,13 @@ class _Section(BaseModel):
 class Data(_Section):
     """Photos with captions, in any form that ``ldot eval`` reads."""
 
-    train: list[str] = []
-    dev: list[str] = []
+    train: Paths = []
+    dev: Paths = []
     split: str = "train"  # of a Karpathy JSON
     dev_split: str = "val"
     photos: str | None = None  # the folder of the photos that a Karpathy JSON names
-    regions: str | None = None  # region features instead of pixels, and those of the dev split where they lie elsewhere
-    dev_regions: str | None = None
+    regions: Paths = []  # region features instead of pixels: of all training data, or of each of it
+    dev_regions: Paths = []  # those of the dev data; unset: ``regions``
     features: str | None = None  # where extracted regions are kept; unset: in the run's folder
     views: Count = 1  # of a photo: itself, then random crops, the first and every second one mirrored
     extraction: dict[str, Any] = {}  # the training photos' extractor, where it differs from the model's own

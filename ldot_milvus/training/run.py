@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from numpy.typing import NDArray
 from ..bundle import Bundle, find_model, load_extractor, load_model
 from ..embedder import LightningDOTEmbedder
 from ..errors import UsageError
-from ..evaluation.datasets import read_pairs
+from ..evaluation.datasets import Pair, read_pairs
 from ..regions import Regions
 from .accelerators import accelerator_for
 from .batches import Batches, tokenize
-from .checkpoints import read_progress, recovered, replace_folder
+from .checkpoints import newest, read_progress, recovered, replace_folder
 from .data import Photos, cache_name, photos_of
 from .dual import caption_meanings
 from .finish import finish
@@ -68,10 +69,8 @@ class _Run:
         self._main = self._accelerator.is_main_process
         data = recipe.data
         self._pairs = {
-            "train": read_pairs(data.train, regions=data.regions, photos=data.photos, split=data.split),
-            "dev": read_pairs(
-                data.dev, regions=data.dev_regions or data.regions, photos=data.photos, split=data.dev_split
-            ),
+            "train": _pairs(data.train, data.regions, data.photos, data.split),
+            "dev": _pairs(data.dev, data.dev_regions or data.regions, data.photos, data.dev_split),
         }
         self._take_place()
 
@@ -104,16 +103,21 @@ class _Run:
         ours = {"recipe": recipe, "max_steps": self._most_steps, "processes": self._accelerator.num_processes,
                 "photos": {split: cache_name(pairs, "") for split, pairs in self._pairs.items()}}  # fmt: skip
         file = self._out / "run.json"
+        stale: tuple[str, ...] = ()
         if file.exists():
             theirs = json.loads(file.read_text())
             different = [f"{place} is {old}, not {new}" for place, old, new in _differences(theirs, ours)]
-            if different:
+            stages = [str(stage["name"]) for stage in theirs["recipe"]["stages"]]
+            if different and any(newest(self._out / stage) for stage in stages):
                 raise UsageError(
                     f"{self._out} holds another run ({'; '.join(different[:3])}): give another --out, or remove it"
                 )
+            stale = ("start", "meanings.npy", *stages) if different else ()
         self._accelerator.wait_for_everyone()
         if self._main:
             self._out.mkdir(parents=True, exist_ok=True)
+            for name in stale:  # of a run that did not get as far as a checkpoint
+                _remove(self._out / name)
             file.write_text(json.dumps(ours, indent=1))
 
     def _start(self) -> Path:
@@ -154,6 +158,7 @@ class _Run:
             processes=accelerator.num_processes,
             meanings=self._meanings() if stage.soft_targets else None,
         )  # fmt: skip
+        torch.manual_seed(stage.seed + accelerator.process_index)  # no two processes drop out the same
         StageRun(
             accelerator, task.objective, batches, stage, self._recipe.trainer, self._out / stage.name,
             evaluate=task.evaluate,
@@ -176,6 +181,24 @@ class _Run:
             file.with_suffix(".tmp").rename(file)
         self._accelerator.wait_for_everyone()
         return torch.from_numpy(np.load(file))
+
+
+def _pairs(paths: list[str], regions: list[str], photos: str | None, split: str) -> list[Pair]:
+    """The pairs of ``paths``, with region features of all of them or of each."""
+    if len(regions) < 2:
+        return read_pairs(paths, regions=next(iter(regions), None), photos=photos, split=split)
+    if len(regions) != len(paths):
+        raise UsageError(
+            f"{len(regions)} places of region features for {len(paths)} of captions: give one for all, or one for each"
+        )
+    both = zip(paths, regions, strict=True)
+    return [pair for path, its in both for pair in read_pairs([path], regions=its, photos=photos, split=split)]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _digest(files: Sequence[Path]) -> str:

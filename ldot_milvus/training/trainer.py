@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import LdotError, TrainingError
 from .batches import Batch, Batches
@@ -78,9 +79,8 @@ class StageRun:
         if progress.step:
             log.info("%s: going on from step %d of %d", self._stage.name, progress.step, self._end)
         main = self._accelerator.is_main_process
-        with tqdm(
-            total=self._end, initial=progress.step, desc=self._stage.name, unit="step", disable=None if main else True
-        ) as bar:
+        shown = {"total": self._end, "initial": progress.step, "desc": self._stage.name, "unit": "step"}
+        with logging_redirect_tqdm(), tqdm(**shown, disable=None if main else True) as bar:
             while not progress.finished:
                 start = progress.step // self._interval * self._interval
                 self._take_hard_negatives(start)
@@ -89,7 +89,7 @@ class StageRun:
                     bar.update()
                     judged = step % self._interval == 0 or step == self._end
                     saved = step % self._settings.checkpoint_every == 0
-                    if step % self._settings.log_every == 0 or judged or saved:  # so that nothing is left of a kill
+                    if step % self._settings.log_every == 0 or judged or saved:  # a run that goes on begins a new mean
                         told = self._log(step)
                         bar.set_postfix(told)
                         if bar.disable:

@@ -9,14 +9,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ldot_milvus.cli import main
+from ldot_milvus.errors import UsageError
+from ldot_milvus.training.recipe import read_recipe
+from ldot_milvus.training.run import train
 from tests import two_processes
-from tests.conftest import Run, make_photo
+from tests.conftest import make_photo
 from tests.training_data import write_photos, write_start
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +45,15 @@ log_every = 1
 """
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the processes that are compared with this one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def place(tmp_path: Path, tiny_model: str) -> Path:
     """A folder with a recipe, region features and their captions."""
@@ -47,27 +63,29 @@ def place(tmp_path: Path, tiny_model: str) -> Path:
     return tmp_path
 
 
+def ldot(*arguments: str) -> Result:
+    """The command in this process: a new one takes six seconds to load its libraries."""
+    return CliRunner().invoke(main, list(arguments))
+
+
 def arguments(place: Path, out: str, *more: str) -> list[str]:
     data = {"--train": "pairs.json", "--dev": "pairs.json", "--regions": "regions", "--out": out}
     return ["train", str(place / "recipe.toml"), *(part for name, file in data.items()
                                                    for part in (name, str(place / file))), *more]  # fmt: skip
 
 
-def losses(out: Path) -> list[tuple[int, object]]:
-    entries = [json.loads(line) for line in (out / "train" / "log.jsonl").read_text().splitlines()]
+def losses(out: Path, stage: str = "train") -> list[tuple[int, object]]:
+    entries = [json.loads(line) for line in (out / stage / "log.jsonl").read_text().splitlines()]
     return [(entry["step"], entry.get("loss", entry.get("dev"))) for entry in entries]
 
 
-def test_killed_and_taken_up_again(place: Path, run: Run) -> None:
+def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """kill -9 in the middle: the same losses, recalls and final weights as without."""
-    steps = ["--max-steps", "70"]
-    one_thread = {"OMP_NUM_THREADS": "1"}
-    whole = run("ldot", *arguments(place, "whole", *steps), env=one_thread)
-    assert whole.returncode == 0, whole.stderr
-    ldot = str(Path(sys.executable).parent / "ldot")
+    steps = ["--max-steps", "50"]
     with (place / "stderr").open("w") as stderr:
-        killed = subprocess.Popen([ldot, *arguments(place, "out", *steps)], env={**os.environ, **one_thread},
-                                  stdout=subprocess.DEVNULL, stderr=stderr)  # fmt: skip
+        program = str(Path(sys.executable).parent / "ldot")
+        killed = subprocess.Popen([program, *arguments(place, "out", *steps)],
+                                  env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=stderr)  # fmt: skip
     deadline = time.monotonic() + 120
     while max((path.name for path in (place / "out" / "train").glob("step-*[0-9]")), default="") < "step-000000024":
         assert killed.poll() is None, (place / "stderr").read_text()
@@ -76,20 +94,19 @@ def test_killed_and_taken_up_again(place: Path, run: Run) -> None:
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (place / "out" / "model").exists()
-    again = run("ldot", *arguments(place, "out", *steps), env=one_thread)
-    assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stderr
+    with caplog.at_level("INFO", "ldot_milvus"):
+        again = ldot(*arguments(place, "out", *steps))
+    assert again.exit_code == 0, again.output
+    assert "going on from step" in caplog.text
+    assert ldot(*arguments(place, "whole", *steps)).exit_code == 0
     assert losses(place / "out") == losses(place / "whole")
     for part in ("model", "train/best"):
         ours, theirs = (load_file(place / out / part / "model.safetensors") for out in ("out", "whole"))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    third = run("ldot", *arguments(place, "out", *steps))
-    assert third.returncode == 0
-    assert "is there already" in third.stderr
-    other = run("ldot", *arguments(place, "out", "--max-steps", "70", "--set", "stages.0.batch_size=8"))
-    assert other.returncode == 2
-    assert other.stderr.splitlines()[-1].startswith(f"Error: {place / 'out'} holds another run (stages.0.batch_size is")
+    other = ldot(*arguments(place, "out", *steps, "--set", "stages.0.batch_size=8"))
+    assert other.exit_code == 2
+    assert other.output.splitlines()[-1].startswith(f"Error: {place / 'out'} holds another run (stages.0.batch_size is")
 
 
 def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
@@ -124,26 +141,51 @@ def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
         assert ours == (pytest.approx(theirs, rel=1e-5) if "cmr" in ours else theirs)
 
 
-def test_photos_are_extracted_once_and_the_model_works(tiny_model: str, tmp_path: Path, run: Run) -> None:
-    """Two calls, from a folder of photos to search; a third photo folder of the same names is another run."""
+def test_photos_are_extracted_once_and_the_model_works(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From folders of photos to what ``ldot eval`` says of the model.
+
+    A second run finds the features, and learns the same from batches that other processes read ahead.
+    """
+    monkeypatch.chdir(tmp_path)
     for split, count, first in (("photos", 16, 0), ("dev", 6, 50)):
         (tmp_path / split).mkdir()
         for number in range(count):
             (tmp_path / split / f"{number}.jpg").write_bytes(make_photo(first + number))
             (tmp_path / split / f"{number}.json").write_text(json.dumps({"captions": [f"photo {number} b", "a c"]}))
-    call = ["ldot", "train", "finetune", "--model", tiny_model, "--train", "photos", "--dev", "dev", "--out", "out",
-            "--set", "stages.0.batch_size=8", "--max-steps", "3", "--set", "data.views=2"]  # fmt: skip
-    first = run(*call)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout == f"Model: {Path('out') / 'model'}\n"
-    assert "regions, view 1: 0 of 16 photos" in first.stderr
-    assert list((tmp_path / "out" / "tensorboard" / "finetune").glob("events*"))
-    evaluated = run("ldot", "eval", "--model", "out/model", "--data", "dev", "--rerank", "5", "--json")
-    assert evaluated.returncode == 0, evaluated.stderr
-    entries = [json.loads(line) for line in (tmp_path / "out/finetune/log.jsonl").read_text().splitlines()]
+    call = ["train", "finetune", "--model", tiny_model, "--train", "photos", "--dev", "dev", "--max-steps", "3",
+            "--set", "stages.0.batch_size=8", "--set", "data.views=2", "--set", "data.features=features",
+            "--set", "trainer.mixed_precision=no"]  # fmt: skip
+    with caplog.at_level("INFO", "ldot_milvus"):
+        for out, more in (("first", []), ("second", ["--set", "trainer.workers=2"])):
+            done = ldot(*call, "--out", out, *more)
+            assert done.exit_code == 0, done.output
+            assert done.stdout == f"Model: {Path(out) / 'model'}\n"
+    assert [message for message in caplog.messages if "regions" in message] == [
+        "regions, view 0: 0 of 16 photos", "regions, view 1: 0 of 16 photos", "regions, view 0: 0 of 6 photos"
+    ]  # fmt: skip
+    assert losses(tmp_path / "second", "finetune") == losses(tmp_path / "first", "finetune")
+    assert list((tmp_path / "first" / "tensorboard" / "finetune").glob("events*"))
+    evaluated = ldot("eval", "--model", "first/model", "--data", "dev", "--rerank", "5", "--json")
     told = json.loads(evaluated.stdout)
     assert told["images"] == 6
+    eight_bits = ldot(*call, "--out", "third", "--set", "finish.storage=int8")
+    assert eight_bits.exit_code == 0, eight_bits.output
+    for part in (".", "regions", "reranker"):
+        with safe_open(tmp_path / "third" / "model" / part / "model.safetensors", framework="pt") as file:
+            assert file.metadata()["ldot_storage"] == "int8"
+    assert ldot("eval", "--model", "third/model", "--data", "dev", "--json").exit_code == 0
+    entries = [json.loads(line) for line in (tmp_path / "first/finetune/log.jsonl").read_text().splitlines()]
     assert entries[-1]["dev"] == {way: told[way] for way in ("text_to_image", "image_to_text")}
+
+
+def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None:
+    failed = ldot(*arguments(place, "out", "--max-steps", "1", "--set", "stages.0.batch_size=64"))
+    assert failed.exit_code == 2
+    assert "48 photos are too few for batches of 64 pairs" in failed.output
+    done = ldot(*arguments(place, "out", "--max-steps", "1"))
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize(
@@ -162,14 +204,11 @@ def test_photos_are_extracted_once_and_the_model_works(tiny_model: str, tmp_path
         ({"start.model": None, "start.text": "x", "start.config": {"fuse": 1}}, "start.config.fuse: no such setting"),
         ({"start.model": "no-such-model"}, "unknown model 'no-such-model'"),
         ({"data.views": 2}, "views is 2: photos that come as regions have one view"),
-        ({"data.regions": None, "data.photos": "."}, "000.jpg is not in ."),
+        ({"data.regions": [], "data.photos": "."}, "000.jpg is not in ."),
+        ({"data.regions": ["a", "b"]}, "2 places of region features for 1 of captions: give one for all, or one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message: str) -> None:
-    from ldot_milvus.errors import UsageError
-    from ldot_milvus.training.recipe import read_recipe
-    from ldot_milvus.training.run import train
-
     pairs = str(place / "pairs.json")
     given = {"data.train": [pairs], "data.dev": [pairs], "data.regions": str(place / "regions"), **changes}
     recipe = read_recipe(str(place / "recipe.toml"), given)
