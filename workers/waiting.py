@@ -72,8 +72,7 @@ def wait_for(app: Celery, settings: Settings, journal: Journal, run: Run, chunks
         with tqdm(total=run.items, unit=f" {unit(run)}", disable=None, leave=False) as bar:
             while True:
                 try:
-                    progress = journal.progress(run.id)
-                    lost_at = None
+                    progress, lost_at = _progress(journal, run), None
                 except StoreError as error:
                     lost_at = lost_at or time.monotonic()
                     if time.monotonic() - lost_at > JOURNAL_PATIENCE:
@@ -100,6 +99,18 @@ def wait_for(app: Celery, settings: Settings, journal: Journal, run: Run, chunks
     except KeyboardInterrupt:
         click.echo(f"\nThe workers go on. See how: celery -A workers status {run.id}", err=True)
         raise SystemExit(130) from None
+
+
+def _progress(journal: Journal, run: Run) -> Progress:
+    from ldot_milvus.errors import UsageError
+
+    progress = journal.progress(run.id)
+    if progress is None:
+        raise UsageError(
+            f"the journal {journal.address} has forgotten this run, as Redis does at a restart without appendonly yes: "
+            "enqueue again, what is there already is skipped"
+        )
+    return progress
 
 
 def _note(progress: Progress) -> str:

@@ -255,6 +255,26 @@ def test_a_broker_that_forgot_its_queue_is_sent_the_chunks_again(
     assert sources(tmp_path) == names(6)
 
 
+def test_a_journal_that_forgot_the_run_is_told(
+    env: dict[str, str], broker: RedisServer, photo_folder: Folder, tmp_path: Path
+) -> None:
+    import redis
+
+    photo_folder(2)
+    own = {**os.environ, **env, "LDOT_RESULT_BACKEND": broker.url}
+    ingestion = subprocess.Popen(
+        [CELERY, "-A", "workers", "enqueue", "photos"], env=own, cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert ingestion.stdout is not None
+    assert "Enqueued" in ingestion.stdout.readline()
+    redis.Redis.from_url(broker.url).flushall()
+    printed, _ = ingestion.communicate(timeout=60)
+    assert ingestion.returncode == 2
+    assert "has forgotten this run" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_worker_that_is_told_to_stop_finishes_its_chunk(
     run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
 ) -> None:
