@@ -4,7 +4,7 @@
 
     config.json, model.safetensors      the dual encoder
     tokenizer.json, ...                 its WordPiece tokenizer
-    regions/                            the region extractor's weights
+    regions/                            the region extractor's weights, unless the configuration names another place
     reranker/                           the cross-attention re-ranker (optional)
 
 Finding a model and its fingerprint needs no torch, so that a command with nothing to encode starts at once.
@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, UsageError
+from .hub import hub_folder
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +59,24 @@ class ModelFiles:
         return self._read(folder / "config.json") if folder.is_dir() else None
 
     @property
+    def extractor_weights(self) -> Path | str:
+        """The folder or hub id of the region extractor's weights.
+
+        The folder ``regions`` if there is one, else what the configuration names (a folder is looked for from here).
+        """
+        named = (self.config.get("region_extractor") or {}).get("weights")
+        for folder in (self.folder / "regions", self.folder / (named or "regions")):
+            if folder.is_dir():
+                return folder
+        return named or self.folder / "regions"
+
+    @property
+    def extractor_files(self) -> list[Path]:
+        """The files of these weights; none for a hub id, which counts by its name in the configuration."""
+        where = self.extractor_weights
+        return sorted(path for path in where.glob("*") if path.is_file()) if isinstance(where, Path) else []
+
+    @property
     def dim(self) -> int:
         """Width of the model's vectors."""
         # As LightningDOTConfig.embedding_dim, which would cost the import of transformers.
@@ -68,7 +89,7 @@ class ModelFiles:
         That is its vector, and its region data: a re-ranker that embeds the regions itself is part of it.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        weights = [self.folder / "model.safetensors", *sorted((self.folder / "regions").glob("*"))]
+        weights = [self.folder / "model.safetensors", *self.extractor_files]
         if (self.reranker_config or {}).get("region_input") == "embedded":
             weights.append(self.folder / "reranker" / "model.safetensors")
         for path in weights:
@@ -100,16 +121,7 @@ def find_model(name: str) -> ModelFiles:
     if Path(name).is_dir():
         return ModelFiles(name, Path(name))
     known = ", ".join(sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))) or "none"
-    unknown = f"unknown model {name!r}: give a packaged name ({known}), a folder, or a hub id (owner/name)"
-    if name.count("/") != 1 or name.startswith(("/", ".")):
-        raise UsageError(unknown)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return ModelFiles(name, Path(snapshot_download(name)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"{unknown}; the hub said: {str(error).splitlines()[0]}") from error
+    return ModelFiles(name, hub_folder(name, "model", known=f"a packaged name ({known}), "))
 
 
 @dataclass(frozen=True)
@@ -118,11 +130,26 @@ class Bundle:
 
     files: ModelFiles
     encoder: LightningDOT
-    extractor: RegionExtractor | None
     reranker: CrossAttentionReranker | None
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
+    _loading: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def extractor(self) -> RegionExtractor | None:
+        """Pixels to regions; None for a model that reads ready ones. Loaded when the first photo needs it.
+
+        Raises:
+            ModelError: an extractor that is not known or not to be had, or whose regions are of another width than the
+                model reads.
+        """
+        with self._loading:  # photos are opened in several threads, and cached_property does not wait for itself
+            return self._extractor
+
+    @cached_property
+    def _extractor(self) -> RegionExtractor | None:
+        return load_extractor(self.files, self.device, self.dtype)
 
 
 def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str | None = None) -> Bundle:
@@ -137,12 +164,12 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
         ModelError: files that are missing or do not fit together.
     """
     files = find_model(name)
-    config = files.config
+    files.config  # noqa: B018  (another kind of folder is told before anything heavy is loaded)
     from transformers import AutoTokenizer
 
     from .model import CrossAttentionReranker, LightningDOT
 
-    place, precision = choose_device(device), _dtype(dtype, choose_device(device))
+    place, precision = choose_device(device), choose_dtype(dtype, choose_device(device))
     with _QuietTransformers():
         try:
             encoder = LightningDOT.from_pretrained(files.folder)
@@ -154,10 +181,9 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
             _check_vocabulary(tokenizer, "text encoder", encoder.config.text_config)
             if reranker is not None:
                 _check_vocabulary(tokenizer, "re-ranker", reranker.config.bert_config)
-            extractor = load_extractor(files.folder, config.get("region_extractor"), place, precision)
         except (OSError, ValueError) as error:
             raise ModelError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return Bundle(files, encoder.to(place, precision).eval(), extractor, reranker, tokenizer, place, precision)
+    return Bundle(files, encoder.to(place, precision).eval(), reranker, tokenizer, place, precision)
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: PretrainedConfig) -> None:
@@ -170,17 +196,45 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: Pre
 
 
 def load_extractor(
-    folder: Path, config: dict[str, Any] | None, device: torch.device, dtype: torch.dtype
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
 ) -> RegionExtractor | None:
-    """The region extractor in a model's folder, as its ``region_extractor`` configures it; None where it has none."""
+    """The region extractor of a model, as its configuration has it but for ``changes``; None where it has none.
+
+    Raises:
+        ModelError: as in :attr:`Bundle.extractor`.
+    """
+    config = files.config.get("region_extractor")
     if config is None:
         return None
-    if config.get("kind") != "grid":
-        raise ValueError(f"region_extractor {config!r} is not known; 'grid' is")
-    from .regions.grid import GridExtractor
+    kind, weights = config.get("kind"), str(files.extractor_weights)
+    options = {key: value for key, value in {**config, **(changes or {})}.items() if key not in ("kind", "weights")}
+    extractor: RegionExtractor
+    try:
+        if kind == "grid":
+            from .regions.grid import GridExtractor
 
-    options = {key: value for key, value in config.items() if key != "kind"}
-    return GridExtractor.from_pretrained(str(folder / "regions"), **options, device=device, dtype=dtype)
+            with _QuietTransformers():
+                extractor = GridExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
+        elif kind == "bottom_up":
+            from .regions import BottomUpExtractor
+
+            extractor = BottomUpExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
+        else:
+            raise ValueError(f"region_extractor {config!r} is not known; 'grid' and 'bottom_up' are")
+    except UsageError as error:
+        raise ModelError(
+            f"photos cannot become regions for model {files.name!r}: {error}; or put the detector's config.yaml and "
+            f"weights into {files.folder / 'regions'}"
+        ) from error
+    except (OSError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"the region extractor of model {files.name!r} cannot be loaded: {first}") from error
+    if extractor.dim != files.config.get("region_dim"):
+        raise ModelError(
+            f"model {files.name!r} reads regions of {files.config.get('region_dim')} features, and the extractor in "
+            f"{weights} gives {extractor.dim}: they do not belong together"
+        )
+    return extractor
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -202,7 +256,12 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The floating-point type of that name; None takes float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        UsageError: another name.
+    """
     import torch
 
     if name is None:

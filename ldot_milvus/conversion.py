@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import BertTokenizer
 
 from .errors import ModelError, UsageError
@@ -28,6 +23,10 @@ from .model.conversion import (
     is_dual_encoder,
     reranker_config,
 )
+from .model.storage import read_state
+from .regions.bottom_up import DetectorConfig
+from .regions.bottom_up.extractor import PUBLISHED
+from .regions.bottom_up.weights import detector_files, load_detector
 
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parent / "pretrained" / "vocab" / "bert-base-cased.txt"
@@ -71,7 +70,12 @@ class Conversion:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, config: Mapping[str, Any] | None = None, pretraining: bool = False
+    source: str | Path,
+    target: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    pretraining: bool = False,
+    detector: str | None = None,
 ) -> Conversion:
     """Write the checkpoint ``source`` as the folder ``target``.
 
@@ -81,17 +85,20 @@ def convert(
         config: a BERT configuration, for what a checkpoint does not tell: attention heads (one for every 64 units of
             width unless told) and dropout.
         pretraining: keep the heads of pre-training beside the dual encoder, to go on with it.
+        detector: folder of the bottom-up-attention detector that makes its regions (copied into ``target``), or its
+            hub id. None names the public one for a model that reads regions of 2,048 features.
 
     Raises:
         UsageError: no such file, or ``target`` holds something.
-        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors.
+        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors; a detector
+            that is not whole, or whose regions are of another width.
     """
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise UsageError(f"{source}: no such file")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there and not empty: name a new folder")
-    published = _read(source)
+    published = read_state(source)
     known = config or {}
     model: Converted
     if pretraining:
@@ -109,27 +116,30 @@ def convert(
     report = _compare(kind, translation, model)
     report.check(source)
     model.load_state_dict(translation.state)
-    _write(model, report, source, target)
+    if isinstance(model, CrossAttentionReranker):
+        if detector is not None:
+            raise UsageError(f"{source} is a re-ranker: name the detector where its dual encoder is converted")
+    else:
+        model.config.region_extractor = _extractor(model.config.region_dim, detector, report)
+    _write(model, report, source, target, detector)
     return report
 
 
-def _read(source: Path) -> dict[str, Tensor]:
-    try:
-        if source.suffix == ".safetensors":
-            content: Any = load_file(source)
-        else:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{source} cannot be read as plain tensors ({reason}); it is not read in any other way, because loading "
-            "a pickle runs whatever is in it"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
-        content = content["model_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{source} holds no state dict: neither tensors by name nor a model_dict of them")
-    return {str(name): tensor for name, tensor in content.items()}
+def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str, Any] | None:
+    """How the model's regions are made: as UNITER's, on which the published models were trained."""
+    config: dict[str, Any] = {"kind": "bottom_up", "boxes": "uniter", "short_side": 600, "long_side": 1000}
+    if detector is not None and Path(detector).is_dir():
+        found = load_detector(Path(detector)).config.dim
+        if found != width:
+            raise ModelError(f"{detector} gives regions of {found} features, and this model reads {width}")
+        report.notes.append(f"its regions are made by the detector in regions/, copied from {detector}")
+        return config
+    if detector is None and width != DetectorConfig().dim:
+        report.notes.append("no region extractor belongs to it: it reads ready regions, not photos")
+        return None
+    name = detector or PUBLISHED
+    report.notes.append(f"its regions are made by {name}, which is fetched from the hub when a photo first needs it")
+    return {**config, "weights": name}
 
 
 def _compare(kind: str, translation: Translation, model: Converted) -> Conversion:
@@ -149,7 +159,7 @@ def _compare(kind: str, translation: Translation, model: Converted) -> Conversio
     )
 
 
-def _write(model: Converted, report: Conversion, source: Path, target: Path) -> None:
+def _write(model: Converted, report: Conversion, source: Path, target: Path, detector: str | None) -> None:
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -162,7 +172,10 @@ def _write(model: Converted, report: Conversion, source: Path, target: Path) -> 
                     f"a vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: put "
                     f"the tokenizer's files into {target}"
                 )
-            report.notes.append("no region extractor belongs to it yet: it reads ready regions, not photos")
+            if detector is not None and Path(detector).is_dir():
+                (unfinished / "regions").mkdir()
+                for path in detector_files(Path(detector)):
+                    shutil.copy(path, unfinished / "regions")
         (unfinished / "README.md").write_text(_card(report, source))
         if target.exists():
             target.rmdir()
@@ -177,6 +190,7 @@ def _card(report: Conversion, source: Path) -> str:
     with source.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    notes = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in report.notes)
     base = "UNITER" if report.kind == "re-ranker" else "LightningDOT"
     return f"""---
 library_name: ldot-milvus
@@ -190,4 +204,4 @@ Converted by ldot-milvus (`ldot convert`) from `{source.name}`, whose SHA-256 is
 - Renamed: {len(report.renamed)} tensors. Dropped: {json.dumps(report.dropped) if report.dropped else "none"}.
 - Authors of the model: Sun et al., LightningDOT, NAACL 2021; Chen et al., UNITER, ECCV 2020. Their licence and the
   limits of their training data hold for these weights too.
-"""
+{notes}"""

@@ -63,7 +63,11 @@ def _model(settings: Settings) -> str:
 
     files = find_model(settings.model)
     reranker = "no re-ranker" if files.reranker_config is None else "with a re-ranker"
-    return f"{settings.model}: vectors of {files.dim}, {reranker}, fingerprint {files.fingerprint[:16]}"
+    extractor = files.config.get("region_extractor")
+    regions = "no region extractor" if extractor is None else f"{extractor.get('kind')} regions"
+    if extractor is not None and not files.extractor_files:
+        regions += f" by {files.extractor_weights}, fetched when a photo needs it"
+    return f"{settings.model}: vectors of {files.dim}, {regions}, {reranker}, fingerprint {files.fingerprint[:16]}"
 
 
 def _store(settings: Settings) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .bundle import Bundle, load_model
 from .errors import InputError, UsageError
-from .images import decode, from_pil
+from .images import ImageSource, open_image
 from .regions import Regions
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-ImageInput = Union[str, Path, bytes, "Image", Regions]
+ImageInput = ImageSource | Regions
 
 Text = str | list[int]
 """A text, or its token ids with [CLS] and [SEP]."""
@@ -85,7 +84,7 @@ class LightningDOTEmbedder:
             if isinstance(image, Regions):
                 ready[index] = self._checked(image)
             else:
-                pixels[index] = _open(image, self.least_side)
+                pixels[index] = open_image(image, draft_to=self.least_side).image
         if pixels:
             if self.bundle.extractor is None:
                 raise UsageError(
@@ -123,7 +122,7 @@ class LightningDOTEmbedder:
 
     @property
     def least_side(self) -> int | None:
-        """Pixels that both sides of a photo must keep when it is decoded reduced; None without an extractor."""
+        """Pixels that both sides of a photo must keep when it is decoded reduced; None where it must not be."""
         return None if self.bundle.extractor is None else self.bundle.extractor.least_side
 
     @property
@@ -208,14 +207,3 @@ def pad_regions(regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor,
     for row, one in enumerate(regions):
         features[row, : len(one)], boxes[row, : len(one)], mask[row, : len(one)] = one.features, one.boxes, True
     return torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask)
-
-
-def _open(image: str | Path | bytes | Image, least_side: int | None) -> Image:
-    if isinstance(image, bytes):
-        return decode(image, draft_to=least_side).image
-    if isinstance(image, (str, Path)):
-        try:
-            return decode(Path(image).read_bytes(), name=str(image), draft_to=least_side).image
-        except OSError as error:
-            raise InputError(f"{image}: {error.strerror}") from error
-    return from_pil(image).image

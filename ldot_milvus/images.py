@@ -11,13 +11,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, cast
 
 from .errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
+
+ImageSource = Union[str, Path, bytes, "Image"]
+"""A path, encoded bytes, or an image that the caller has opened."""
 
 # Suffix to the format that it promises. Phones write MPO (several JPEGs in one file) as .jpg.
 SUFFIXES = {
@@ -90,6 +94,23 @@ def from_pil(image: Image, *, name: str = "image") -> Photo:
     """
     with _boundary(name):
         return _load(image, name, None)
+
+
+def open_image(image: ImageSource, *, draft_to: int | None = None) -> Photo:
+    """A photo by path, as encoded bytes or as a PIL image: decoded as in :func:`decode`.
+
+    Raises:
+        InputError: as in :func:`decode`; also for a file that cannot be read.
+    """
+    if isinstance(image, bytes):
+        return decode(image, draft_to=draft_to)
+    if isinstance(image, (str, Path)):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise InputError(f"{image}: {error.strerror}") from error
+        return decode(data, name=str(image), draft_to=draft_to)
+    return from_pil(image)
 
 
 def check_suffix(name: str, format: str) -> None:

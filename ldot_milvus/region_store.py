@@ -223,7 +223,8 @@ def _pack(id: str, regions: Regions) -> bytes:
 
 def _unpack(data: bytes) -> Regions:
     tensors = load(data)
-    return Regions(*(tensors[name].astype(np.float32) for name in ("features", "boxes", "confidence")))
+    features, boxes, confidence = (tensors[name].astype(np.float32) for name in ("features", "boxes", "confidence"))
+    return Regions(features, boxes, confidence)
 
 
 def _remedy(error: Exception) -> str:

@@ -7,6 +7,7 @@ import click
 from .convert import convert
 from .doctor import doctor
 from .evaluate import evaluate
+from .regions import regions
 from .search import search
 from .stores import migrate, reindex
 from .train import train
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, convert, train, migrate, reindex, doctor):
+for command in (search, evaluate, regions, convert, train, migrate, reindex, doctor):
     main.add_command(command)

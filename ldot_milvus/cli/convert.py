@@ -14,17 +14,21 @@ from .common import one_line_errors
 @click.argument("source", metavar="SRC.pt")
 @click.argument("target", metavar="DST")
 @click.option("--config", metavar="FILE", help="BERT configuration (JSON) for what a checkpoint does not tell.")
+@click.option(
+    "--detector", metavar="DIR", help="Bottom-up-attention detector, or its hub id (default: the public one)."
+)
 @click.option("--pretraining", is_flag=True, help="Keep the heads of pre-training, to go on with it.")
 @one_line_errors
-def convert(source: str, target: str, config: str | None, pretraining: bool) -> None:
+def convert(source: str, target: str, config: str | None, detector: str | None, pretraining: bool) -> None:
     """Turn a published checkpoint into the folder DST, which works wherever a model's name does.
 
     SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker; put the latter into the
     folder "reranker" of the former. Anything else, or a checkpoint with tensors missing or left over, is refused.
+    A detector's folder is copied into DST, so that DST is all that ingestion needs.
     """
     from ..conversion import convert as convert_checkpoint
 
-    report = convert_checkpoint(source, target, config=_read_json(config), pretraining=pretraining)
+    report = convert_checkpoint(source, target, config=_read_json(config), pretraining=pretraining, detector=detector)
     for old, new in report.renamed.items():
         click.echo(f"renamed  {old} -> {new}")
     for name in report.dropped:

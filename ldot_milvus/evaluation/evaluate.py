@@ -138,7 +138,7 @@ def _encode(embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, keep_regio
 def _load(embedder: LightningDOTEmbedder, pair: Pair) -> Image | Regions:
     loaded = pair.load()
     if isinstance(loaded, bytes):
-        if embedder.least_side is None:
+        if embedder.bundle.extractor is None:
             raise UsageError("this model has no region extractor: give the region features with --regions")
         return decode(loaded, name=pair.name, draft_to=embedder.least_side).image
     try:

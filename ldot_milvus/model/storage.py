@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
@@ -98,7 +99,12 @@ class QuantizedStorage:
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
         with _without_report():
             model, info = super().from_pretrained(source, *args, config=config, **state_argument, **kwargs)  # type: ignore[misc]
-        _refuse_misfits(str(pretrained_model_name_or_path), info)
+        refuse_misfits(
+            str(pretrained_model_name_or_path),
+            missing=info["missing_keys"],
+            unknown=info["unexpected_keys"],
+            misshapen=[key[0] for key in info["mismatched_keys"]],
+        )
         return (model, info) if with_info else model
 
 
@@ -117,13 +123,38 @@ def _without_report() -> Iterator[None]:
         reporter.removeFilter(silence)
 
 
-def _refuse_misfits(source: str, info: dict[str, Any]) -> None:
-    problems = {
-        "missing": info["missing_keys"],
-        "not of this model": info["unexpected_keys"],
-        "of another shape": [key[0] for key in info["mismatched_keys"]],
-    }
-    found = {what: sorted(names) for what, names in problems.items() if names}
-    if found:
-        listed = "; ".join(f"{what}: {json.dumps(names[:8])[1:-1]}" for what, names in found.items())
+def refuse_misfits(source: str, *, missing: Iterable[str], unknown: Iterable[str], misshapen: Iterable[str]) -> None:
+    """Refuse weights that are not exactly what their model needs.
+
+    Raises:
+        ModelError: naming the tensors (the first eight of each kind).
+    """
+    problems = {"missing": missing, "not of this model": unknown, "of another shape": misshapen}
+    found = {what: sorted(names) for what, names in problems.items()}
+    listed = "; ".join(f"{what}: {json.dumps(names[:8])[1:-1]}" for what, names in found.items() if names)
+    if listed:
         raise ModelError(f"the weights in {source} do not fit their configuration ({listed})")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a ``.safetensors`` file, or of what ``torch.save`` wrote, perhaps under ``model_dict``.
+
+    Raises:
+        ModelError: it holds anything else; nothing is ever unpickled but plain tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path} cannot be read as plain tensors ({reason}); it is not read in any other way, because loading "
+            "a pickle runs whatever is in it"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
+        content = content["model_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{path} holds no state dict: neither tensors by name nor a model_dict of them")
+    return {str(name): tensor for name, tensor in content.items()}

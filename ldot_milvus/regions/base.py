@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Array = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,20 @@ class Regions:
         features: (n, d) float32, what the extractor saw in each region.
         boxes: (n, 7) float32: x1, y1, x2, y2, width, height as fractions of the photo, and width * height.
         confidence: (n,) float32 in 0..1; all ones for a grid.
-        soft_labels: (n, classes) float32, a detector's class probabilities, background first; None where it has none.
+        soft_labels: (n, classes) float32, a detector's class probabilities, background first.
+        objects: (n,) int64, the class that the confidence is of, without counting the background.
+        attributes, attribute_confidence: (n,) int64 and float32, the likeliest attribute, and how likely it is.
+
+    What only a detector gives is None where there is none.
     """
 
     features: Array
     boxes: Array
     confidence: Array
     soft_labels: Array | None = None
+    objects: Ids | None = None
+    attributes: Ids | None = None
+    attribute_confidence: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -43,6 +51,10 @@ class Regions:
 
         if self.soft_labels is not None and (self.soft_labels.ndim != 2 or len(self.soft_labels) != n):
             raise InputError(f"{n} regions need soft_labels ({n}, classes); got {self.soft_labels.shape}")
+        for name in ("objects", "attributes", "attribute_confidence"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (n,):
+                raise InputError(f"{n} regions need {name} ({n},); got {values.shape}")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -53,8 +65,8 @@ class Regions:
 
     def some(self, rows: NDArray[np.int64]) -> Regions:
         """These regions, in this order."""
-        labels = None if self.soft_labels is None else self.soft_labels[rows]
-        return Regions(self.features[rows], self.boxes[rows], self.confidence[rows], labels)
+        taken = {name: array[rows] for name, array in vars(self).items() if array is not None}
+        return Regions(**taken)
 
 
 class RegionExtractor(Protocol):
@@ -62,11 +74,15 @@ class RegionExtractor(Protocol):
 
     Attributes:
         dim: width of a region's feature.
-        least_side: pixels; a photo may come reduced as long as both sides stay at least this long.
+        least_side: pixels; a photo may come reduced as long as both sides stay at least this long. None: it may not.
     """
 
     dim: int
-    least_side: int
+
+    @property
+    def least_side(self) -> int | None:
+        """See above."""
+        ...
 
     def __call__(self, images: Sequence[Image]) -> list[Regions]:
         """Regions of RGB photos; a photo's result does not depend on the others in the call."""

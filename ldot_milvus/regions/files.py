@@ -205,17 +205,59 @@ def parse_tsv_line(line: bytes, where: str) -> tuple[Regions, int, int]:
             raise ValueError(f"a photo of {width} x {height} pixels with {count} boxes")
         boxes = np.frombuffer(base64.b64decode(row["boxes"]), np.float32).reshape(count, 4)
         features = np.frombuffer(base64.b64decode(row["features"]), np.float32).reshape(count, -1)
-        confidence = np.frombuffer(base64.b64decode(row["objects_conf"]), np.float32).reshape(count)
+        confidence, attribute_confidence = (
+            np.frombuffer(base64.b64decode(row[field]), np.float32).reshape(count)
+            for field in ("objects_conf", "attrs_conf")
+        )
+        objects, attributes = (
+            np.frombuffer(base64.b64decode(row[field]), np.int64).reshape(count) for field in ("objects_id", "attrs_id")
+        )
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     corners = (boxes / np.array([width, height, width, height], np.float32)).astype(np.float32)
-    return Regions(features.copy(), boxes7(corners), confidence.copy()), width, height
+    regions = Regions(
+        features.copy(), boxes7(corners), confidence.copy(),
+        objects=objects, attributes=attributes, attribute_confidence=attribute_confidence,
+    )  # fmt: skip
+    return regions, width, height
+
+
+def tsv_line(name: str, regions: Regions, width: int, height: int) -> bytes:
+    """A line of the public TSV for a photo of that size; :func:`parse_tsv_line` is the way back.
+
+    Raises:
+        InputError: the regions have no classes and attributes, or the name has a tab or a line break in it.
+    """
+    if regions.objects is None or regions.attributes is None or regions.attribute_confidence is None:
+        raise InputError(f"{name}: this format wants a detector's classes and attributes, and these regions have none")
+    if re.search(r"[\t\r\n]", name):
+        raise InputError(f"{name!r}: this format cannot hold a name with a tab or a line break")
+    scale = np.array([width, height, width, height], np.float32)
+    values: dict[str, str | int | np.ndarray[Any, Any]] = {
+        "img_id": name, "img_h": height, "img_w": width,
+        "objects_id": regions.objects.astype(np.int64), "objects_conf": regions.confidence,
+        "attrs_id": regions.attributes.astype(np.int64), "attrs_conf": regions.attribute_confidence,
+        "num_boxes": len(regions), "boxes": regions.boxes[:, :4] * scale, "features": regions.features,
+    }  # fmt: skip
+    cells = (values[field] for field in TSV_FIELDS)
+    return (
+        "\t".join(
+            base64.b64encode(np.ascontiguousarray(cell).tobytes()).decode()
+            if isinstance(cell, np.ndarray)
+            else str(cell)
+            for cell in cells
+        ).encode("utf-8", "surrogateescape")
+        + b"\n"
+    )
 
 
 def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, compressed: bool = False) -> int:
     """Write regions as the authors' LMDB (names should end in ``.npz``, as theirs do); returns how many."""
-    import lmdb
-    import msgpack
+    try:
+        import lmdb
+        import msgpack
+    except ImportError as error:
+        raise UsageError(f"{folder} is to be an LMDB: pip install 'ldot-milvus[lmdb]' to write it") from error
 
     names = []
     with lmdb.open(str(folder), map_size=1 << 40) as environment:
@@ -230,6 +272,16 @@ def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, comp
         with environment.begin(write=True) as transaction:
             transaction.put(KEYS, json.dumps(names).encode())
     return len(names)
+
+
+def write_tsv(path: str | Path, items: Iterable[tuple[str, Regions, int, int]]) -> int:
+    """Write regions of photos of a width and height as the public TSV; returns how many."""
+    count = 0
+    with Path(path).open("xb") as file:
+        for name, regions, width, height in items:
+            file.write(tsv_line(name, regions, width, height))
+            count += 1
+    return count
 
 
 def write_npz(folder: str | Path, items: Iterable[tuple[str, Regions]]) -> int:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..bundle import Bundle, find_model, load_extractor, load_model
 from ..embedder import LightningDOTEmbedder
 from ..errors import UsageError
 from ..evaluation.datasets import Pair, read_pairs
+from ..regions import Regions
 from .accelerators import accelerator_for
 from .batches import Batches, tokenize
 from .checkpoints import newest, read_progress, recovered, replace_folder
@@ -129,11 +131,11 @@ class _Run:
 
     def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> Photos:
         pairs, width = self._pairs[split], bundle.encoder.config.region_dim
-        extractor, config, name = None, bundle.files.config.get("region_extractor"), "given"
-        if config is not None:
-            config = {**config, **extraction}
-            extractor = load_extractor(bundle.files.folder, config, self._accelerator.device, torch.float32)
-            name = cache_name(pairs, json.dumps([config, _digest(bundle.files.folder / "regions")], sort_keys=True))
+        extractor, name = None, "given"
+        if not isinstance(pairs[0].load(), Regions):
+            extractor = load_extractor(bundle.files, self._accelerator.device, torch.float32, extraction)
+            config = {**(bundle.encoder.config.region_extractor or {}), **extraction}
+            name = cache_name(pairs, json.dumps([config, _digest(bundle.files.extractor_files)], sort_keys=True))
         kept = Path(self._recipe.data.features or self._out / "features") / name
         with self._accelerator.main_process_first():  # the others find everything extracted
             return photos_of(pairs, extractor, kept, width=width, views=views)
@@ -199,10 +201,10 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _digest(folder: Path) -> str:
-    """Of all files of a folder."""
+def _digest(files: Sequence[Path]) -> str:
+    """Of all of them, names included."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
+    for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -107,10 +107,12 @@ def _for_images(weights: dict[str, Tensor], model: LightningDOT, layers: int) ->
 
 def _extractor(name: str) -> Path:
     """The folder of a region extractor's weights: a model's, or one that holds nothing else."""
-    folder = Path(name)
-    if folder.is_dir() and json.loads((folder / "config.json").read_text()).get("model_type") != "lightningdot":
+    folder, config = Path(name), Path(name) / "config.json"  # a detector has a config.yaml
+    if folder.is_dir() and not (
+        config.is_file() and json.loads(config.read_text()).get("model_type") == "lightningdot"
+    ):
         return folder
-    regions = find_model(name).folder / "regions"
-    if not regions.is_dir():
-        raise UsageError(f"start.extractor {name!r} has no region extractor")
+    regions = find_model(name).extractor_weights
+    if not isinstance(regions, Path) or not regions.is_dir():
+        raise UsageError(f"start.extractor {name!r} has no region extractor on this machine")
     return regions

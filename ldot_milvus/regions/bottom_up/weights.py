@@ -1,0 +1,58 @@
+"""The published checkpoint into the network: every tensor in its place, or a refusal that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ...errors import ModelError
+from ...model.storage import read_state, refuse_misfits
+from .configuration import DetectorConfig
+from .network import Detector
+from .proposals import cell_anchors
+
+CONFIG = "config.yaml"
+FILES = ("model.safetensors", "pytorch_model.bin")
+OPTIONAL = ".num_batches_tracked"
+"""Counters of training that play no part; some checkpoints have them as (1,), some not at all."""
+
+ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
+"""Some checkpoints lack the anchors; they follow from the configuration then."""
+
+
+def detector_files(folder: Path) -> tuple[Path, Path]:
+    """A detector's configuration and weights.
+
+    Raises:
+        ModelError: there are no weights.
+    """
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"{folder} has no weights: neither {' nor '.join(FILES)}")
+    return folder / CONFIG, path
+
+
+def load_detector(folder: Path) -> Detector:
+    """The network of a folder with ``config.yaml`` and ``model.safetensors`` or ``pytorch_model.bin``.
+
+    Raises:
+        ModelError: a file that is missing or unreadable; tensors missing, unknown or of another shape, named.
+    """
+    settings, path = detector_files(folder)
+    config = DetectorConfig.from_yaml(settings)
+    given = {name: tensor for name, tensor in read_state(path).items() if not name.endswith(OPTIONAL)}
+    with torch.device("meta"):
+        detector = Detector(config)
+    state = {name: tensor for name, tensor in detector.state_dict().items() if not name.endswith(OPTIONAL)}
+    if ANCHORS not in given:
+        given[ANCHORS] = cell_anchors(config.anchor_sizes, config.anchor_ratios)
+    refuse_misfits(
+        str(path),
+        missing=state.keys() - given.keys(),
+        unknown=given.keys() - state.keys(),
+        misshapen=[name for name in state.keys() & given.keys() if given[name].shape != state[name].shape],
+    )
+    detector.to_empty(device="cpu")
+    detector.load_state_dict({name: tensor.float() for name, tensor in given.items()}, strict=False)
+    return detector

@@ -1,0 +1,103 @@
+"""``ldot regions``: photos to files of region features, in the formats of the field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, UsageError, reason
+from ..images import decode
+from ..sources import Source, read
+from .base import Regions
+from .files import write_lmdb, write_npz, write_tsv
+
+if TYPE_CHECKING:
+    from .bottom_up import BottomUpExtractor
+
+FORMATS = ("lmdb", "npz", "tsv")
+TSV = "regions.tsv"
+PICTURES = "show"
+
+
+@dataclass
+class Extraction:
+    """What came of it: photos and regions written, and by photo why it was not."""
+
+    photos: int = 0
+    regions: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def extract(
+    sources: Iterable[Source],
+    extractor: BottomUpExtractor,
+    folder: str | Path,
+    *,
+    format: str = "lmdb",
+    show: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Extraction:
+    """Write the regions of photos into a new folder; a photo that fails is reported and the others go on.
+
+    Args:
+        sources: photos; each is stored under the stem of its name, as evaluation and training look it up.
+        folder: an LMDB, or the folder of ``NAME.npz`` or of ``regions.tsv``.
+        format: "lmdb", "npz" or "tsv".
+        show: also write ``show/NAME.jpg`` into it, the photo with its regions drawn.
+        progress: called with 1 after each photo.
+
+    Raises:
+        UsageError: an unknown format, or a folder that holds something or cannot be written.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format {format!r} is not one of {', '.join(FORMATS)}")
+    folder, report = Path(folder), Extraction()
+    try:
+        (folder / PICTURES if show else folder).mkdir(parents=True, exist_ok=True)
+        if any(path.name != PICTURES for path in folder.iterdir()) or (show and any((folder / PICTURES).iterdir())):
+            raise UsageError(f"{folder} is there and not empty: name a new folder")
+        found = _regions(sources, extractor, folder / PICTURES if show else None, report, progress)
+        if format == "tsv":
+            write_tsv(folder / TSV, found)
+        else:
+            write = write_lmdb if format == "lmdb" else write_npz
+            write(folder, ((f"{name}.npz", regions) for name, regions, _, _ in found))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {reason(error)}") from error
+    return report
+
+
+def _regions(
+    sources: Iterable[Source],
+    extractor: BottomUpExtractor,
+    pictures: Path | None,
+    report: Extraction,
+    progress: Callable[[int], object] | None,
+) -> Iterator[tuple[str, Regions, int, int]]:
+    """Name, regions, width and height of each photo that has some."""
+    taken: dict[str, str] = {}
+    for source in sources:
+        name = PurePosixPath(source.name).stem
+        try:
+            if source.kind != "image":
+                raise InputError("this is no photo")
+            if name in taken:
+                raise InputError(f"another photo is called {name!r} too: {taken[name]}")
+            photo = decode(read(source), name=source.name)
+            regions = extractor(photo.image)
+            if pictures is not None:
+                from .drawing import draw
+
+                drawn = draw(photo.image, regions, extractor.object_names, extractor.attribute_names)
+                drawn.save(pictures / f"{name}.jpg", quality=90)
+        except InputError as error:
+            report.failed[source.name] = str(error).removeprefix(f"{source.name}: ")
+        else:
+            taken[name] = source.name
+            report.photos += 1
+            report.regions += len(regions)
+            yield name, regions, photo.width, photo.height
+        if progress is not None:
+            progress(1)
