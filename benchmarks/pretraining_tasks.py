@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,6 @@ def recipe(data: Path, weights: Path, features: Path, steps: int, mix: dict[str,
 
 
 def measure(name: str, chosen: Recipe, work: Path) -> dict[str, Any]:
-    started = time.perf_counter()
     folder = work / name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
     train(chosen, folder)
     entries = [json.loads(line) for line in (folder / "pretrain" / "log.jsonl").read_text().splitlines()]
@@ -60,7 +58,6 @@ def measure(name: str, chosen: Recipe, work: Path) -> dict[str, Any]:
         **dev["dev"],
         "mean": dev["mean"],
         "last_loss": last["loss"],
-        "seconds": round(time.perf_counter() - started),
     }
 
 
