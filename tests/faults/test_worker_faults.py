@@ -312,23 +312,6 @@ def test_a_worker_that_is_told_to_stop_at_once_returns_its_chunk(
         time.sleep(0.1)
 
 
-def test_models_and_clients_are_made_after_the_fork(
-    run: Run, env: dict[str, str], tmp_path: Path, photo_folder: Folder, tiny_model: str
-) -> None:
-    """CUDA and gRPC do not survive a fork: the parent of a pool has not even loaded torch, its children have."""
-    photo_folder(3)
-    worker = Worker(tmp_path, {**env, "LDOT_TEST_FAULTS": ""}, *PREFORK)
-    try:
-        assert enqueue(run, env).returncode == 0
-        (child,) = worker.children()
-        parent_maps, child_maps = (Path(f"/proc/{pid}/maps").read_text() for pid in (worker.process.pid, child))
-        assert "libtorch" in child_maps
-        for library in ("libtorch", "faiss", "grpc"):
-            assert library not in parent_maps
-    finally:
-        worker.stop()
-
-
 def test_the_settings_that_keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Late acknowledgement, one chunk at a time, and limits in the right order: each was a loop or a loss somewhere."""
     from workers.app import make_app

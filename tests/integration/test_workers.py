@@ -26,7 +26,7 @@ def env(redis_url: str, tiny_model: str) -> dict[str, str]:
 
 @pytest.fixture
 def worker(env: dict[str, str], tmp_path: Path) -> Iterator[Worker]:
-    started = Worker(tmp_path, env, "--pool", "solo")
+    started = Worker(tmp_path, env, "--pool", "prefork", "--concurrency", "1")
     yield started
     started.stop()
 
@@ -36,9 +36,10 @@ def rows(folder: Path) -> dict[str, Record]:
         return {row.id: row for row in store.iterate(with_embeddings=True)}
 
 
-def test_the_same_ids_and_vectors_as_inline(
+def test_the_same_ids_and_vectors_as_inline_all_made_after_the_fork(
     run: Run, env: dict[str, str], worker: Worker, photo_folder: Folder, tmp_path: Path
 ) -> None:
+    """CUDA and gRPC do not survive a fork: the parent of a pool has not even loaded torch, its child has."""
     folder = photo_folder(20)
     (folder / "bad.jpg").write_bytes(b"")
     command = ["celery", "-A", "workers", "enqueue", "photos", "--chunk-size", "6"]
@@ -49,6 +50,12 @@ def test_the_same_ids_and_vectors_as_inline(
     assert "bad.jpg: the file is empty" in queued.stderr
     again = run(*command, env=env)
     assert "0 added, 0 updated, 20 unchanged, 1 failed" in again.stdout
+
+    (child,) = worker.children()
+    parent_maps, child_maps = (Path(f"/proc/{pid}/maps").read_text() for pid in (worker.process.pid, child))
+    assert "libtorch" in child_maps
+    for library in ("libtorch", "faiss", "grpc"):
+        assert library not in parent_maps
 
     inline_env = {**env, "LDOT_BROKER": "", "LDOT_STORE": f"faiss:{tmp_path / 'inline'}"}
     del inline_env["LDOT_BROKER"]
