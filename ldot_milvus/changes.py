@@ -109,11 +109,16 @@ def _belongs(row: Record, paths: Sequence[str]) -> bool:
 
 
 def _is_there(place: str, tars: tuple[str, ...]) -> bool:
-    """Whether a file that no listing gave is there all the same: hidden, of another suffix, in a tar of its own."""
+    """Whether what no listing gave is there all the same: hidden, of another suffix, or inside a file of its own."""
     if place.startswith(tars):
         return False  # the whole tar was listed
-    archive, inside, _ = place.partition(".tar/")
-    return os.path.lexists(place) or (bool(inside) and os.path.lexists(f"{archive}.tar"))
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+        if os.path.isfile(place) or os.path.isfile(os.path.join(place, "data.mdb")):
+            return True  # a member of a tar, a line of a TSV, a record of an LMDB
+        if os.path.isdir(place):
+            return False
+    return True
 
 
 def _sort_out(candidates: list[Record], others: Iterable[Source]) -> Pruning:

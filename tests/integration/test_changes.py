@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,11 @@ def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None
 
 
 def test_prune_leaves_alone_what_it_does_not_list(store: VectorStore, tiny_model: str) -> None:
-    """A tar below the folder, a photo without a suffix, and other folders are none of its business."""
+    """A tar or an LMDB below the folder, a photo without a suffix, and other folders are none of its business."""
+    Path("photos/features").mkdir()
+    Path("photos/features/data.mdb").touch()
+    (row, *_) = store.iterate(with_embeddings=True)
+    store.upsert([replace(row, id="record", source="photos/features/record", embedding=row.embedding)])
     Path("photos/nameless").write_bytes(make_photo(70))
     Path("other").mkdir()
     Path("other/a.jpg").write_bytes(make_photo(71))
@@ -117,8 +122,6 @@ def test_prune_is_refused_where_not_all_can_be_seen(store: VectorStore) -> None:
 
 
 def test_own_ids_are_told_by_their_content(here: Path, tiny_model: str) -> None:
-    from dataclasses import replace
-
     with open_store("faiss:./own", "images") as store:
         (source,) = expand(["photos/0000.jpg"])
         Ingestor(store, tiny_model).ingest([replace(source, id="mine")])
