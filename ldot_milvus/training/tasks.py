@@ -111,6 +111,9 @@ def task_of(stage: Stage, start: Start, bundle: Bundle, train: Photos, dev: Phot
         rerank = isinstance(scorer, RerankScorer)
         left_out = shutil.ignore_patterns(CARD, "reranker") if rerank else shutil.ignore_patterns(CARD)
         shutil.copytree(bundle.files.folder, target, ignore=left_out, dirs_exist_ok=True)
+        weights = bundle.files.extractor_weights
+        if isinstance(weights, Path) and weights.is_dir() and not (target / "regions").exists():
+            shutil.copytree(weights, target / "regions")  # named by a path that begins at the old folder
         scorer.model.save_pretrained(target / "reranker" if rerank else target)
 
     return Task(objective, train, evaluate, negatives, write)
