@@ -43,6 +43,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	@sh tests/install-servers.sh
 	@touch $@
 
 clean:

@@ -147,12 +147,9 @@ class Ingestor:
         """
         report = Report()
         chunk = _Chunk(self, report)
-        with (
-            ThreadPoolExecutor(1, "ldot-ahead") as ahead,
-            ThreadPoolExecutor(READERS, "ldot-read") as readers,
-            ThreadPoolExecutor(1, "ldot-write") as writer,
-        ):
-            written: Future[None] | None = None
+        ahead, readers, writer = (ThreadPoolExecutor(count, "ldot") for count in (1, READERS, 1))
+        written: Future[None] | None = None
+        try:
             prepared = one_ahead(ahead, lambda part: chunk.prepare(part, readers), batched(sources, PART_SIZE))
             while True:
                 with chunk.clock("wait"):
@@ -166,6 +163,13 @@ class Ingestor:
                     written = writer.submit(chunk.write, records, regions)
             if written is not None:
                 written.result()
+        finally:
+            for threads in (
+                ahead,
+                readers,
+                writer,
+            ):  # where a photo hangs, whoever stops the chunk must not wait for it
+                threads.shutdown(wait=False, cancel_futures=True)
         report.failed += chunk.failed_twins()
         return report
 

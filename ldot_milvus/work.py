@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,6 +70,15 @@ def chunks_of(run: Run, items: Iterable[Item], size: int) -> Iterator[Chunk]:
         yield Chunk(run.id, str(number), run.task, run.target, part)
 
 
+def unfinished(chunks: Iterable[Chunk], ended: Mapping[str, bool]) -> Iterator[Chunk]:
+    """The chunks, and the parts of those that were split, that have not ended (see :meth:`Journal.ended`)."""
+    for chunk in chunks:
+        if chunk.id not in ended:
+            yield chunk
+        elif ended[chunk.id]:
+            yield from unfinished(chunk.parts(), ended)
+
+
 def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[Chunk], object]) -> Report | None:
     """Do one chunk and note its end. Doing it twice, or at the same time as another worker, changes nothing.
 
@@ -86,6 +95,7 @@ def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[C
     attempt = journal.begin(chunk.run, chunk.id)
     if attempt == 0:
         log.info("chunk %s of run %s has been done already", chunk.id, chunk.run)
+        _send_parts(chunk, journal, send)
         return None
     if attempt == 1 and journal.progress(chunk.run) is None:
         log.warning(
@@ -101,10 +111,10 @@ def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[C
             report = _failed(chunk, f"its worker died {MAX_ATTEMPTS} times while working on it")
         else:
             report = _performed(chunk, perform)
-        if report is None:
-            for part in chunk.parts():
-                send(part)
-        _note_end(chunk, journal, report)
+        if report is not None:
+            _note_end(chunk, journal, report)
+        elif journal.end(chunk.run, chunk.id, {}):  # first, so that its items are counted by its parts or not at all
+            _send_parts(chunk, journal, send)
     except BaseException:
         # The worker lives: it is told to stop, or the store is away. Only a journal that is away too must not hide it.
         with suppress(StoreError):
@@ -168,7 +178,10 @@ def _performed(chunk: Chunk, perform: Perform) -> Report | None:
     except Exception as error:
         if len(chunk.items) == 1:
             log.exception("%s", _name(chunk.task, chunk.items[0]))
-            return _failed(chunk, f"unexpected error {type(error).__name__}: {_first_line(error)}")
+            expected = isinstance(error, TimeoutError)  # the worker's time limit
+            return _failed(
+                chunk, ("" if expected else f"unexpected error {type(error).__name__}: ") + _first_line(error)
+            )
         log.warning("chunk %s of run %s is split", chunk.id, chunk.run, exc_info=True)
         return None
 
@@ -177,10 +190,15 @@ def _failed(chunk: Chunk, reason: str) -> Report:
     return Report(failed=[Failure(_name(chunk.task, item), reason) for item in chunk.items])
 
 
-def _note_end(chunk: Chunk, journal: Journal, report: Report | None) -> None:
-    if report is None:
-        journal.end(chunk.run, chunk.id, {})
-        return
+def _send_parts(chunk: Chunk, journal: Journal, send: Callable[[Chunk], object]) -> None:
+    """Send what is left of a chunk that was split; again, if a worker died or lost the broker while it sent them."""
+    ended = journal.ended(chunk.run)
+    if ended.get(chunk.id):
+        for part in unfinished([chunk], ended):
+            send(part)
+
+
+def _note_end(chunk: Chunk, journal: Journal, report: Report) -> None:
     _log(chunk, report)
     reasons = {failure.source: failure.reason for failure in report.failed}
     failed, succeeded = [], []

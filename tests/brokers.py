@@ -77,6 +77,7 @@ class RabbitServer:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        wait_for_no_port(self.port)  # the process is a script, and the server its child
 
     def stop(self) -> None:
         self.kill()
@@ -114,3 +115,14 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
             assert process.poll() is None, f"{process.args} ended with {process.returncode}"
             assert time.monotonic() < deadline, f"{process.args} does not answer"
             time.sleep(0.1)
+
+
+def wait_for_no_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            return
+        assert time.monotonic() < deadline, f"port {port} still answers"
+        time.sleep(0.05)

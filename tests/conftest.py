@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.brokers import RABBITMQ, RabbitServer
 from tests.milvus_server import milvus_url  # noqa: F401  (a fixture)
 from tests.s3_server import bucket, s3_url  # noqa: F401  (fixtures)
 
@@ -135,6 +136,23 @@ def run(tmp_path: Path) -> Run:
         )
 
     return command
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real RabbitMQ: LDOT_TEST_RABBITMQ, else Debian's (tests/install-servers.sh)."""
+    given = os.environ.get("LDOT_TEST_RABBITMQ")
+    if given:
+        yield given
+        return
+    if not RABBITMQ.exists():
+        pytest.skip("no RabbitMQ here: apt-get install rabbitmq-server (tests/install-servers.sh)")
+    server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ def delete(
     from ldot_milvus.stores import open_store
 
     from .running import carry_out, listed
+    from .waiting import counted
 
     try:
         filter = None if filter_text is None else json.loads(filter_text)
@@ -55,7 +56,7 @@ def delete(
         click.echo(f"No such row in {settings.collection} of {settings.store}: nothing to delete.")
         return
     if dry_run:
-        click.echo(f"{len(rows)} rows would be deleted:")
+        click.echo(f"{counted(len(rows), 'row')} would be deleted:")
         listed((f"{id}  {source}" for id, source in rows.items()), len(rows))
         return
     items = [{"id": id} for id in rows]

@@ -81,15 +81,16 @@ def _prune(
     from ldot_milvus.stores import open_store
 
     from .running import carry_out, listed
+    from .waiting import counted
 
     with open_store(settings.store, settings.collection) as store:
         found = prune(store, paths, sources)
     would = "would be" if dry_run else "will be"
     if found.gone:
-        click.echo(f"{len(found.gone)} rows {would} deleted, since their photos are gone:")
+        click.echo(f"{counted(len(found.gone), 'row')} {would} deleted, since the photos are gone:")
         listed((row.source for row in found.gone), len(found.gone))
     if found.moved:
-        click.echo(f"{len(found.moved)} rows {would} given the new names of their photos:")
+        click.echo(f"{counted(len(found.moved), 'row')} {would} given the new names of the photos:")
         listed((f"{row.source} -> {to}" for row, to in found.moved), len(found.moved))
     items = found.items()
     if not items:

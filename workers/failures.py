@@ -41,6 +41,7 @@ def failures(
     from ldot_milvus.ingestion import CHUNK_SIZE
 
     from .running import carry_out, journal_of
+    from .waiting import counted
 
     if retry and clear:
         raise UsageError("give --retry or --clear: what is ingested after all leaves the list by itself")
@@ -48,7 +49,7 @@ def failures(
     journal = journal_of(settings)
     found = [item for item in journal.failures(run_id) if collection in (None, item.target["collection"])]
     if clear:
-        click.echo(f"{journal.clear([item.key for item in found])} failures forgotten.")
+        click.echo(f"{counted(journal.clear([item.key for item in found]), 'failure')} forgotten.")
         return
     if retry and found:
         groups: dict[str, list[int]] = {}

@@ -100,7 +100,7 @@ class Exporter:
     def _depths(self, app: Celery) -> Any:
         from prometheus_client.core import GaugeMetricFamily
 
-        from .running import queue_depths
+        from .waiting import queue_depths
 
         depth = GaugeMetricFamily("ldot_queue_depth", "Chunks that wait for a worker.", labels=["queue"])
         for queue, waiting in queue_depths(app).items():

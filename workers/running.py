@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .waiting import counted, send_all, unit, wait_for
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from ldot_milvus.work import Item, Perform
 
 LISTED = 20
-POLL_SECONDS = 0.5
-JOURNAL_PATIENCE = 300.0
 
 
 def target_of(settings: Settings) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def carry_out(
     _check_broker(app)
     journal.start(run)
     chunks = list(chunks_of(run, items, chunk_size))
-    _send_all(chunks)
-    click.echo(f"Enqueued {_counted(run)} in {len(chunks)} chunks to the workers: run {run.id}.")
+    send_all(chunks)
+    click.echo(f"Enqueued {_counted(run)} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
     if not journal.address.startswith("redis") and "://" in settings.store:
         click.echo(
             f"The journal is the file {journal.address}: workers on other machines need one that they share, such as "
@@ -77,7 +77,7 @@ def carry_out(
     if not wait:
         click.echo(f"See how it goes with: celery -A workers status {run.id}")
         return True
-    _wait(app, settings, journal, run)
+    wait_for(app, settings, journal, run, chunks)
     return _summarise(journal, run, place)
 
 
@@ -90,7 +90,7 @@ def _here(settings: Settings, journal: Journal, run: Run, items: Sequence[Item],
     with open_store(run.target["store"], run.target["collection"]) as store:
         perform = _performer(settings, run, store)
         journal.start(run)
-        with tqdm(total=run.items, unit=f" {_unit(run)}", disable=None, leave=False) as bar:
+        with tqdm(total=run.items, unit=f" {unit(run)}", disable=None, leave=False) as bar:
             for report in work_off_here(chunks_of(run, items, chunk_size), journal, perform):
                 bar.update(report.total)
 
@@ -110,23 +110,6 @@ def _performer(settings: Settings, run: Run, store: Any) -> Perform:
     return lambda items: ingestor.ingest([Source.from_dict(item) for item in items])
 
 
-def _send_all(chunks: Sequence[Any]) -> None:
-    from kombu.exceptions import OperationalError
-
-    from ldot_milvus.errors import StoreError
-
-    from .tasks import send
-
-    for number, chunk in enumerate(chunks):
-        try:
-            send(chunk)
-        except (OperationalError, OSError) as error:
-            raise StoreError(
-                f"the broker was lost after {number} of {len(chunks)} chunks ({first_line(error)}): see to it and "
-                "enqueue again, what is there already is skipped"
-            ) from error
-
-
 def _check_broker(app: Celery) -> None:
     """A broker that is not there is told at once, not after Celery's own long series of attempts."""
     from kombu.exceptions import OperationalError
@@ -143,92 +126,11 @@ def _check_broker(app: Celery) -> None:
         ) from error
 
 
-def queue_depths(app: Celery) -> dict[str, int]:
-    """Chunks that wait in each queue; those that a worker has taken are not counted.
-
-    Raises:
-        OSError or a kombu error where the broker is away.
-    """
-    from amqp.exceptions import NotFound
-
-    depths = {}
-    for queue in app.conf.task_queues:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=5)
-            try:
-                declared = connection.default_channel.queue_declare(queue.name, passive=True)
-                depths[queue.name] = int(declared.message_count)
-            except (NotFound, *connection.channel_errors):  # nobody has sent anything there yet
-                depths[queue.name] = 0
-    return depths
-
-
-def _wait(app: Celery, settings: Settings, journal: Journal, run: Run) -> None:
-    """Show progress until the run is complete. The journal is what is watched, so no worker's death matters."""
-    from tqdm import tqdm
-
-    from ldot_milvus.errors import StoreError
-
-    lost_at = None
-    try:
-        with tqdm(total=run.items, unit=f" {_unit(run)}", disable=None, leave=False) as bar:
-            while True:
-                try:
-                    progress = journal.progress(run.id)
-                    lost_at = None
-                except StoreError as error:
-                    lost_at = lost_at or time.monotonic()
-                    if time.monotonic() - lost_at > JOURNAL_PATIENCE:
-                        raise
-                    bar.set_postfix_str(f"waiting: {error}"[:100])
-                    progress = None
-                if progress is not None:
-                    bar.set_postfix_str(_note(progress), refresh=False)
-                    bar.update(progress.done - bar.n)
-                    bar.refresh()
-                    if progress.complete:
-                        return
-                    _check_not_lost(app, settings, progress)
-                time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        click.echo(f"\nThe workers go on. See how: celery -A workers status {run.id}", err=True)
-        raise SystemExit(130) from None
-
-
-def _note(progress: Progress) -> str:
-    if progress.trouble:
-        return f"waiting: {progress.trouble}"[:100]
-    if not progress.working and time.time() - progress.changed > 10:
-        return "no worker has a chunk"
-    failed = int(progress.sums.get("failed", 0))
-    return f"{failed} failed" if failed else ""
-
-
-def _check_not_lost(app: Celery, settings: Settings, progress: Progress) -> None:
-    """A broker that forgot its queues, as Redis without persistence does at a restart, would be waited for in vain."""
-    from kombu.exceptions import OperationalError
-
-    from ldot_milvus.errors import StoreError
-
-    if progress.trouble or time.time() - progress.changed < 2 * settings.visibility_timeout:
-        return
-    try:
-        waiting = sum(queue_depths(app).values())
-    except (OperationalError, OSError):
-        return  # it is away: what it has forgotten is known when it is back
-    if not waiting:
-        raise StoreError(
-            f"{progress.run.items - progress.done} of {progress.run.items} are left, and the broker has no chunk of "
-            "them any more: enqueue again, what is there already is skipped (Redis keeps its queues over a restart "
-            "with appendonly yes)"
-        )
-
-
 def _summarise(journal: Journal, run: Run, place: str) -> bool:
     progress = journal.progress(run.id)
     assert progress is not None
     seconds = max(time.time() - run.started, 1e-3)
-    click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {_unit(run)}/s)")
+    click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {unit(run)}/s)")
     if run.task == "ingest" and progress.sums.get("unchanged", 0) == run.items:
         click.echo("Nothing new: every photo was there already.")
     failed = int(progress.sums.get("failed", 0))
@@ -285,9 +187,4 @@ def _doing(run: Run) -> str:
 
 
 def _counted(run: Run) -> str:
-    name = "photo" if run.task == "ingest" else "row"
-    return f"{run.items} {name}{'' if run.items == 1 else 's'}"
-
-
-def _unit(run: Run) -> str:
-    return "images" if run.task == "ingest" else "rows"
+    return counted(run.items, "photo" if run.task == "ingest" else "row")

@@ -51,17 +51,26 @@ def send(chunk: Chunk) -> None:
     """Send a chunk to the queue of its task.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker is away, for longer than a restart takes.
+        StoreError: the broker is away, for longer than a restart takes.
     """
+    from kombu.exceptions import OperationalError
+
+    from ldot_milvus.errors import StoreError
+
     task = {"ingest": ingest_chunk, "change": change_rows}[chunk.task]
     policy = {"max_retries": 5, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2}
-    task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy)
+    try:
+        # The limits are those of the worker that has the chunk, not of whoever sends it.
+        task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None)
+    except (OperationalError, OSError) as error:
+        raise StoreError(f"the broker does not answer ({str(error).splitlines()[0]})") from error
 
 
 def _work_off(values: dict[str, Any], perform: Perform) -> None:
     from celery.worker import state
 
     from ldot_milvus.errors import StoreError
+    from ldot_milvus.settings import Settings
     from ldot_milvus.work import Chunk, patiently, work_off
 
     chunk = Chunk(**values)
@@ -76,12 +85,12 @@ def _work_off(values: dict[str, Any], perform: Perform) -> None:
     try:
         patiently(
             lambda: work_off(chunk, journal, limited, send),
-            min(60, app.conf.task_soft_time_limit / 2),  # then the broker has it again, and whoever is free
+            min(60, Settings().visibility_timeout / 2),  # then the broker has it again, and whoever is free
             note=lambda trouble: journal.note_trouble(chunk.run, trouble),
             stopping=lambda: state.should_stop is not None,
         )
     except StoreError as error:
-        raise Reject(str(error), requeue=True) from error
+        raise Reject(str(error), requeue=True) from None
 
 
 def _own(target: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,8 @@ class FailedItem:
 
 def item_key(task: str, target: Mapping[str, Any], item: Mapping[str, Any]) -> str:
     """What a failed item is known by: 32 hex digits."""
-    where = {name: value for name, value in item.items() if value and (task != "ingest" or name not in _DESCRIPTION)}
+    described = _DESCRIPTION - {"caption"} if item.get("kind") == "text" else _DESCRIPTION
+    where = {name: value for name, value in item.items() if value and (task != "ingest" or name not in described)}
     text = json.dumps([task, target.get("collection"), where], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -173,14 +174,18 @@ class Journal(ABC):
     @abstractmethod
     def end(
         self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
-    ) -> None:
-        """Note the end of a chunk; only the first one counts.
+    ) -> bool:
+        """Note the end of a chunk; only the first one counts. Returns whether this was it.
 
         Args:
             sums: what it adds to the run's; empty where the chunk was split into others.
             failed: recorded, with their attempts counted on.
             succeeded: keys of items that are failures no more.
         """
+
+    @abstractmethod
+    def ended(self, run: str) -> dict[str, bool]:
+        """The chunks that have ended; whether they were split."""
 
     @abstractmethod
     def note_trouble(self, run: str, trouble: str) -> None:

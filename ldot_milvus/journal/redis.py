@@ -24,9 +24,9 @@ _TOTALS = "ldot:totals"  # hash: the sums of all runs
 # Marks a chunk as ended and adds up its sums, unless it had ended before.
 _END = """
 redis.call('HSET', KEYS[1], 'trouble', '', 'changed', ARGV[2])
-if redis.call('HSETNX', KEYS[2], ARGV[1], 1) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then return 0 end
 redis.call('HDEL', KEYS[3], ARGV[1])
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   redis.call('HINCRBYFLOAT', KEYS[4], ARGV[i], ARGV[i + 1])
   redis.call('HINCRBYFLOAT', KEYS[5], ARGV[i], ARGV[i + 1])
 end
@@ -77,12 +77,12 @@ class RedisJournal(Journal):
 
     def end(
         self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
-    ) -> None:
+    ) -> bool:
         """As the interface says."""
         with self._explained():
             redis = self._redis
             if redis.hexists(_key(run, "ended"), chunk):
-                return
+                return False
             counted = folded(sums, redis.hkeys(_TOTALS) if failed else ())
             # Failures first: a worker that dies in between does the chunk again.
             old = redis.hmget(_FAILURES, [item.key for item in failed]) if failed else []
@@ -95,9 +95,16 @@ class RedisJournal(Journal):
                 redis.hdel(_FAILURES, *succeeded)
             keys = [_key(run), *(_key(run, part) for part in ("ended", "begun", "sums")), _TOTALS]
             pairs = [value for pair in counted.items() for value in pair]
-            redis.eval(_END, len(keys), *keys, chunk, time.time(), *pairs)
+            first = redis.eval(_END, len(keys), *keys, chunk, time.time(), "done" if sums else "split", *pairs)
             for key in keys[:-1]:
                 redis.expire(key, _SECONDS_KEPT)
+            return bool(first)
+
+    def ended(self, run: str) -> dict[str, bool]:
+        """As the interface says."""
+        with self._explained():
+            states = self._redis.hgetall(_key(run, "ended"))
+        return {chunk: state == "split" for chunk, state in states.items()}
 
     def note_trouble(self, run: str, trouble: str) -> None:
         """As the interface says."""

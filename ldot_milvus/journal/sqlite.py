@@ -1,4 +1,7 @@
-"""The journal in a SQLite file (WAL): for the workers of one machine, or of several that share a file system."""
+"""The journal in a SQLite file, for the workers of one machine.
+
+Not in WAL mode: its files could not be opened, not even for reading, while the disk is full.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from .base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
 _APPLICATION_ID = 0x4C444F4A  # "LDOJ"
 _VERSION = 1
 _BUSY_SECONDS = 60.0
+_DONE, _SPLIT = 1, 2
 _ALL = ""  # the run whose sums are those of all runs
 
 _SCHEMA = f"""
@@ -32,7 +36,7 @@ PRAGMA user_version = {_VERSION};
 
 
 class SqliteJournal(Journal):
-    """Opened anew for each call, which costs a millisecond a chunk and leaves nothing to outlive a fork."""
+    """Opened anew for each call: a chunk has two, and nothing is there that could outlive a fork."""
 
     def __init__(self, path: str) -> None:
         self.address = path
@@ -53,10 +57,13 @@ class SqliteJournal(Journal):
     def begin(self, run: str, chunk: str) -> int:
         """As the interface says."""
         with self._writing() as sql:
-            begun, ended = sql.execute(
-                "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE "
-                "SET begun = begun + 1, changed = excluded.changed RETURNING begun, ended",
+            sql.execute(
+                "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET begun = begun + 1, changed = excluded.changed",
                 (run, chunk, time.time()),
+            )
+            begun, ended = sql.execute(
+                "SELECT begun, ended FROM chunks WHERE run = ? AND chunk = ?", (run, chunk)
             ).fetchone()
         return 0 if ended else int(begun)
 
@@ -67,22 +74,23 @@ class SqliteJournal(Journal):
 
     def end(
         self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
-    ) -> None:
+    ) -> bool:
         """As the interface says, in one transaction."""
         with self._writing() as sql:
             first = sql.execute(
-                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE "
-                "SET ended = 1, changed = excluded.changed WHERE ended = 0",
-                (run, chunk, time.time()),
+                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET ended = excluded.ended, changed = excluded.changed "
+                "WHERE ended = 0",
+                (run, chunk, _DONE if sums else _SPLIT, time.time()),
             ).rowcount
             sql.execute("UPDATE runs SET trouble = '' WHERE id = ? AND trouble != ''", (run,))
             if not first:
-                return
+                return False
             known = [name for (name,) in sql.execute("SELECT name FROM sums WHERE run = ?", (_ALL,))]
             counted = folded(sums, known)
             sql.executemany(
                 "INSERT INTO sums (run, name, value) VALUES (?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                "ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
                 [(of, name, value) for of in (run, _ALL) for name, value in counted.items()],
             )
             for item in failed:
@@ -93,6 +101,15 @@ class SqliteJournal(Journal):
                     (item.key, item.run, item.time, item.to_json()),
                 )
             _delete(sql, succeeded)
+            return True
+
+    def ended(self, run: str) -> dict[str, bool]:
+        """As the interface says."""
+        with self._reading() as sql:
+            if sql is None:
+                return {}
+            rows = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run,))
+            return {chunk: state == _SPLIT for chunk, state in rows}
 
     def note_trouble(self, run: str, trouble: str) -> None:
         """As the interface says."""
@@ -110,7 +127,7 @@ class SqliteJournal(Journal):
             if sql is None or row is None:
                 return None
             working, changed = sql.execute(
-                "SELECT count(*) FILTER (WHERE begun > 0 AND NOT ended), max(changed) FROM chunks WHERE run = ?", (run,)
+                "SELECT coalesce(sum(begun > 0 AND NOT ended), 0), max(changed) FROM chunks WHERE run = ?", (run,)
             ).fetchone()
             return Progress(_run(row), _sums(sql, run), working, changed or row[4], row[5])
 
@@ -204,7 +221,6 @@ def _check(sql: sqlite3.Connection, path: Path, *, create: bool) -> bool:
     if ours == (0, 0):
         if not create:
             return False
-        _wal(sql)
         sql.execute("BEGIN IMMEDIATE")
         if _identity(sql) == (0, 0):  # nobody was faster
             for statement in _SCHEMA.split(";\n"):
@@ -214,19 +230,6 @@ def _check(sql: sqlite3.Connection, path: Path, *, create: bool) -> bool:
     if ours != (_APPLICATION_ID, _VERSION):
         raise StoreError(f"{path} is not a journal of this version of ldot-milvus: choose another file")
     return True
-
-
-def _wal(sql: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            sql.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            # SQLite does not wait by itself here when two processes switch a new file at once.
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
 
 
 def _identity(sql: sqlite3.Connection) -> tuple[int, int]:

@@ -1,11 +1,7 @@
-"""Ingestion through a real Redis and a real worker process."""
+"""Ingestion through a real Redis, a real RabbitMQ and a real worker process."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 from ldot_milvus import open_store
 from ldot_milvus.stores import Record
 from tests.conftest import Run
+from tests.worker_process import Worker
 
 pytestmark = pytest.mark.servers
 
@@ -28,24 +25,10 @@ def env(redis_url: str, tiny_model: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def worker(env: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in a folder of its own: what it is told must not hang on where it stands."""
-    place = tmp_path / "elsewhere"
-    place.mkdir()
-    log = (tmp_path / "worker.log").open("wb")
-    celery = str(Path(sys.executable).parent / "celery")
-    process = subprocess.Popen(
-        [celery, "-A", "workers", "worker", "--pool", "solo", "--loglevel", "INFO"],
-        cwd=place, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    yield process
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    log.close()
+def worker(env: dict[str, str], tmp_path: Path) -> Iterator[Worker]:
+    started = Worker(tmp_path, env, "--pool", "solo")
+    yield started
+    started.stop()
 
 
 def rows(folder: Path) -> dict[str, Record]:
@@ -54,7 +37,7 @@ def rows(folder: Path) -> dict[str, Record]:
 
 
 def test_the_same_ids_and_vectors_as_inline(
-    run: Run, env: dict[str, str], worker: subprocess.Popen[bytes], photo_folder: Folder, tmp_path: Path
+    run: Run, env: dict[str, str], worker: Worker, photo_folder: Folder, tmp_path: Path
 ) -> None:
     folder = photo_folder(20)
     (folder / "bad.jpg").write_bytes(b"")
@@ -79,22 +62,36 @@ def test_the_same_ids_and_vectors_as_inline(
         assert (by_worker[id].source, by_worker[id].width) == (row.source, row.width)
 
 
-def test_not_waiting_returns_at_once(
-    run: Run, env: dict[str, str], worker: subprocess.Popen[bytes], photo_folder: Folder, tmp_path: Path
+@pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))])
+def test_not_waiting_and_waiting(
+    run: Run, request: pytest.FixtureRequest, tiny_model: str, photo_folder: Folder, tmp_path: Path, broker: str
 ) -> None:
-    photo_folder(3)
-    done = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)
-    assert done.returncode == 0
-    assert "added" not in done.stdout
-    deadline = time.monotonic() + 120
-    while len(rows(tmp_path / "ldot-data")) < 3:
-        assert time.monotonic() < deadline, (tmp_path / "worker.log").read_text()
-        time.sleep(0.3)
+    """By either broker, with a model that answers at once: sent and left alone, then sent and waited for."""
+    photo_folder(5)
+    env = {"LDOT_BROKER": request.getfixturevalue(f"{broker}_url"), "LDOT_MODEL": tiny_model}
+    sent = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)
+    assert sent.returncode == 0, sent.stderr
+    assert "added" not in sent.stdout
+    assert "celery -A workers status" in sent.stdout
+    worker = Worker(tmp_path, {**env, "LDOT_TEST_FAULTS": "quick_model"}, "--pool", "solo", app="tests.faulty")
+    try:
+        deadline = time.monotonic() + 120
+        while len(rows(tmp_path / "ldot-data")) < 5:
+            assert time.monotonic() < deadline, worker.log.read_text()
+            time.sleep(0.3)
+        again = run("celery", "-A", "workers", "enqueue", "photos", "--chunk-size", "2", env=env)
+        assert "Enqueued 5 photos in 3 chunks" in again.stdout
+        assert "0 added, 0 updated, 5 unchanged, 0 failed" in again.stdout
+    finally:
+        worker.stop()
 
 
-def test_a_broker_that_is_not_there_is_one_clear_line(run: Run, env: dict[str, str], photo_folder: Folder) -> None:
+@pytest.mark.parametrize("address", ["redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1//"])
+def test_a_broker_that_is_not_there_is_one_clear_line(
+    run: Run, tiny_model: str, photo_folder: Folder, address: str
+) -> None:
     photo_folder(1)
-    done = run("celery", "-A", "workers", "enqueue", "photos", env={**env, "LDOT_BROKER": "redis://127.0.0.1:1/0"})
+    done = run("celery", "-A", "workers", "enqueue", "photos", env={"LDOT_BROKER": address, "LDOT_MODEL": tiny_model})
     assert done.returncode == 2
     assert "broker" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

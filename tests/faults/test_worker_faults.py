@@ -1,0 +1,343 @@
+"""Workers that die, hang or lose their broker, journal or store, a test a fault; kills at random are in test_kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ldot_milvus import open_store
+from ldot_milvus.journal import open_journal
+from ldot_milvus.settings import Settings
+from tests.brokers import RedisServer
+from tests.conftest import Run, make_photo
+from tests.faulty import POISON
+from tests.worker_process import CELERY, Worker
+
+pytestmark = [pytest.mark.servers]
+
+Folder = Callable[[int], Path]
+PREFORK = ("--pool", "prefork", "--concurrency", "1")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def env(broker: RedisServer, tmp_path: Path, tiny_model: str) -> dict[str, str]:
+    import redis
+
+    redis.Redis.from_url(broker.url).flushall()
+    (tmp_path / "marks").mkdir()
+    return {
+        "LDOT_BROKER": broker.url, "LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu",
+        "LDOT_STORE": f"faiss:{tmp_path / 'store'}", "LDOT_TEST_MARKS": str(tmp_path / "marks"),
+        "LDOT_TEST_FAULTS": "quick_model",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def workers(tmp_path: Path, env: dict[str, str]) -> Iterator[Callable[..., Worker]]:
+    """Starts workers with faults, and ends them."""
+    started: list[Worker] = []
+
+    def start(*faults: str, pool: tuple[str, ...] = PREFORK, **more: str) -> Worker:
+        named = {"LDOT_TEST_FAULTS": ",".join(["quick_model", *faults])}
+        started.append(Worker(tmp_path, {**env, **named, **more}, *pool, app="tests.faulty"))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.stop()
+
+
+def enqueue(run: Run, env: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    return run("celery", "-A", "workers", "enqueue", "photos", *options, env=env)
+
+
+def sources(tmp_path: Path) -> list[str]:
+    with open_store(f"faiss:{tmp_path / 'store'}", "images") as store:
+        return sorted(Path(row.source).name for row in store.iterate())
+
+
+def names(count: int) -> list[str]:
+    return [f"{n:04}.jpg" for n in range(count)]
+
+
+def poison(folder: Path) -> Path:
+    place = folder / "poison.jpg"
+    place.write_bytes(make_photo(999) + POISON)
+    return place
+
+
+@pytest.mark.parametrize("fault", ["die_before_writing", "die_before_acknowledging"])
+def test_killed_between_reading_and_acknowledging(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path, fault: str
+) -> None:
+    """The photos are read and not written; written and not noted; noted and not acknowledged."""
+    photo_folder(10)
+    workers(fault)
+    done = enqueue(run, env, "--chunk-size", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sources(tmp_path) == names(10)
+    marks = {path.name for path in (tmp_path / "marks").iterdir()}
+    assert marks == {fault} | ({"die_after_ending"} if fault == "die_before_acknowledging" else set())
+
+
+def test_a_poison_chunk_is_split_until_the_bad_photo_is_found(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    """It always kills its worker: it ends in the failures and not in a loop, and the rest is in."""
+    poison(photo_folder(30))
+    worker = workers("die_of_poison")
+    done = enqueue(run, env, "--chunk-size", "64")
+    assert done.returncode == 1
+    assert "30 added, 0 updated, 0 unchanged, 1 failed" in done.stdout
+    assert "poison.jpg: its worker died 3 times while working on it" in done.stderr
+    assert sources(tmp_path) == names(30)
+    assert (
+        worker.log.read_text().count("exited with 'signal 9 (SIGKILL)'") == 5
+    )  # whole, an eighth, and three times alone
+    # Once the cause is gone, it goes in.
+    worker.stop()
+    workers()
+    again = run("celery", "-A", "workers", "failures", "--retry", env=env)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "1 added" in again.stdout
+    assert "No failures" in run("celery", "-A", "workers", "failures", env=env).stdout
+
+
+def test_a_photo_that_hangs_is_cut_off(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    """The time limits are below the visibility time-out, so that the broker never hands out what is being done."""
+    folder = photo_folder(0)
+    (folder / "0000.jpg").write_bytes(make_photo(0))
+    poison(folder)
+    workers("hang_at_poison", LDOT_VISIBILITY_TIMEOUT="2")
+    done = enqueue(run, env)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 added, 0 updated, 0 unchanged, 1 failed" in done.stdout
+    assert "poison.jpg: it took longer than 1.6 s" in done.stderr
+    assert sources(tmp_path) == names(1)
+
+
+def test_an_error_that_nobody_expected_harms_no_other_photo(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    poison(photo_folder(10))
+    workers("stumble_over_poison", pool=("--pool", "threads", "--concurrency", "2"))
+    done = enqueue(run, env)
+    assert done.returncode == 1
+    assert "poison.jpg: unexpected error ZeroDivisionError: nobody expected this" in done.stderr
+    assert sources(tmp_path) == names(10)
+
+
+def test_a_store_that_is_away_is_waited_for(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    photo_folder(6)
+    away = tmp_path / "marks" / "away"
+    away.touch()
+    worker = workers("store_away", pool=("--pool", "solo"), LDOT_VISIBILITY_TIMEOUT="8")
+    sent = enqueue(run, env, "--no-wait")
+    id = sent.stdout.split("status ")[1].strip()
+    log = worker.wait_for("reject requeue=True")  # given back to the broker after some attempts, and taken again
+    assert "waiting: the store does not answer" in log
+    status = run("celery", "-A", "workers", "status", id, env=env)
+    assert "waiting: the store does not answer" in status.stdout
+    assert "0 of 6" in status.stdout
+    away.unlink()
+    wait_until_complete(tmp_path, id)
+    assert sources(tmp_path) == names(6)
+    assert open_journal(str(tmp_path / "store" / "ingestion.sqlite")).failures() == []
+
+
+def wait_until_complete(tmp_path: Path, id: str, seconds: float = 60) -> None:
+    journal = open_journal(str(tmp_path / "store" / "ingestion.sqlite"))
+    deadline = time.monotonic() + seconds
+    while not (progress := journal.progress(id)) or not progress.complete:
+        assert time.monotonic() < deadline, progress
+        time.sleep(0.1)
+
+
+def test_a_broker_that_is_restarted_during_a_run(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Killed -9 and started again, with the queue on its disk; ``enqueue --wait`` goes on too."""
+    photo_folder(60)
+    server = RedisServer(tmp_path / "own")
+    own = {**env, "LDOT_BROKER": server.url, "LDOT_VISIBILITY_TIMEOUT": "5"}
+    try:
+        server.start()
+        workers("decode_slowly", LDOT_BROKER=server.url, LDOT_VISIBILITY_TIMEOUT="5")
+        command = [CELERY, "-A", "workers", "enqueue", "photos", "--chunk-size", "4"]
+        ingestion = subprocess.Popen(
+            command, env={**os.environ, **own}, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        journal = open_journal(str(tmp_path / "store" / "ingestion.sqlite"))
+        deadline = time.monotonic() + 60
+        while not journal.totals().get("chunks", 0) >= 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.kill()
+        time.sleep(1)
+        server.start()
+        printed, _ = ingestion.communicate(timeout=120)
+        assert ingestion.returncode == 0, printed
+        assert sources(tmp_path) == names(60)
+    finally:
+        server.stop()
+
+
+def test_a_journal_that_is_restarted_during_a_run(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    """Celery's result backend is not used; what it was for is in the journal, here a Redis of its own."""
+    photo_folder(40)
+    server = RedisServer(tmp_path / "own")
+    own = {"LDOT_RESULT_BACKEND": server.url}
+    try:
+        server.start()
+        workers("decode_slowly", **own)
+        command = [CELERY, "-A", "workers", "enqueue", "photos", "--chunk-size", "4"]
+        ingestion = subprocess.Popen(
+            command, env={**os.environ, **env, **own}, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        journal = open_journal(server.url)
+        deadline = time.monotonic() + 60
+        while not journal.totals().get("chunks", 0) >= 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.kill()
+        time.sleep(2)
+        server.start()
+        printed, _ = ingestion.communicate(timeout=120)
+        assert ingestion.returncode == 0, printed
+        assert "40 added, 0 updated, 0 unchanged, 0 failed" in printed
+        assert sources(tmp_path) == names(40)
+    finally:
+        server.stop()
+
+
+def test_a_broker_that_forgot_its_queue_is_sent_the_chunks_again(
+    run: Run, env: dict[str, str], broker: RedisServer, workers: Callable[..., Worker], photo_folder: Folder,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """As a Redis without persistence does at a restart."""
+    import redis
+
+    photo_folder(6)
+    command = [CELERY, "-A", "workers", "enqueue", "photos", "--chunk-size", "2"]
+    own = {**os.environ, **env, "LDOT_VISIBILITY_TIMEOUT": "2"}
+    ingestion = subprocess.Popen(
+        command, env=own, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert ingestion.stdout is not None
+    assert "Enqueued" in ingestion.stdout.readline()
+    redis.Redis.from_url(broker.url).flushall()
+    workers()
+    printed, _ = ingestion.communicate(timeout=90)
+    assert ingestion.returncode == 0, printed
+    assert "Sending again 3 chunks that the broker does not have any more" in printed
+    assert sources(tmp_path) == names(6)
+
+
+def test_a_journal_that_forgot_the_run_is_told(
+    env: dict[str, str], broker: RedisServer, photo_folder: Folder, tmp_path: Path
+) -> None:
+    import redis
+
+    photo_folder(2)
+    own = {**os.environ, **env, "LDOT_RESULT_BACKEND": broker.url}
+    ingestion = subprocess.Popen(
+        [CELERY, "-A", "workers", "enqueue", "photos"], env=own, cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert ingestion.stdout is not None
+    assert "Enqueued" in ingestion.stdout.readline()
+    redis.Redis.from_url(broker.url).flushall()
+    printed, _ = ingestion.communicate(timeout=60)
+    assert ingestion.returncode == 2
+    assert "has forgotten this run" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_chunk(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    photo_folder(40)
+    worker = workers("decode_slowly", pool=("--pool", "solo"))
+    enqueue(run, env, "--no-wait", "--chunk-size", "20")
+    worker.wait_for("received")
+    time.sleep(0.1)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(30) == 0
+    assert len(sources(tmp_path)) == 20
+    assert worker.log.read_text().count("received") == 1
+    next_one = workers()
+    next_one.wait_for("chunk 1 of run")
+    assert len(sources(tmp_path)) == 40
+
+
+@pytest.mark.slow  # it waits: ten seconds for the chunk, then for the pool
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker_that_is_told_to_stop_at_once_returns_its_chunk(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path, pool: str
+) -> None:
+    """SIGQUIT: the chunk is in the queue again, without waiting for the visibility time-out of ten minutes."""
+    photo_folder(6)
+    worker = workers("crawl", pool=("--pool", pool, "--concurrency", "1"))
+    enqueue(run, env, "--no-wait")
+    worker.wait_for("received")
+    time.sleep(0.5)
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.process.wait(60)
+    workers()
+    deadline = time.monotonic() + 30
+    while len(sources(tmp_path)) < 6:
+        assert time.monotonic() < deadline, worker.log.read_text()
+        time.sleep(0.1)
+
+
+def test_models_and_clients_are_made_after_the_fork(
+    run: Run, env: dict[str, str], tmp_path: Path, photo_folder: Folder, tiny_model: str
+) -> None:
+    """CUDA and gRPC do not survive a fork: the parent of a pool has not even loaded torch, its children have."""
+    photo_folder(3)
+    worker = Worker(tmp_path, {**env, "LDOT_TEST_FAULTS": ""}, *PREFORK)
+    try:
+        assert enqueue(run, env).returncode == 0
+        (child,) = worker.children()
+        parent_maps, child_maps = (Path(f"/proc/{pid}/maps").read_text() for pid in (worker.process.pid, child))
+        assert "libtorch" in child_maps
+        for library in ("libtorch", "faiss", "grpc"):
+            assert library not in parent_maps
+    finally:
+        worker.stop()
+
+
+def test_the_settings_that_keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late acknowledgement, one chunk at a time, and limits in the right order: each was a loop or a loss somewhere."""
+    from workers.app import make_app
+
+    conf = make_app(Settings(broker="redis://h/0", visibility_timeout=300)).conf
+    assert conf.task_acks_late
+    assert conf.task_reject_on_worker_lost
+    assert not conf.task_acks_on_failure_or_timeout
+    assert conf.worker_prefetch_multiplier == 1
+    assert conf.broker_transport_options["visibility_timeout"] == 300
+    assert conf.task_soft_time_limit < conf.task_time_limit < 300
+    assert (conf.task_serializer, conf.accept_content) == ("json", ["json"])

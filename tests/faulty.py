@@ -1,0 +1,122 @@
+"""The application with faults to order: ``celery -A tests.faulty worker``, ``LDOT_TEST_FAULTS=die_before_writing,...``.
+
+Faults that strike once leave a file in the folder ``LDOT_TEST_MARKS``. ``quick_model`` puts a stand-in in the place of
+the model, so that a worker is ready in a second: these tests are about workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+import ldot_milvus.ingestion
+import ldot_milvus.stores.faiss
+from ldot_milvus.errors import StoreError
+from ldot_milvus.ingestion import Ingestor
+from ldot_milvus.journal.sqlite import SqliteJournal
+from ldot_milvus.stores.faiss import FaissStore
+from workers.app import app
+
+__all__ = ["app"]
+
+POISON = b"poison"
+MARKS = Path(os.environ.get("LDOT_TEST_MARKS", "/nonexistent"))
+
+decode, upsert, end = ldot_milvus.ingestion.decode, FaissStore.upsert, SqliteJournal.end
+
+
+def once(name: str) -> bool:
+    try:
+        (MARKS / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class QuickModel:
+    """Vectors of width 16 from a photo's pixels, without torch."""
+
+    least_side = None
+
+    def regions(self, images):
+        from ldot_milvus.regions import Regions
+
+        features = [np.asarray(image.convert("L").resize((4, 4)), np.float32).reshape(1, 16) / 255 for image in images]
+        return [Regions(feature, np.zeros((1, 7), np.float32), np.ones(1, np.float32)) for feature in features]
+
+    def encode_for_store(self, regions):
+        vectors = [one.features[0] for one in regions]
+        return np.stack(vectors) if vectors else np.zeros((0, 16), np.float32), regions
+
+    def encode_texts(self, texts):
+        return np.ones((len(texts), 16), np.float32)
+
+
+def decode_slowly(data, **options):
+    time.sleep(0.05)
+    return decode(data, **options)
+
+
+def crawl(data, **options):
+    time.sleep(15)
+    return decode(data, **options)
+
+
+def die_of_poison(data, **options):
+    if data.endswith(POISON):
+        die()
+    return decode(data, **options)
+
+
+def hang_at_poison(data, **options):
+    if data.endswith(POISON):
+        time.sleep(3600)
+    return decode(data, **options)
+
+
+def stumble_over_poison(data, **options):
+    if data.endswith(POISON):
+        raise ZeroDivisionError("nobody expected this")
+    return decode(data, **options)
+
+
+def die_before_writing(self, records):
+    if once("die_before_writing"):
+        die()
+    return upsert(self, records)
+
+
+def die_before_acknowledging(self, *arguments):
+    if once("die_before_acknowledging"):
+        die()  # everything is written, and neither the journal nor the broker knows
+    counts = end(self, *arguments)
+    if once("die_after_ending"):
+        die()  # the journal knows, and the broker does not
+    return counts
+
+
+def store_away(self, records):
+    if (MARKS / "away").exists():
+        raise StoreError("the store does not answer")
+    return upsert(self, records)
+
+
+for fault in filter(None, os.environ.get("LDOT_TEST_FAULTS", "").split(",")):
+    if fault == "no_time_limits":
+        app.conf.update(task_time_limit=3600, task_soft_time_limit=3600)
+    elif fault == "quick_model":
+        Ingestor.embedder = QuickModel()
+    elif fault in ("die_before_writing", "store_away"):
+        FaissStore.upsert = globals()[fault]
+    elif fault == "die_before_acknowledging":
+        SqliteJournal.end = die_before_acknowledging
+    else:
+        ldot_milvus.ingestion.decode = globals()[fault]
