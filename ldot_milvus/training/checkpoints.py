@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -88,6 +89,14 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         target.rename(old)
     unfinished.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path, *left_out: str) -> None:
+    """A copy that may be changed and removed, also where the source may not; without names that fit ``left_out``."""
+    ignore = shutil.ignore_patterns(*left_out)
+    shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for folder in (target, *filter(Path.is_dir, target.rglob("*"))):
+        folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
 
 
 def recovered(target: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..bundle import find_model, load_model
 from ..embedder import LightningDOTEmbedder
 from ..model.storage import save_quantized
 from ..regions.grid import GridBackbone
+from .checkpoints import copy_folder
 from .data import Photos
 from .dot_weight import best_dot_weight
 from .dual import calibrate
@@ -25,7 +25,7 @@ def finish(recipe: Recipe, origin: Path, best: Path, target: Path, train: Photos
         origin: the model that the run began with; where that one's hubness was calibrated, this one's is.
     """
     wanted = recipe.finish
-    shutil.copytree(best, target, dirs_exist_ok=True)
+    copy_folder(best, target)
     bundle = load_model(str(best), device=None, dtype="float32")
     encoder, reranker = bundle.encoder, bundle.reranker
     if any(stage.task != "rerank" for stage in recipe.stages):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
 from ..bundle import find_model, load_model
 from ..errors import UsageError
 from ..model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
+from .checkpoints import copy_folder
 from .recipe import Start
 
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size",
@@ -45,7 +45,7 @@ def new_model(start: Start, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if start.extractor is not None:
-        shutil.copytree(_extractor(start.extractor), folder / "regions", dirs_exist_ok=True)
+        copy_folder(_extractor(start.extractor), folder / "regions")
 
 
 def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..errors import UsageError
 from ..model import LightningDOTForPreTraining
 from ..model.layers import BertBody
 from ..model.storage import WEIGHTS_FILE
+from .checkpoints import copy_folder
 from .contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
 from .data import Photos
 from .dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
@@ -109,8 +109,10 @@ def task_of(stage: Stage, start: Start, bundle: Bundle, train: Photos, dev: Phot
             fold_scale(_region_reader(scorer), train)
         scorer.model.set_attn_implementation("sdpa")
         rerank = isinstance(scorer, RerankScorer)
-        left_out = shutil.ignore_patterns(CARD, "reranker") if rerank else shutil.ignore_patterns(CARD)
-        shutil.copytree(bundle.files.folder, target, ignore=left_out, dirs_exist_ok=True)
+        copy_folder(bundle.files.folder, target, CARD, *(["reranker"] if rerank else []))
+        weights = bundle.files.extractor_weights
+        if isinstance(weights, Path) and weights.is_dir() and not (target / "regions").exists():
+            copy_folder(weights, target / "regions")  # named by a path that begins at the old folder
         scorer.model.save_pretrained(target / "reranker" if rerank else target)
 
     return Task(objective, train, evaluate, negatives, write)

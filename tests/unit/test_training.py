@@ -14,7 +14,7 @@ from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.model.pretraining import NOT_ASKED, cross_modal_retrieval
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.batches import Batches, by_length, drop_features, drop_words, pad, tokenize
-from ldot_milvus.training.checkpoints import newest, recovered, replace_folder
+from ldot_milvus.training.checkpoints import copy_folder, newest, recovered, replace_folder
 from ldot_milvus.training.contrastive import both_directions, fold_scale, soft_targets, standardised, unfold_scale
 from ldot_milvus.training.data import Photos
 from ldot_milvus.training.hard_negatives import mine
@@ -230,6 +230,21 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     replace_folder(target, lambda folder: (folder / "x").write_text("3"))
     assert (target / "x").read_text() == "3"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
+
+
+def test_a_copy_of_what_may_not_be_changed_may(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "regions").mkdir(parents=True)
+    (source / "regions" / "x").write_text("1")
+    (source / "README.md").write_text("card")
+    (source / "regions" / "x").chmod(0o444)
+    for folder in (source / "regions", source):
+        folder.chmod(0o555)
+    copy_folder(source, tmp_path / "copy", "README.md")
+    source.chmod(0o755)
+    (source / "regions").chmod(0o755)
+    found = {path.name: path.stat().st_mode & 0o200 for path in (tmp_path / "copy").rglob("*")}
+    assert found == {"regions": 0o200, "x": 0o200}
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path: Path) -> None:
