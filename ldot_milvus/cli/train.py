@@ -16,7 +16,7 @@ from .common import one_line_errors
 @click.option("--train", "train_data", multiple=True, metavar="PATH", help="Photos with captions to train on.")
 @click.option("--dev", "dev_data", multiple=True, metavar="PATH", help="Others, by whose recall the best is chosen.")
 @click.option("--photos", metavar="DIR", help="The photos that a Karpathy JSON names.")
-@click.option("--regions", multiple=True, metavar="PATH", help="Region features of --train (once, or one for each).")
+@click.option("--regions", multiple=True, metavar="PATH", help="Region features of --train, in one place or several.")
 @click.option("--dev-regions", multiple=True, metavar="PATH", help="Those of --dev, where they lie elsewhere.")
 @click.option("--model", help="Model to go on with: packaged name, folder or hub id.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="End every stage after N steps.")

@@ -79,11 +79,11 @@ def read_data_set(
 
 
 def read_pairs(
-    paths: Sequence[str | Path], *, regions: str | Path | None = None, photos: str | Path | None = None,
+    paths: Sequence[str | Path], *, regions: Sequence[str | Path] = (), photos: str | Path | None = None,
     split: str = "test",
 ) -> list[Pair]:  # fmt: skip
     """The pairs of :func:`read_data_set`, which says more."""
-    return read_data_set(paths, regions=() if regions is None else [regions], photos=photos, split=split).pairs
+    return read_data_set(paths, regions=regions, photos=photos, split=split).pairs
 
 
 def _check_captions(pair: Pair) -> None:

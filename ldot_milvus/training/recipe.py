@@ -40,7 +40,7 @@ class Data(_Section):
     split: str = "train"  # of a Karpathy JSON
     dev_split: str = "val"
     photos: str | None = None  # the folder of the photos that a Karpathy JSON names
-    regions: Paths = []  # region features instead of pixels: of all training data, or of each of it
+    regions: Paths = []  # region features instead of pixels: each photo's in any of these
     dev_regions: Paths = []  # those of the dev data; unset: ``regions``
     features: str | None = None  # where extracted regions are kept; unset: in the run's folder
     views: Count = 1  # of a photo: itself, then random crops, the first and every second one mirrored

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle, find_model, load_extractor, load_model
 from ..embedder import LightningDOTEmbedder
 from ..errors import UsageError
-from ..evaluation.datasets import Pair, read_pairs
+from ..evaluation.datasets import read_pairs
 from ..regions import Regions
 from .accelerators import accelerator_for
 from .batches import Batches, tokenize
@@ -69,8 +69,10 @@ class _Run:
         self._main = self._accelerator.is_main_process
         data = recipe.data
         self._pairs = {
-            "train": _pairs(data.train, data.regions, data.photos, data.split),
-            "dev": _pairs(data.dev, data.dev_regions or data.regions, data.photos, data.dev_split),
+            "train": read_pairs(data.train, regions=data.regions, photos=data.photos, split=data.split),
+            "dev": read_pairs(
+                data.dev, regions=data.dev_regions or data.regions, photos=data.photos, split=data.dev_split
+            ),
         }
         self._take_place()
 
@@ -181,18 +183,6 @@ class _Run:
             file.with_suffix(".tmp").rename(file)
         self._accelerator.wait_for_everyone()
         return torch.from_numpy(np.load(file))
-
-
-def _pairs(paths: list[str], regions: list[str], photos: str | None, split: str) -> list[Pair]:
-    """The pairs of ``paths``, with region features of all of them or of each."""
-    if len(regions) < 2:
-        return read_pairs(paths, regions=next(iter(regions), None), photos=photos, split=split)
-    if len(regions) != len(paths):
-        raise UsageError(
-            f"{len(regions)} places of region features for {len(paths)} of captions: give one for all, or one for each"
-        )
-    both = zip(paths, regions, strict=True)
-    return [pair for path, its in both for pair in read_pairs([path], regions=its, photos=photos, split=split)]
 
 
 def _remove(path: Path) -> None:

@@ -205,7 +205,6 @@ def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None
         ({"start.model": "no-such-model"}, "unknown model 'no-such-model'"),
         ({"data.views": 2}, "views is 2: photos that come as regions have one view"),
         ({"data.regions": [], "data.photos": "."}, "000.jpg is not in ."),
-        ({"data.regions": ["a", "b"]}, "2 places of region features for 1 of captions: give one for all, or one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message: str) -> None:

@@ -40,7 +40,7 @@ def recipe(world: tuple[Path, Path], start: Path, *stages: dict[str, Any], **mor
 
 def measured(folder: Path, world: tuple[Path, Path], rerank: int = 0) -> tuple[float, float]:
     """Mean recall by dot product and re-ranked, as ``ldot eval`` measures it."""
-    pairs = read_pairs([world[0]], regions=world[1], split="val")
+    pairs = read_pairs([world[0]], regions=[world[1]], split="val")
     figures = evaluate(LightningDOTEmbedder(str(folder), device="cpu"), pairs, rerank=rerank)
     both = [
         float(np.mean([*part["text_to_image"].values(), *part["image_to_text"].values()]))
@@ -110,7 +110,7 @@ def test_the_dual_encoder_learns_from_a_new_reranker(world: tuple[Path, Path], t
     chosen = chosen.model_copy(update={"start": chosen.start.model_copy(update={"reranker": {"scoring": "alignment"}})})
     model = train(chosen, tmp_path / "out")
     embedder = LightningDOTEmbedder(str(model), device="cpu")
-    pairs = read_pairs([world[0]], regions=world[1], split="val")
+    pairs = read_pairs([world[0]], regions=[world[1]], split="val")
     texts, regions = [str(pair.captions[0]) for pair in pairs], [pair.load() for pair in pairs]
     dot = embedder.encode_texts(texts) @ embedder.encode_images(regions).T
     taught = [embedder.rerank([text] * len(regions), regions) for text in texts]

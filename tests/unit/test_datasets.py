@@ -54,7 +54,7 @@ def test_tars_and_folders(make: Callable, tmp_path: Path) -> None:
 
 
 def test_the_authors_files() -> None:
-    pairs = read_pairs([TEXT], regions=REGIONS)
+    pairs = read_pairs([TEXT], regions=[REGIONS])
     assert len(pairs) == 6
     assert all(len(pair.captions) == 5 for pair in pairs)
     with np.load(AUTHORS / "expected.npz") as expected:
@@ -80,7 +80,7 @@ def test_the_authors_files_evaluated_end_to_end(variant: str, tmp_path: Path) ->
     LightningDOT(LightningDOTConfig(text_config=body, image_config=body, projection_dim=16)).save_pretrained(folder)
     CrossAttentionReranker(RerankerConfig(bert_config=body)).save_pretrained(folder / "reranker")
     embedder = LightningDOTEmbedder(str(folder), device="cpu")
-    pairs = read_pairs([TEXT], regions=VARIANTS / variant)
+    pairs = read_pairs([TEXT], regions=[VARIANTS / variant])
     figures = evaluate(embedder, pairs, rerank=3)
     assert (figures["images"], figures["captions"], figures["reranked"]["M"]) == (6, 30, 3)
     vectors = embedder.encode_images([pair.load() for pair in pairs])
