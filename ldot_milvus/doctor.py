@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 
-from .errors import LdotError, StoreError
+from .errors import LdotError, StoreError, first_line
 from .settings import Settings
 
 GPU_KINDS = ("GPU_BRUTE_FORCE", "GPU_CAGRA", "GPU_IVF_FLAT", "GPU_IVF_PQ")
@@ -148,8 +148,7 @@ def _broker(settings: Settings) -> str:
         with Connection(settings.broker, connect_timeout=BROKER_SECONDS) as connection:  # type: ignore[no-untyped-call]
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=BROKER_SECONDS)
     except (OperationalError, OSError, ImportError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StoreError(
-            f"{address} does not answer ({reason}): start it, or unset LDOT_BROKER to ingest without one"
+            f"{address} does not answer ({first_line(error)}): start it, or unset LDOT_BROKER to ingest without one"
         ) from error
     return f"{address} answers"

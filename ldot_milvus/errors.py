@@ -53,3 +53,8 @@ def reason(error: OSError | ValueError) -> str:
     if isinstance(error, PermissionError):
         return "no permission to read it"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

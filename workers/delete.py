@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.cli.common import one_line_errors, parse_filter, settings_with
 
 from .enqueue import CHANGES_A_CHUNK
 
@@ -39,16 +38,12 @@ def delete(
     Rows whose photo is in a folder no more: celery -A workers enqueue FOLDER --prune. Photos stay where they are.
     """
     from ldot_milvus.changes import rows_to_delete
-    from ldot_milvus.errors import UsageError
     from ldot_milvus.stores import open_store
 
     from .running import carry_out, listed
     from .waiting import counted
 
-    try:
-        filter = None if filter_text is None else json.loads(filter_text)
-    except ValueError as error:
-        raise UsageError(f"--filter is not JSON: {error}") from error
+    filter = parse_filter(filter_text)
     settings = settings_with(collection=collection, store=store)
     with open_store(settings.store, settings.collection) as opened:
         rows = {row.id: row.source for row in rows_to_delete(opened, ids=ids, sources=sources, filter=filter)}

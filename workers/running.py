@@ -114,7 +114,7 @@ def _check_broker(app: Celery) -> None:
     """A broker that is not there is told at once, not after Celery's own long series of attempts."""
     from kombu.exceptions import OperationalError
 
-    from ldot_milvus.errors import StoreError
+    from ldot_milvus.errors import StoreError, first_line
 
     try:
         with app.connection_for_write() as connection:
@@ -158,11 +158,6 @@ def outcome(progress: Progress) -> str:
     names = ("added", "updated", "unchanged", "failed") if progress.run.task == "ingest" else (
         "deleted", "updated", "unchanged", "failed")  # fmt: skip
     return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def absolute(store: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -44,3 +45,22 @@ def embedder_of(settings: Settings) -> LightningDOTEmbedder:
     from ..embedder import LightningDOTEmbedder
 
     return LightningDOTEmbedder(settings.model, device=settings.device, dtype=settings.dtype)
+
+
+def parse_filter(text: str | None) -> dict[str, Any] | None:
+    """What ``--filter`` says, not yet looked at; None where it was not given.
+
+    Raises:
+        FilterError: no JSON object.
+    """
+    from ..errors import FilterError
+
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise FilterError(f"--filter is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise FilterError('--filter must be a JSON object such as {"width": {"$gte": 640}}')
+    return value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import embedder_of, one_line_errors, settings_with
+from .common import embedder_of, one_line_errors, parse_filter, settings_with
 
 if TYPE_CHECKING:
     from ..retrieval import Hit
@@ -52,7 +52,7 @@ def search(
     if any(not text.strip() for text in texts):
         raise UsageError("the text is empty: describe what to look for")
     settings = settings_with(collection=collection, store=store, model=model)
-    parsed = _parse_filter(filter_)
+    parsed = parse_filter(filter_)
 
     from ..stores import open_store
 
@@ -94,20 +94,6 @@ def _check_model(stored: str | None, settings: Settings) -> None:
             f"collection {settings.collection!r} in {settings.store} was filled with another model than "
             f"{settings.model!r}: name that model with --model, or ingest into another --collection"
         )
-
-
-def _parse_filter(text: str | None) -> dict[str, Any] | None:
-    from ..errors import FilterError
-
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise FilterError(f"--filter is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise FilterError('--filter must be a JSON object such as {"width": {"$gte": 640}}')
-    return value
 
 
 def _print_hits(query: str, hits: list[Hit]) -> None:
