@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 
-from .errors import LdotError, StoreError, first_line
+from .errors import LdotError, StoreError
 from .settings import Settings
 
 GPU_KINDS = ("GPU_BRUTE_FORCE", "GPU_CAGRA", "GPU_IVF_FLAT", "GPU_IVF_PQ")
 CPU_KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8")
-BROKER_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -137,18 +136,8 @@ def _nearest_folder(path: str) -> str:
 
 
 def _broker(settings: Settings) -> str:
-    from kombu.connection import Connection
-    from kombu.exceptions import OperationalError
-    from kombu.utils.url import maybe_sanitize_url
+    from .broker import check_broker
 
     if settings.broker is None:
         return "none set (LDOT_BROKER): enqueue ingests in its own process"
-    address = maybe_sanitize_url(settings.broker)  # without its password
-    try:
-        with Connection(settings.broker, connect_timeout=BROKER_SECONDS) as connection:  # type: ignore[no-untyped-call]
-            connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=BROKER_SECONDS)
-    except (OperationalError, OSError, ImportError, KeyError) as error:
-        raise StoreError(
-            f"{address} does not answer ({first_line(error)}): start it, or unset LDOT_BROKER to ingest without one"
-        ) from error
-    return f"{address} answers"
+    return f"{check_broker(settings.broker)} answers"

@@ -53,6 +53,7 @@ def carry_out(
     Raises:
         StoreError: the broker, the journal or, without a broker, the store is away.
     """
+    from ldot_milvus.broker import check_broker
     from ldot_milvus.journal import Run
     from ldot_milvus.work import chunks_of
 
@@ -63,7 +64,7 @@ def carry_out(
         click.echo(f"No broker is set (LDOT_BROKER): {_doing(run)} in this process.")
         _here(settings, journal, run, items, chunk_size)
         return _summarise(journal, run, place)
-    _check_broker(app)
+    check_broker(settings.broker)
     journal.start(run)
     chunks = list(chunks_of(run, items, chunk_size))
     send_all(chunks)
@@ -108,22 +109,6 @@ def _performer(settings: Settings, run: Run, store: Any) -> Perform:
         dtype=settings.dtype,
     )  # fmt: skip
     return lambda items: ingestor.ingest([Source.from_dict(item) for item in items])
-
-
-def _check_broker(app: Celery) -> None:
-    """A broker that is not there is told at once, not after Celery's own long series of attempts."""
-    from kombu.exceptions import OperationalError
-
-    from ldot_milvus.errors import StoreError, first_line
-
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=2, interval_start=0.2, timeout=5)
-    except (OperationalError, OSError) as error:
-        raise StoreError(
-            f"the broker at LDOT_BROKER ({app.connection_for_write().as_uri()}) does not answer "
-            f"({first_line(error)}): start it, or unset LDOT_BROKER to ingest in this process"
-        ) from error
 
 
 def _summarise(journal: Journal, run: Run, place: str) -> bool:
