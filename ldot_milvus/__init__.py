@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from integrations.langchain import LightningDOTRetriever as LightningDOTRetriever
-
-    from .bundle import load_model as load_model
-    from .embedder import LightningDOTEmbedder as LightningDOTEmbedder
-    from .retrieval import Hit as Hit
-    from .retrieval import Retriever as Retriever
-    from .settings import Settings as Settings
-    from .stores import open_store as open_store
+    from ldot_milvus.bundle import load_model as load_model
+    from ldot_milvus.embedder import LightningDOTEmbedder as LightningDOTEmbedder
+    from ldot_milvus.retrieval import Hit as Hit
+    from ldot_milvus.retrieval import Retriever as Retriever
+    from ldot_milvus.settings import Settings as Settings
+    from ldot_milvus.stores import open_store as open_store
 
 __version__ = "0.1.0"
 

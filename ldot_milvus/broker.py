@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import StoreError, first_line
+from ldot_milvus.errors import StoreError, first_line
 
 SECONDS = 5
 

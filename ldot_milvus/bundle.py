@@ -21,15 +21,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError, UsageError
-from .hub import hub_folder
+from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.hub import hub_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from .model import CrossAttentionReranker, LightningDOT
-    from .regions import RegionExtractor
+    from ldot_milvus.model import CrossAttentionReranker, LightningDOT
+    from ldot_milvus.regions import RegionExtractor
 
 PACKAGED = Path(__file__).parent / "pretrained"
 
@@ -167,7 +167,7 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
     files.config  # noqa: B018  (another kind of folder is told before anything heavy is loaded)
     from transformers import AutoTokenizer
 
-    from .model import CrossAttentionReranker, LightningDOT
+    from ldot_milvus.model import CrossAttentionReranker, LightningDOT
 
     place, precision = choose_device(device), choose_dtype(dtype, choose_device(device))
     with _QuietTransformers():
@@ -211,12 +211,12 @@ def load_extractor(
     extractor: RegionExtractor
     try:
         if kind == "grid":
-            from .regions.grid import GridExtractor
+            from ldot_milvus.regions.grid import GridExtractor
 
             with _QuietTransformers():
                 extractor = GridExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
         elif kind == "bottom_up":
-            from .regions import BottomUpExtractor
+            from ldot_milvus.regions import BottomUpExtractor
 
             extractor = BottomUpExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
         else:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .errors import InputError, UsageError, printable
-from .images import content_id
-from .ingestion import CONTENT_ID, Report
-from .region_store import open_region_store
-from .sources import Source, read
-from .stores import Record, VectorStore
-from .stores.base import Filter
+from ldot_milvus.errors import InputError, UsageError, printable
+from ldot_milvus.images import content_id
+from ldot_milvus.ingestion import CONTENT_ID, Report
+from ldot_milvus.region_store import open_region_store
+from ldot_milvus.sources import Source, read
+from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.stores.base import Filter
 
 Item = dict[str, Any]
 """``{"id": ...}``: delete this row; with ``"source"``: its photo is there under another name."""

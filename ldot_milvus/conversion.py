@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import BertTokenizer
 
-from .errors import ModelError, UsageError
-from .model import CrossAttentionReranker, LightningDOT, LightningDOTForPreTraining
-from .model.conversion import (
+from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTForPreTraining
+from ldot_milvus.model.conversion import (
     Translation,
     convert_dual_encoder,
     convert_pretraining,
@@ -23,10 +23,10 @@ from .model.conversion import (
     is_dual_encoder,
     reranker_config,
 )
-from .model.storage import read_state
-from .regions.bottom_up import DetectorConfig
-from .regions.bottom_up.extractor import PUBLISHED
-from .regions.bottom_up.weights import detector_files, load_detector
+from ldot_milvus.model.storage import read_state
+from ldot_milvus.regions.bottom_up import DetectorConfig
+from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
+from ldot_milvus.regions.bottom_up.weights import detector_files, load_detector
 
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parent / "pretrained" / "vocab" / "bert-base-cased.txt"

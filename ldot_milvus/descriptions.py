@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import UsageError, printable, reason
+from ldot_milvus.errors import UsageError, printable, reason
 
 _LIMITS = {"id": 64, "namespace": 64, "caption": 8192, "text": 8192}  # bytes of UTF-8 that a collection's fields hold
 

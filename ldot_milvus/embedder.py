@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .bundle import Bundle, load_model
-from .errors import InputError, UsageError
-from .images import ImageSource, open_image
-from .regions import Regions
+from ldot_milvus.bundle import Bundle, load_model
+from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.images import ImageSource, open_image
+from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

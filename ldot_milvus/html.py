@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import InputError, StoreError
+from ldot_milvus.errors import InputError, StoreError
 
 if TYPE_CHECKING:
-    from .retrieval import Hit
+    from ldot_milvus.retrieval import Hit
 
 _THUMBNAIL = 480  # pixels of the longer side: a page of 25 pictures stays near 1 MB
 
@@ -78,8 +78,8 @@ def _credit(hit: Hit) -> str:
 
 
 def _picture(hit: Hit) -> str:
-    from .images import decode
-    from .sources import locate, read
+    from ldot_milvus.images import decode
+    from ldot_milvus.sources import locate, read
 
     if hit.kind != "image":
         return ""

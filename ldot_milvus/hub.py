@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UsageError
+from ldot_milvus.errors import UsageError
 
 
 def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | None = None) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
-from .errors import InputError
+from ldot_milvus.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

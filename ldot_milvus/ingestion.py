@@ -16,20 +16,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union
 
-from .batches import batched, one_ahead
-from .bundle import find_model
-from .errors import InputError, UsageError
-from .images import content_id, decode
-from .region_store import open_region_store
-from .sources import Source, read_all
-from .sources.region_files import regions_of
-from .stores import Record, VectorStore, checks
+from ldot_milvus.batches import batched, one_ahead
+from ldot_milvus.bundle import find_model
+from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.images import content_id, decode
+from ldot_milvus.region_store import open_region_store
+from ldot_milvus.sources import Source, read_all
+from ldot_milvus.sources.region_files import regions_of
+from ldot_milvus.stores import Record, VectorStore, checks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .embedder import LightningDOTEmbedder
-    from .regions import Regions
+    from ldot_milvus.embedder import LightningDOTEmbedder
+    from ldot_milvus.regions import Regions
 
 Opened = tuple[Record, Union["Image", "Regions", None]]
 """A new row and its photo as the embedder takes it; None for a text."""
@@ -135,7 +135,7 @@ class Ingestor:
         """The model, loaded on first use: a run that finds nothing new never loads it."""
         with self._loading:  # a worker of threads works on several chunks at once
             if self._embedder is None:
-                from .embedder import LightningDOTEmbedder
+                from ldot_milvus.embedder import LightningDOTEmbedder
 
                 self._embedder = LightningDOTEmbedder(*self._embedder_arguments)
             return self._embedder

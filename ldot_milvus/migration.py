@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .batches import batched
-from .errors import CollectionNotFound, StoreError
-from .region_store import RegionStore
-from .stores import Record, VectorStore
+from ldot_milvus.batches import batched
+from ldot_milvus.errors import CollectionNotFound, StoreError
+from ldot_milvus.region_store import RegionStore
+from ldot_milvus.stores import Record, VectorStore
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from .errors import InputError, StoreError
-from .regions import Regions
+from ldot_milvus.errors import InputError, StoreError
+from ldot_milvus.regions import Regions
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def open_region_store(store: str, fingerprint: str, address: str | None = None) 
             store, ``x.db-regions`` beside Milvus Lite's ``x.db``, else ``./ldot-data/regions``.
     """
     if address is None:
-        from .settings import Settings
+        from ldot_milvus.settings import Settings
 
         address = Settings().region_store
     if address is None:

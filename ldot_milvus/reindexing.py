@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from .batches import batched
-from .errors import CollectionNotFound, InputError, StoreError
-from .ingestion import CHUNK_SIZE, CONTENT_ID, Failure, Ingestor, Report
-from .migration import migrate
-from .sources import Source, locate
-from .stores import Record, VectorStore
+from ldot_milvus.batches import batched
+from ldot_milvus.errors import CollectionNotFound, InputError, StoreError
+from ldot_milvus.ingestion import CHUNK_SIZE, CONTENT_ID, Failure, Ingestor, Report
+from ldot_milvus.migration import migrate
+from ldot_milvus.sources import Source, locate
+from ldot_milvus.stores import Record, VectorStore
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
-from .region_store import RegionStore, open_region_store
-from .stores import Match, VectorStore
-from .stores.base import Array
+from ldot_milvus.errors import UsageError
+from ldot_milvus.region_store import RegionStore, open_region_store
+from ldot_milvus.stores import Match, VectorStore
+from ldot_milvus.stores.base import Array
 
 if TYPE_CHECKING:
-    from .embedder import ImageInput, LightningDOTEmbedder
-    from .regions import Regions
+    from ldot_milvus.embedder import ImageInput, LightningDOTEmbedder
+    from ldot_milvus.regions import Regions
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .batches import batched
-from .errors import LdotError, ModelMismatch, StoreError, printable
-from .ingestion import Failure, Report
-from .journal import FailedItem, Journal, Run
-from .journal.base import item_key, sums_of
+from ldot_milvus.batches import batched
+from ldot_milvus.errors import LdotError, ModelMismatch, StoreError, printable
+from ldot_milvus.ingestion import Failure, Report
+from ldot_milvus.journal import FailedItem, Journal, Run
+from ldot_milvus.journal.base import item_key, sums_of
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def _log(chunk: Chunk, report: Report) -> None:
 
 def _name(task: str, item: Item) -> str:
     if task == "ingest":
-        from .sources import Source
+        from ldot_milvus.sources import Source
 
         return Source.from_dict(item).name
     return str(item["id"])

@@ -1,5 +1,5 @@
 """The Celery application: ``celery -A workers worker``, ``celery -A workers enqueue PATH...``."""
 
-from .app import app
+from workers.app import app
 
 __all__ = ["app"]

@@ -6,8 +6,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from ldot_milvus.settings import Settings
-
-from .logs import log_as_json
+from workers.logs import log_as_json
 
 INGEST_QUEUE = "ldot"
 """Chunks that need the model: for workers with a GPU, where there is one."""

@@ -8,8 +8,7 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
 from ldot_milvus.cli.common import one_line_errors, parse_filter, settings_with
-
-from .enqueue import CHANGES_A_CHUNK
+from workers.enqueue import CHANGES_A_CHUNK
 
 
 @click.command(cls=CeleryCommand)
@@ -39,9 +38,8 @@ def delete(
     """
     from ldot_milvus.changes import rows_to_delete
     from ldot_milvus.stores import open_store
-
-    from .running import carry_out, listed
-    from .waiting import counted
+    from workers.running import carry_out, listed
+    from workers.waiting import counted
 
     filter = parse_filter(filter_text)
     settings = settings_with(collection=collection, store=store)

@@ -57,8 +57,7 @@ def enqueue(
     from ldot_milvus.descriptions import load_metadata
     from ldot_milvus.errors import UsageError
     from ldot_milvus.sources import expand
-
-    from .running import carry_out
+    from workers.running import carry_out
 
     if dry_run and not prune:
         raise UsageError("--dry-run goes with --prune")
@@ -79,9 +78,8 @@ def _prune(
 ) -> bool:
     from ldot_milvus.changes import prune
     from ldot_milvus.stores import open_store
-
-    from .running import carry_out, listed
-    from .waiting import counted
+    from workers.running import carry_out, listed
+    from workers.waiting import counted
 
     with open_store(settings.store, settings.collection) as store:
         found = prune(store, paths, sources)

@@ -39,9 +39,8 @@ def failures(
     """
     from ldot_milvus.errors import UsageError
     from ldot_milvus.ingestion import CHUNK_SIZE
-
-    from .running import carry_out, journal_of
-    from .waiting import counted
+    from workers.running import carry_out, journal_of
+    from workers.waiting import counted
 
     if retry and clear:
         raise UsageError("give --retry or --clear: what is ingested after all leaves the list by itself")

@@ -29,8 +29,7 @@ def metrics(ctx: click.Context, port: int, host: str, store: str | None) -> None
     One such process is enough for any number of workers, and no worker's death takes counts with it.
     """
     from ldot_milvus.errors import UsageError
-
-    from .running import journal_of
+    from workers.running import journal_of
 
     try:
         from prometheus_client import REGISTRY, start_http_server
@@ -100,7 +99,7 @@ class Exporter:
     def _depths(self, app: Celery) -> Any:
         from prometheus_client.core import GaugeMetricFamily
 
-        from .waiting import queue_depths
+        from workers.waiting import queue_depths
 
         depth = GaugeMetricFamily("ldot_queue_depth", "Chunks that wait for a worker.", labels=["queue"])
         for queue, waiting in queue_depths(app).items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .waiting import counted, send_all, unit, wait_for
+from workers.waiting import counted, send_all, unit, wait_for
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -27,8 +27,7 @@ def _status(run: str | None = None, store: str | None = None, **options: Any) ->
         _celerys_own(**options)
         return
     from ldot_milvus.errors import UsageError
-
-    from .running import journal_of
+    from workers.running import journal_of
 
     journal = journal_of(settings_with(store=store))
     progress = journal.progress(run)
@@ -39,7 +38,7 @@ def _status(run: str | None = None, store: str | None = None, **options: Any) ->
 
 
 def _as_text(progress: Progress) -> str:
-    from .running import outcome, where
+    from workers.running import outcome, where
 
     run, sums, done = progress.run, progress.sums, progress.done
     spent = progress.changed - run.started

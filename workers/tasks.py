@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
-from .app import app
+from workers.app import app
 
 if TYPE_CHECKING:
     from ldot_milvus.ingestion import Ingestor, Report

@@ -27,8 +27,7 @@ def send_all(chunks: Sequence[Chunk]) -> None:
         StoreError: the broker was lost.
     """
     from ldot_milvus.errors import StoreError
-
-    from .tasks import send
+    from workers.tasks import send
 
     for number, chunk in enumerate(chunks):
         try:

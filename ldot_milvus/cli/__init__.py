@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .convert import convert
-from .doctor import doctor
-from .evaluate import evaluate
-from .regions import regions
-from .search import search
-from .stores import migrate, reindex
-from .train import train
+from ldot_milvus.cli.convert import convert
+from ldot_milvus.cli.doctor import doctor
+from ldot_milvus.cli.evaluate import evaluate
+from ldot_milvus.cli.regions import regions
+from ldot_milvus.cli.search import search
+from ldot_milvus.cli.stores import migrate, reindex
+from ldot_milvus.cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

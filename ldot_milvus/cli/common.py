@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from ..embedder import LightningDOTEmbedder
-    from ..settings import Settings
+    from ldot_milvus.embedder import LightningDOTEmbedder
+    from ldot_milvus.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -22,7 +22,7 @@ def one_line_errors(command: F) -> F:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        from ..errors import LdotError
+        from ldot_milvus.errors import LdotError
 
         try:
             command(*args, **kwargs)
@@ -35,14 +35,14 @@ def one_line_errors(command: F) -> F:
 
 def settings_with(**chosen: str | None) -> Settings:
     """The settings of the environment, with what was given on the command line in their place."""
-    from ..settings import Settings
+    from ldot_milvus.settings import Settings
 
     return Settings().model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
 
 def embedder_of(settings: Settings) -> LightningDOTEmbedder:
     """The embedder that the settings name."""
-    from ..embedder import LightningDOTEmbedder
+    from ldot_milvus.embedder import LightningDOTEmbedder
 
     return LightningDOTEmbedder(settings.model, device=settings.device, dtype=settings.dtype)
 
@@ -53,7 +53,7 @@ def parse_filter(text: str | None) -> dict[str, Any] | None:
     Raises:
         FilterError: no JSON object.
     """
-    from ..errors import FilterError
+    from ldot_milvus.errors import FilterError
 
     if text is None:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import one_line_errors
+from ldot_milvus.cli.common import one_line_errors
 
 
 @click.command()
@@ -26,7 +26,7 @@ def convert(source: str, target: str, config: str | None, detector: str | None, 
     folder "reranker" of the former. Anything else, or a checkpoint with tensors missing or left over, is refused.
     A detector's folder is copied into DST, so that DST is all that ingestion needs.
     """
-    from ..conversion import convert as convert_checkpoint
+    from ldot_milvus.conversion import convert as convert_checkpoint
 
     report = convert_checkpoint(source, target, config=_read_json(config), pretraining=pretraining, detector=detector)
     for old, new in report.renamed.items():
@@ -42,7 +42,7 @@ def convert(source: str, target: str, config: str | None, detector: str | None, 
 
 
 def _read_json(file: str | None) -> dict[str, Any]:
-    from ..errors import UsageError
+    from ldot_milvus.errors import UsageError
 
     if file is None:
         return {}

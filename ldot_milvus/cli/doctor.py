@@ -14,8 +14,8 @@ def doctor() -> None:
     Each line says ok, or what to do. Exit status: 0 if all is well, else 1. A Milvus server is asked which GPU indexes
     it can build, which takes up to 20 seconds.
     """
-    from ..doctor import examine
-    from ..settings import Settings
+    from ldot_milvus.doctor import examine
+    from ldot_milvus.settings import Settings
 
     well = True
     for finding in examine(Settings()):

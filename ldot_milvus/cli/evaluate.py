@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .common import embedder_of, one_line_errors, settings_with
+from ldot_milvus.cli.common import embedder_of, one_line_errors, settings_with
 
 
 @click.command("eval")
@@ -49,11 +49,11 @@ def evaluate(
     """
     import logging
 
-    from ..errors import UsageError
-    from ..evaluation.curve import NUMBERS, check_picture, draw
-    from ..evaluation.datasets import DataSet, read_data_set
-    from ..evaluation.evaluate import evaluate as measure
-    from ..evaluation.report import headline, published_figures, table
+    from ldot_milvus.errors import UsageError
+    from ldot_milvus.evaluation.curve import NUMBERS, check_picture, draw
+    from ldot_milvus.evaluation.datasets import DataSet, read_data_set
+    from ldot_milvus.evaluation.evaluate import evaluate as measure
+    from ldot_milvus.evaluation.report import headline, published_figures, table
 
     if rerank < 0:
         raise UsageError(f"--rerank is {rerank}: it must be 0 or more")

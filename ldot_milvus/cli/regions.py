@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from .common import one_line_errors, settings_with
+from ldot_milvus.cli.common import one_line_errors, settings_with
 
 
 @click.command()
@@ -39,11 +39,11 @@ def regions(
     """
     from tqdm import tqdm
 
-    from ..bundle import choose_device, choose_dtype
-    from ..regions import BottomUpExtractor
-    from ..regions.bottom_up.extractor import PUBLISHED
-    from ..regions.extraction import extract
-    from ..sources import expand
+    from ldot_milvus.bundle import choose_device, choose_dtype
+    from ldot_milvus.regions import BottomUpExtractor
+    from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
+    from ldot_milvus.regions.extraction import extract
+    from ldot_milvus.sources import expand
 
     sources = list(expand(paths))
     settings = settings_with()
@@ -64,7 +64,7 @@ def regions(
 
 
 def _sides(text: str) -> tuple[int, int]:
-    from ..errors import UsageError
+    from ldot_milvus.errors import UsageError
 
     short, _, long = text.partition("x")
     if not (short.isdecimal() and long.isdecimal()):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import embedder_of, one_line_errors, parse_filter, settings_with
+from ldot_milvus.cli.common import embedder_of, one_line_errors, parse_filter, settings_with
 
 if TYPE_CHECKING:
-    from ..retrieval import Hit
-    from ..settings import Settings
+    from ldot_milvus.retrieval import Hit
+    from ldot_milvus.settings import Settings
 
 
 @click.command()
@@ -41,7 +41,7 @@ def search(
     html: str | None,
 ) -> None:
     """Find photos by describing them; several texts are several searches."""
-    from ..errors import CollectionNotFound, UsageError
+    from ldot_milvus.errors import CollectionNotFound, UsageError
 
     if bool(texts) == bool(image):
         raise UsageError("give a text to search for, or --image FILE (one of them)")
@@ -54,7 +54,7 @@ def search(
     settings = settings_with(collection=collection, store=store, model=model)
     parsed = parse_filter(filter_)
 
-    from ..stores import open_store
+    from ldot_milvus.stores import open_store
 
     with open_store(settings.store, settings.collection) as opened:
         if opened.dim is None:
@@ -63,7 +63,7 @@ def search(
                 'ingest photos first with "celery -A workers enqueue PATH..."'
             )
         _check_model(opened.model, settings)
-        from ..retrieval import Retriever
+        from ldot_milvus.retrieval import Retriever
 
         retriever = Retriever(embedder_of(settings), opened)
         options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
@@ -71,7 +71,7 @@ def search(
         if image is not None:
             answers.append((image, retriever.search(image=image, **options)))
     if html:
-        from ..html import write_page
+        from ldot_milvus.html import write_page
 
         write_page(html, answers)
     if as_json:
@@ -86,8 +86,8 @@ def search(
 
 def _check_model(stored: str | None, settings: Settings) -> None:
     """Refuse another model's collection before seconds go into loading the model."""
-    from ..bundle import find_model
-    from ..errors import ModelMismatch
+    from ldot_milvus.bundle import find_model
+    from ldot_milvus.errors import ModelMismatch
 
     if stored not in (None, find_model(settings.model).fingerprint):
         raise ModelMismatch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .common import one_line_errors, settings_with
+from ldot_milvus.cli.common import one_line_errors, settings_with
 
 
 @click.command()
@@ -22,10 +22,10 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
     """
     from tqdm import tqdm
 
-    from ..errors import UsageError
-    from ..migration import migrate as copy
-    from ..region_store import open_region_store
-    from ..stores import open_store
+    from ldot_milvus.errors import UsageError
+    from ldot_milvus.migration import migrate as copy
+    from ldot_milvus.region_store import open_region_store
+    from ldot_milvus.stores import open_store
 
     if source == target:
         raise UsageError(f"FROM and TO are both {source}: name two stores")
@@ -56,8 +56,8 @@ def reindex(collection: str | None, store: str | None, model: str | None, index:
     """
     from tqdm import tqdm
 
-    from ..reindexing import rebuild_index, reembed
-    from ..stores import open_store
+    from ldot_milvus.reindexing import rebuild_index, reembed
+    from ldot_milvus.stores import open_store
 
     settings = settings_with(collection=collection, store=store, index=index)
     with (

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import one_line_errors
+from ldot_milvus.cli.common import one_line_errors
 
 
 @click.command()
@@ -42,13 +42,13 @@ def train(
     """
     import logging
 
-    from ..errors import UsageError
+    from ldot_milvus.errors import UsageError
 
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise UsageError("training needs accelerate: pip install 'ldot-milvus[train]'") from error
-    from ..training.recipe import parse_change, read_recipe
+    from ldot_milvus.training.recipe import parse_change, read_recipe
 
     places = {
         "data.train": list(train_data),
@@ -68,7 +68,7 @@ def train(
     import torch
     from transformers.utils import logging as of_transformers
 
-    from ..training.run import train as run
+    from ldot_milvus.training.run import train as run
 
     of_transformers.set_verbosity_error()  # type: ignore[no-untyped-call]
     of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]

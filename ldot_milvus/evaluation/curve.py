@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, reason
+from ldot_milvus.errors import UsageError, reason
 
 NUMBERS = (0, 5, 10, 20, 50, 100)
 """How many of the first are re-ranked at the points of the curve."""

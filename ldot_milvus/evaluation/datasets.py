@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import UsageError, printable
-from ..images import SUFFIXES
-from ..sources import Source
-from ..sources import read as read_source
-from .layouts import Listed, published_layout
-from .photos import Caption, Load, Pair, Photos
+from ldot_milvus.errors import UsageError, printable
+from ldot_milvus.evaluation.layouts import Listed, published_layout
+from ldot_milvus.evaluation.photos import Caption, Load, Pair, Photos
+from ldot_milvus.images import SUFFIXES
+from ldot_milvus.sources import Source
+from ldot_milvus.sources import read as read_source
 
 __all__ = ["Caption", "DataSet", "Pair", "read_data_set", "read_pairs"]
 

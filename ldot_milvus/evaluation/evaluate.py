@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, UsageError, printable
-from ..images import decode
-from ..regions import Regions
-from .photos import Caption, Pair
-from .ranking import Indices, Scores, search_both_ways
+from ldot_milvus.errors import InputError, UsageError, printable
+from ldot_milvus.evaluation.photos import Caption, Pair
+from ldot_milvus.evaluation.ranking import Indices, Scores, search_both_ways
+from ldot_milvus.images import decode
+from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..embedder import LightningDOTEmbedder
+    from ldot_milvus.embedder import LightningDOTEmbedder
 
 log = logging.getLogger(__name__)
 

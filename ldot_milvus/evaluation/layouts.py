@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UsageError
-from ..regions.files import open_lmdb
-from .photos import Caption, Pair, Photos
+from ldot_milvus.errors import UsageError
+from ldot_milvus.evaluation.photos import Caption, Pair, Photos
+from ldot_milvus.regions.files import open_lmdb
 
 Splits = tuple[str, bool]
 """A split's name, and whether it is all the others that are wanted."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import UsageError
-from ..regions import Regions
-from ..regions.files import RegionFile, open_regions
+from ldot_milvus.errors import UsageError
+from ldot_milvus.regions import Regions
+from ldot_milvus.regions.files import RegionFile, open_regions
 
 Caption = str | list[int]
 """A text, or its WordPiece ids with [CLS] and [SEP]."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .recall import best_ranks, recall_at
+from ldot_milvus.evaluation.recall import best_ranks, recall_at
 
 Scores = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .recall import CUTS
+from ldot_milvus.evaluation.recall import CUTS
 
 PUBLISHED = Path(__file__).with_name("published.json")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..settings import Settings
-from .base import FailedItem, Journal, Progress, Run
+from ldot_milvus.journal.base import FailedItem, Journal, Progress, Run
+from ldot_milvus.settings import Settings
 
 __all__ = ["FailedItem", "Journal", "Progress", "Run", "journal_address", "open_journal"]
 
@@ -31,9 +31,9 @@ def journal_address(settings: Settings) -> str:
 def open_journal(address: str) -> Journal:
     """The journal at ``redis://...``, ``rediss://...`` or a file's path; nothing is created or read yet."""
     if address.startswith(_REDIS):
-        from .redis import RedisJournal
+        from ldot_milvus.journal.redis import RedisJournal
 
         return RedisJournal(address)
-    from .sqlite import SqliteJournal
+    from ldot_milvus.journal.sqlite import SqliteJournal
 
     return SqliteJournal(address)

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import StoreError
-from .base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
+from ldot_milvus.errors import StoreError
+from ldot_milvus.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
 
 _TIMEOUT = 10.0
 _SECONDS_KEPT = DAYS_KEPT * 86_400

@@ -14,8 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
-from .base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
+from ldot_milvus.errors import StoreError
+from ldot_milvus.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
 
 _APPLICATION_ID = 0x4C444F4A  # "LDOJ"
 _VERSION = 1

@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoModel
 
-from .configuration import LightningDOTConfig, RerankerConfig
-from .dual_encoder import LightningDOT
-from .pretraining import LightningDOTForPreTraining
-from .reranker import CrossAttentionReranker
+from ldot_milvus.model.configuration import LightningDOTConfig, RerankerConfig
+from ldot_milvus.model.dual_encoder import LightningDOT
+from ldot_milvus.model.pretraining import LightningDOTForPreTraining
+from ldot_milvus.model.reranker import CrossAttentionReranker
 
 AutoConfig.register(LightningDOTConfig.model_type, LightningDOTConfig)
 AutoConfig.register(RerankerConfig.model_type, RerankerConfig)

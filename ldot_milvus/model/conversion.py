@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ModelError
-from .configuration import LightningDOTConfig, RerankerConfig
+from ldot_milvus.errors import ModelError
+from ldot_milvus.model.configuration import LightningDOTConfig, RerankerConfig
 
 _DUAL_ENCODER = [
     (r"^bert\.(?=img_model|txt_model)", ""),

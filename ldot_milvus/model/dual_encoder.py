@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .configuration import CLS_TOKEN_ID, LightningDOTConfig
-from .layers import BertBasedModel, BertBody, HubnessCalibration, pool, projection, text_body
+from ldot_milvus.model.configuration import CLS_TOKEN_ID, LightningDOTConfig
+from ldot_milvus.model.layers import BertBasedModel, BertBody, HubnessCalibration, pool, projection, text_body
 
 
 class LightningDOT(BertBasedModel):

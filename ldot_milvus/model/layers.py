@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
-from .storage import QuantizedStorage
+from ldot_milvus.model.storage import QuantizedStorage
 
 
 class BertBasedModel(QuantizedStorage, BertPreTrainedModel):

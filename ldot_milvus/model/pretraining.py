@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from .configuration import LightningDOTConfig
-from .dual_encoder import LightningDOT
-from .layers import BertBasedModel
+from ldot_milvus.model.configuration import LightningDOTConfig
+from ldot_milvus.model.dual_encoder import LightningDOT
+from ldot_milvus.model.layers import BertBasedModel
 
 NOT_ASKED = -1
 """Label of a token that masked language modelling does not ask for."""

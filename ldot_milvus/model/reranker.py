@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPooler
 
-from .alignment import WordRegionAlignment
-from .configuration import RerankerConfig
-from .layers import BertBasedModel, BertBody, pack, projection
+from ldot_milvus.model.alignment import WordRegionAlignment
+from ldot_milvus.model.configuration import RerankerConfig
+from ldot_milvus.model.layers import BertBasedModel, BertBody, pack, projection
 
 
 class CrossAttentionReranker(BertBasedModel):

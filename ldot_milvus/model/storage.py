@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from ..errors import ModelError
+from ldot_milvus.errors import ModelError
 
 WEIGHTS_FILE = "model.safetensors"
 _SCALE_SUFFIX = ".int8_scale"

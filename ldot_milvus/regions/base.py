@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ldot_milvus.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .base import Regions
+from ldot_milvus.regions.base import Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, UsageError, reason
-from ..images import decode
-from ..sources import Source, read
-from .base import Regions
-from .files import write_lmdb, write_npz, write_tsv
+from ldot_milvus.errors import InputError, UsageError, reason
+from ldot_milvus.images import decode
+from ldot_milvus.regions.base import Regions
+from ldot_milvus.regions.files import write_lmdb, write_npz, write_tsv
+from ldot_milvus.sources import Source, read
 
 if TYPE_CHECKING:
-    from .bottom_up import BottomUpExtractor
+    from ldot_milvus.regions.bottom_up import BottomUpExtractor
 
 FORMATS = ("lmdb", "npz", "tsv")
 TSV = "regions.tsv"
@@ -88,7 +88,7 @@ def _regions(
             photo = decode(read(source), name=source.name)
             regions = extractor(photo.image)
             if pictures is not None:
-                from .drawing import draw
+                from ldot_milvus.regions.drawing import draw
 
                 drawn = draw(photo.image, regions, extractor.object_names, extractor.attribute_names)
                 drawn.save(pictures / f"{name}.jpg", quality=90)

@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ..errors import InputError, UsageError
-from .base import Regions, boxes7
+from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.regions.base import Regions, boxes7
 
 KEYS = b"__keys__"
 MAX_RECORD = 64 * 2**20

@@ -4,8 +4,8 @@
 another process on another day.
 """
 
-from .base import MAX_BYTES, Source
-from .listing import expand
-from .reading import locate, read, read_all
+from ldot_milvus.sources.base import MAX_BYTES, Source
+from ldot_milvus.sources.listing import expand
+from ldot_milvus.sources.reading import locate, read, read_all
 
 __all__ = ["MAX_BYTES", "Source", "expand", "locate", "read", "read_all"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..errors import printable
+from ldot_milvus.errors import printable
 
 MAX_BYTES = 256 * 2**20  # of one photo's file
 

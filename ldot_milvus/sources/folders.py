@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..errors import UsageError, printable, reason
-from ..images import SUFFIXES
-from .base import Source, source_at
+from ldot_milvus.errors import UsageError, printable, reason
+from ldot_milvus.images import SUFFIXES
+from ldot_milvus.sources.base import Source, source_at
 
 
 def folder_photos(root: str) -> Iterator[tuple[str, Source]]:

@@ -8,16 +8,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..descriptions import Metadata
-from ..errors import UsageError, printable, reason
-from ..images import SUFFIXES
-from ..settings import Settings
-from . import objects, region_files
-from .base import Source, scheme, source_at
-from .folders import folder_photos
-from .lists import list_lines, manifest_lines
-from .tars import tar_members
-from .urls import SCHEMES as URL_SCHEMES
+from ldot_milvus.descriptions import Metadata
+from ldot_milvus.errors import UsageError, printable, reason
+from ldot_milvus.images import SUFFIXES
+from ldot_milvus.settings import Settings
+from ldot_milvus.sources import objects, region_files
+from ldot_milvus.sources.base import Source, scheme, source_at
+from ldot_milvus.sources.folders import folder_photos
+from ldot_milvus.sources.lists import list_lines, manifest_lines
+from ldot_milvus.sources.tars import tar_members
+from ldot_milvus.sources.urls import SCHEMES as URL_SCHEMES
 
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..descriptions import described, json_object, own_fields
-from ..errors import UsageError, printable, reason
-from .objects import open_file
+from ldot_milvus.descriptions import described, json_object, own_fields
+from ldot_milvus.errors import UsageError, printable, reason
+from ldot_milvus.sources.objects import open_file
 
 TARGETS = ("path", "url", "file", "text")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from ..errors import UsageError, printable
-from ..images import SUFFIXES
-from . import base
-from .base import Source, scheme, too_large
+from ldot_milvus.errors import UsageError, printable
+from ldot_milvus.images import SUFFIXES
+from ldot_milvus.sources import base
+from ldot_milvus.sources.base import Source, scheme, too_large
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs")
 """Only stores whose host the operator sets: an address in a list must not choose whom this machine talks to."""

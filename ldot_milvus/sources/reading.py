@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-from ..errors import InputError, UsageError, printable, reason
-from ..settings import Settings
-from . import base, region_files
-from .base import Source
-from .objects import is_object, read_object
-from .tars import find_member
-from .urls import SCHEMES as URL_SCHEMES
-from .urls import Fetcher
+from ldot_milvus.errors import InputError, UsageError, printable, reason
+from ldot_milvus.settings import Settings
+from ldot_milvus.sources import base, region_files
+from ldot_milvus.sources.base import Source
+from ldot_milvus.sources.objects import is_object, read_object
+from ldot_milvus.sources.tars import find_member
+from ldot_milvus.sources.urls import SCHEMES as URL_SCHEMES
+from ldot_milvus.sources.urls import Fetcher
 
 THREADS = 16
 """Photos that are fetched over a network side by side: one slow server does not hold up the others."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, UsageError, printable, reason
-from .base import Source, source_at
+from ldot_milvus.errors import InputError, UsageError, printable, reason
+from ldot_milvus.sources.base import Source, source_at
 
 if TYPE_CHECKING:
-    from ..regions import Regions
-    from ..regions.files import LmdbRegions
+    from ldot_milvus.regions import Regions
+    from ldot_milvus.regions.files import LmdbRegions
 
 MAX_HALF = 65504
 """The largest value that half precision holds, in which region stores keep features."""
@@ -87,7 +87,7 @@ def regions_of(source: Source, data: bytes) -> tuple[Regions, int, int]:
     """
     import numpy as np
 
-    from ..regions.files import NpzRegions, parse_tsv_line
+    from ldot_milvus.regions.files import NpzRegions, parse_tsv_line
 
     if source.path.endswith(".tsv"):
         regions, width, height = parse_tsv_line(data, source.name)
@@ -139,7 +139,7 @@ def _changed(path: str) -> int:
 
 @lru_cache(maxsize=4)  # whoever asks for one line asks for the next one too, and a file may have a hundred gigabytes
 def _tsv_places(path: str, changed: int) -> dict[str, tuple[int, int]]:
-    from ..regions.files import TSV_FIELDS, TsvRegions
+    from ldot_milvus.regions.files import TSV_FIELDS, TsvRegions
 
     try:
         with open(path, "rb") as file:
@@ -156,6 +156,6 @@ def _tsv_places(path: str, changed: int) -> dict[str, tuple[int, int]]:
 # Opened once a process, which also is what LMDB asks for.
 @lru_cache(maxsize=4)
 def _open_lmdb(folder: str) -> LmdbRegions:
-    from ..regions.files import LmdbRegions
+    from ldot_milvus.regions.files import LmdbRegions
 
     return LmdbRegions(folder)

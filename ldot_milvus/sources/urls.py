@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
 
-from ..errors import InputError, printable
+from ldot_milvus.errors import InputError, printable
 
 SCHEMES = ("http", "https")
 MAX_URL = 4096  # bytes, what a collection keeps of it

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
-from ..errors import UsageError
-from .recipe import Stage, Trainer
+from ldot_milvus.errors import UsageError
+from ldot_milvus.training.recipe import Stage, Trainer
 
 
 def accelerator_for(settings: Trainer, out: Path, stage: Stage | None = None) -> Accelerator:

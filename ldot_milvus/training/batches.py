@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..embedder import pad_regions, token_ids
-from ..errors import LdotError, UsageError
-from ..model.pretraining import NOT_ASKED
-from .data import Photos
-from .masking import Vocabulary, mask_regions, mask_words
-from .recipe import Stage
+from ldot_milvus.embedder import pad_regions, token_ids
+from ldot_milvus.errors import LdotError, UsageError
+from ldot_milvus.model.pretraining import NOT_ASKED
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.masking import Vocabulary, mask_regions, mask_words
+from ldot_milvus.training.recipe import Stage
 
 Tokens = list[list[list[int]]]
 """Token ids of every photo's captions."""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, by_length
-from .data import Photos
-from .processes import gathered, gathered_sequences
-from .recipe import Stage
+from ldot_milvus.training.batches import Batch, by_length
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.processes import gathered, gathered_sequences
+from ldot_milvus.training.recipe import Stage
 
 
 class Scorer(nn.Module):

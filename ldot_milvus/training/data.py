@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..errors import InputError, UsageError
-from ..evaluation.datasets import Caption, Pair
-from ..images import decode
-from ..regions import RegionExtractor, Regions
-from ..regions.files import LmdbRegions, write_lmdb
+from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.evaluation.datasets import Caption, Pair
+from ldot_milvus.images import decode
+from ldot_milvus.regions import RegionExtractor, Regions
+from ldot_milvus.regions.files import LmdbRegions, write_lmdb
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from ..embedder import LightningDOTEmbedder
-from .data import Photos
-from .rerank import RERANKED, crossed_first
+from ldot_milvus.embedder import LightningDOTEmbedder
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.rerank import RERANKED, crossed_first
 
 log = logging.getLogger(__name__)
 

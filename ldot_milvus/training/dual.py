@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..batches import batched
-from ..embedder import IMAGE_BATCH, LightningDOTEmbedder
-from ..evaluation.recall import both_ways
-from ..model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
-from ..regions import Regions
-from .contrastive import Scorer
-from .data import Photos
+from ldot_milvus.batches import batched
+from ldot_milvus.embedder import IMAGE_BATCH, LightningDOTEmbedder
+from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.regions import Regions
+from ldot_milvus.training.contrastive import Scorer
+from ldot_milvus.training.data import Photos
 
 TEMPERATURE = 0.07
 """Where the learned temperature of the softmax starts, for models whose vectors have length 1."""

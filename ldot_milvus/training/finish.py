@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch import nn
 
-from ..bundle import find_model, load_model
-from ..embedder import LightningDOTEmbedder
-from ..model.storage import save_quantized
-from ..regions.grid import GridBackbone
-from .checkpoints import copy_folder
-from .data import Photos
-from .dot_weight import best_dot_weight
-from .dual import calibrate
-from .recipe import Recipe
+from ldot_milvus.bundle import find_model, load_model
+from ldot_milvus.embedder import LightningDOTEmbedder
+from ldot_milvus.model.storage import save_quantized
+from ldot_milvus.regions.grid import GridBackbone
+from ldot_milvus.training.checkpoints import copy_folder
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.dot_weight import best_dot_weight
+from ldot_milvus.training.dual import calibrate
+from ldot_milvus.training.recipe import Recipe
 
 
 def finish(recipe: Recipe, origin: Path, best: Path, target: Path, train: Photos, dev: Photos) -> None:

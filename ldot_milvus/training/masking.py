@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UsageError
-from ..model.pretraining import NOT_ASKED
+from ldot_milvus.errors import UsageError
+from ldot_milvus.model.pretraining import NOT_ASKED
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
-from ..model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
-from .batches import Batch
-from .contrastive import all_scores, both_directions
-from .dual import DualScorer
-from .processes import mean
-from .recipe import Stage
+from ldot_milvus.errors import UsageError
+from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.training.batches import Batch
+from ldot_milvus.training.contrastive import all_scores, both_directions
+from ldot_milvus.training.dual import DualScorer
+from ldot_milvus.training.processes import mean
+from ldot_milvus.training.recipe import Stage
 
 
 class PretrainingObjective(nn.Module):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import UsageError
+from ldot_milvus.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib

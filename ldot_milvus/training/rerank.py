@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..embedder import LightningDOTEmbedder, pad_regions, token_ids
-from ..evaluation.evaluate import pair_scores
-from ..evaluation.ranking import Crossed, search_both_ways
-from ..evaluation.recall import both_ways
-from ..model import CrossAttentionReranker
-from ..model.pretraining import triplet_loss
-from .batches import Batch, by_length, pad
-from .contrastive import Scorer
-from .data import Photos
-from .dual import Figures, some_at_a_time
-from .recipe import Stage
+from ldot_milvus.embedder import LightningDOTEmbedder, pad_regions, token_ids
+from ldot_milvus.evaluation.evaluate import pair_scores
+from ldot_milvus.evaluation.ranking import Crossed, search_both_ways
+from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.model import CrossAttentionReranker
+from ldot_milvus.model.pretraining import triplet_loss
+from ldot_milvus.training.batches import Batch, by_length, pad
+from ldot_milvus.training.contrastive import Scorer
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.dual import Figures, some_at_a_time
+from ldot_milvus.training.recipe import Stage
 
 RERANKED = 20
 """So many of the first are re-ranked where comparing everything would take too long."""

@@ -25,22 +25,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..bundle import Bundle, find_model, load_extractor, load_model
-from ..embedder import LightningDOTEmbedder
-from ..errors import UsageError
-from ..evaluation.datasets import read_pairs
-from ..regions import Regions
-from .accelerators import accelerator_for
-from .batches import Batches, tokenize
-from .checkpoints import newest, read_progress, recovered, replace_folder
-from .data import Photos, cache_name, photos_of
-from .dual import caption_meanings
-from .finish import finish
-from .masking import Vocabulary
-from .recipe import Recipe, Stage
-from .start import new_model
-from .tasks import task_of
-from .trainer import StageRun
+from ldot_milvus.bundle import Bundle, find_model, load_extractor, load_model
+from ldot_milvus.embedder import LightningDOTEmbedder
+from ldot_milvus.errors import UsageError
+from ldot_milvus.evaluation.datasets import read_pairs
+from ldot_milvus.regions import Regions
+from ldot_milvus.training.accelerators import accelerator_for
+from ldot_milvus.training.batches import Batches, tokenize
+from ldot_milvus.training.checkpoints import newest, read_progress, recovered, replace_folder
+from ldot_milvus.training.data import Photos, cache_name, photos_of
+from ldot_milvus.training.dual import caption_meanings
+from ldot_milvus.training.finish import finish
+from ldot_milvus.training.masking import Vocabulary
+from ldot_milvus.training.recipe import Recipe, Stage
+from ldot_milvus.training.start import new_model
+from ldot_milvus.training.tasks import task_of
+from ldot_milvus.training.trainer import StageRun
 
 log = logging.getLogger(__name__)
 

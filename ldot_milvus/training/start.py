@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
 
-from ..bundle import find_model, load_model
-from ..errors import UsageError
-from ..model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
-from .checkpoints import copy_folder
-from .recipe import Start
+from ldot_milvus.bundle import find_model, load_model
+from ldot_milvus.errors import UsageError
+from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
+from ldot_milvus.training.checkpoints import copy_folder
+from ldot_milvus.training.recipe import Start
 
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size",
          "max_position_embeddings", "layer_norm_eps")  # fmt: skip

@@ -15,21 +15,21 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..bundle import Bundle
-from ..embedder import LightningDOTEmbedder
-from ..errors import UsageError
-from ..model import LightningDOTForPreTraining
-from ..model.layers import BertBody
-from ..model.storage import WEIGHTS_FILE
-from .checkpoints import copy_folder
-from .contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
-from .data import Photos
-from .dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
-from .hard_negatives import mine
-from .pretraining import PretrainingObjective, check_mix, with_heads
-from .recipe import Stage, Start
-from .rerank import RerankScorer, TripletObjective, evaluate_reranker
-from .start import starting_reranker
+from ldot_milvus.bundle import Bundle
+from ldot_milvus.embedder import LightningDOTEmbedder
+from ldot_milvus.errors import UsageError
+from ldot_milvus.model import LightningDOTForPreTraining
+from ldot_milvus.model.layers import BertBody
+from ldot_milvus.model.storage import WEIGHTS_FILE
+from ldot_milvus.training.checkpoints import copy_folder
+from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
+from ldot_milvus.training.hard_negatives import mine
+from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
+from ldot_milvus.training.recipe import Stage, Start
+from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
+from ldot_milvus.training.start import starting_reranker
 
 CARD = "README.md"
 

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..errors import LdotError, TrainingError
-from .batches import Batch, Batches
-from .checkpoints import Progress, load_checkpoint, save_checkpoint
-from .dual import Figures
-from .recipe import Stage, Trainer
+from ldot_milvus.errors import LdotError, TrainingError
+from ldot_milvus.training.batches import Batch, Batches
+from ldot_milvus.training.checkpoints import Progress, load_checkpoint, save_checkpoint
+from ldot_milvus.training.dual import Figures
+from ldot_milvus.training.recipe import Stage, Trainer
 
 log = logging.getLogger(__name__)
 

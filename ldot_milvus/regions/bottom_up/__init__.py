@@ -12,8 +12,8 @@ A photo's way, each step in a module of its own::
 ``configuration`` reads the published ``config.yaml``, ``weights`` the published checkpoint.
 """
 
-from .configuration import DetectorConfig
-from .extractor import BottomUpExtractor
-from .network import Detector
+from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
+from ldot_milvus.regions.bottom_up.extractor import BottomUpExtractor
+from ldot_milvus.regions.bottom_up.network import Detector
 
 __all__ = ["BottomUpExtractor", "Detector", "DetectorConfig"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..files import CONFIDENT
-from .proposals import overlap, suppress
+from ldot_milvus.regions.bottom_up.proposals import overlap, suppress
+from ldot_milvus.regions.files import CONFIDENT
 
 UNITER_OVERLAP = 0.3
 

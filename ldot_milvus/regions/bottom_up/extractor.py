@@ -10,19 +10,19 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ...errors import ModelError, UsageError
-from ...hub import hub_folder
-from ...images import ImageSource, open_image
-from ..base import Regions, boxes7
-from ..files import MAXIMUM, MINIMUM
-from .choice import Choice, by_any_class, by_best_class
-from .configuration import DetectorConfig
-from .names import ATTRIBUTES, OBJECTS, read_names
-from .network import Detector
-from .pooling import MaximumTable
-from .preprocessing import to_input
-from .proposals import clip, propose, shift
-from .weights import CONFIG, FILES, load_detector
+from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.hub import hub_folder
+from ldot_milvus.images import ImageSource, open_image
+from ldot_milvus.regions.base import Regions, boxes7
+from ldot_milvus.regions.bottom_up.choice import Choice, by_any_class, by_best_class
+from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
+from ldot_milvus.regions.bottom_up.names import ATTRIBUTES, OBJECTS, read_names
+from ldot_milvus.regions.bottom_up.network import Detector
+from ldot_milvus.regions.bottom_up.pooling import MaximumTable
+from ldot_milvus.regions.bottom_up.preprocessing import to_input
+from ldot_milvus.regions.bottom_up.proposals import clip, propose, shift
+from ldot_milvus.regions.bottom_up.weights import CONFIG, FILES, load_detector
+from ldot_milvus.regions.files import MAXIMUM, MINIMUM
 
 PUBLISHED = "unc-nlp/frcnn-vg-finetuned"
 """The public checkpoint on the Hugging Face hub."""

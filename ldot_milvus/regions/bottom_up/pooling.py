@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .configuration import STRIDE
+from ldot_milvus.regions.bottom_up.configuration import STRIDE
 
 BINS = 14
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .configuration import STRIDE
+from ldot_milvus.regions.bottom_up.configuration import STRIDE
 
 MOST_GROWTH = math.log(1000 / 16)
 """Clamp of the logarithm by which a box may grow."""
