@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ldot_milvus.regions.bottom_up import BottomUpExtractor, Detector, DetectorConfig
 from ldot_milvus.regions.bottom_up import extractor as extractor_module
+from ldot_milvus.regions.bottom_up.boxes import clip, grid_anchors, overlap, shift
 from ldot_milvus.regions.bottom_up.pooling import BINS, round_half_up
 from ldot_milvus.regions.bottom_up.preprocessing import to_input
-from ldot_milvus.regions.bottom_up.proposals import clip, grid_anchors, overlap, shift
 
 
 class Clock:

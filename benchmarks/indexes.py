@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 
 from ldot_milvus.stores import faiss_index, faiss_kinds
-from ldot_milvus.stores.index import IndexSpec
+from ldot_milvus.stores.index_spec import IndexSpec
 
 KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT")
 CHUNK = 8192  # as the store reads them

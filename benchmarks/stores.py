@@ -21,7 +21,7 @@ import numpy as np
 from indexes import K, vectors
 
 from ldot_milvus.stores import Record, open_store
-from ldot_milvus.stores.milvus_schema import VECTOR
+from ldot_milvus.stores.milvus.schema import VECTOR
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.milvus_server import PackagedServer

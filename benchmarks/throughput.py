@@ -36,8 +36,8 @@ def bare(photos: list[Path], threads: int) -> float:
     import torch
 
     from ldot_milvus import LightningDOTEmbedder
-    from ldot_milvus.embedder import IMAGE_BATCH
     from ldot_milvus.images import decode
+    from ldot_milvus.models.lightningdot.embedder import IMAGE_BATCH
 
     torch.set_num_threads(threads)
     embedder = LightningDOTEmbedder("ldot-mini", device="cpu")
@@ -56,7 +56,7 @@ def bare(photos: list[Path], threads: int) -> float:
 
 def by_workers(photos: Path, warm_up: Path, count: int, processes: int, threads: int, broker: str) -> float:
     """Photos a second of ``enqueue`` with a worker of so many processes."""
-    from ldot_milvus.journal import open_journal
+    from ldot_milvus.ingest.journal import open_journal
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -1,1 +1,1 @@
-"""Adapters to other frameworks; they hold no logic of their own."""
+"""A short name for :mod:`ldot_milvus.integrations`, and nothing else."""

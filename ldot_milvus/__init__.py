@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from integrations.langchain import LightningDOTRetriever as LightningDOTRetriever
-    from ldot_milvus.bundle import load_model as load_model
-    from ldot_milvus.embedder import LightningDOTEmbedder as LightningDOTEmbedder
-    from ldot_milvus.retrieval import Hit as Hit
-    from ldot_milvus.retrieval import Retriever as Retriever
+    from ldot_milvus.integrations.langchain import LightningDOTRetriever as LightningDOTRetriever
+    from ldot_milvus.models.lightningdot.bundle import load_model as load_model
+    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder as LightningDOTEmbedder
+    from ldot_milvus.search.retriever import Hit as Hit
+    from ldot_milvus.search.retriever import Retriever as Retriever
     from ldot_milvus.settings import Settings as Settings
     from ldot_milvus.stores import open_store as open_store
 
@@ -18,12 +18,12 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: importing ldot_milvus alone loads neither torch nor LangChain.
 _WHERE = {
-    "Hit": "ldot_milvus.retrieval",
-    "LightningDOTEmbedder": "ldot_milvus.embedder",
-    "LightningDOTRetriever": "integrations.langchain",
-    "Retriever": "ldot_milvus.retrieval",
+    "Hit": "ldot_milvus.search.retriever",
+    "LightningDOTEmbedder": "ldot_milvus.models.lightningdot.embedder",
+    "LightningDOTRetriever": "ldot_milvus.integrations.langchain",
+    "Retriever": "ldot_milvus.search.retriever",
     "Settings": "ldot_milvus.settings",
-    "load_model": "ldot_milvus.bundle",
+    "load_model": "ldot_milvus.models.lightningdot.bundle",
     "open_store": "ldot_milvus.stores",
 }
 

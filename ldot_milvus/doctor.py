@@ -49,7 +49,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _device(settings: Settings) -> str:
     import torch
 
-    from ldot_milvus.bundle import choose_device
+    from ldot_milvus.models.lightningdot.bundle import choose_device
 
     device = choose_device(settings.device)
     if device.type == "cuda":
@@ -58,7 +58,7 @@ def _device(settings: Settings) -> str:
 
 
 def _model(settings: Settings) -> str:
-    from ldot_milvus.bundle import find_model
+    from ldot_milvus.models.lightningdot.bundle import find_model
 
     files = find_model(settings.model)
     reranker = "no re-ranker" if files.reranker_config is None else "with a re-ranker"
@@ -70,8 +70,8 @@ def _model(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
-    from ldot_milvus.bundle import find_model
     from ldot_milvus.errors import ModelMismatch
+    from ldot_milvus.models.lightningdot.bundle import find_model
     from ldot_milvus.stores import open_store
 
     with open_store(settings.store, settings.collection) as store:
@@ -89,15 +89,15 @@ def _store(settings: Settings) -> str:
 
 def _indexes(settings: Settings) -> str:
     """The kinds that the store can build; a server is asked, which takes some seconds."""
-    from ldot_milvus.stores.index import IndexSpec
+    from ldot_milvus.stores.index_spec import IndexSpec
 
     if settings.store.startswith("faiss:"):
-        from ldot_milvus.stores.faiss_index import plan
+        from ldot_milvus.stores.local.collection_index import plan
 
         able = [kind for kind in GPU_KINDS if plan(IndexSpec(kind), 10**9).kind == kind]
         return ", ".join([*CPU_KINDS, *able]) + ("" if able else "; FAISS sees no GPU")
-    from ldot_milvus.stores.milvus_index import refusal
-    from ldot_milvus.stores.milvus_server import Server
+    from ldot_milvus.stores.milvus.probing import refusal
+    from ldot_milvus.stores.milvus.server import Server
 
     server = Server(settings.store, settings.store_token)
     server.call("list_collections")  # a server that is not there is told here, not once for each kind
@@ -113,8 +113,8 @@ def _indexes(settings: Settings) -> str:
 
 
 def _region_store(settings: Settings) -> str:
-    from ldot_milvus.bundle import find_model
-    from ldot_milvus.region_store import open_region_store
+    from ldot_milvus.models.lightningdot.bundle import find_model
+    from ldot_milvus.stores.regions import open_region_store
 
     store = open_region_store(settings.store, find_model(settings.model).fingerprint, settings.region_store)
     store.has(["0" * 64])
@@ -136,7 +136,7 @@ def _nearest_folder(path: str) -> str:
 
 
 def _broker(settings: Settings) -> str:
-    from ldot_milvus.broker import check_broker
+    from ldot_milvus.workers.broker import check_broker
 
     if settings.broker is None:
         return "none set (LDOT_BROKER): enqueue ingests in its own process"

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-import ldot_milvus.ingestion
-import ldot_milvus.stores.faiss
+import ldot_milvus.ingest.ingestor
+import ldot_milvus.stores.local.store
 from ldot_milvus.errors import StoreError
-from ldot_milvus.ingestion import Ingestor
-from ldot_milvus.journal.sqlite import SqliteJournal
-from ldot_milvus.stores.faiss import FaissStore
-from workers.app import app
+from ldot_milvus.ingest.ingestor import Ingestor
+from ldot_milvus.ingest.journal.sqlite_journal import SqliteJournal
+from ldot_milvus.stores.local.store import FaissStore
+from ldot_milvus.workers.app import app
 
 __all__ = ["app"]
 
 POISON = b"poison"
 MARKS = Path(os.environ.get("LDOT_TEST_MARKS", "/nonexistent"))
 
-decode, upsert, end = ldot_milvus.ingestion.decode, FaissStore.upsert, SqliteJournal.end
+decode, upsert, end = ldot_milvus.ingest.ingestor.decode, FaissStore.upsert, SqliteJournal.end
 
 
 def once(name: str) -> bool:
@@ -119,4 +119,4 @@ for fault in filter(None, os.environ.get("LDOT_TEST_FAULTS", "").split(",")):
     elif fault == "die_before_acknowledging":
         SqliteJournal.end = die_before_acknowledging
     else:
-        ldot_milvus.ingestion.decode = globals()[fault]
+        ldot_milvus.ingest.ingestor.decode = globals()[fault]

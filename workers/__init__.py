@@ -1,5 +1,5 @@
-"""The Celery application: ``celery -A workers worker``, ``celery -A workers enqueue PATH...``."""
+"""``celery -A workers`` is ``celery -A ldot_milvus.workers``: a short name for the command line, and nothing else."""
 
-from workers.app import app
+from ldot_milvus.workers import app
 
 __all__ = ["app"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from ldot_milvus.embedder import LightningDOTEmbedder
+    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
     from ldot_milvus.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -42,7 +42,7 @@ def settings_with(**chosen: str | None) -> Settings:
 
 def embedder_of(settings: Settings) -> LightningDOTEmbedder:
     """The embedder that the settings name."""
-    from ldot_milvus.embedder import LightningDOTEmbedder
+    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 
     return LightningDOTEmbedder(settings.model, device=settings.device, dtype=settings.dtype)
 

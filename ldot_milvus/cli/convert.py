@@ -26,7 +26,7 @@ def convert(source: str, target: str, config: str | None, detector: str | None, 
     folder "reranker" of the former. Anything else, or a checkpoint with tensors missing or left over, is refused.
     A detector's folder is copied into DST, so that DST is all that ingestion needs.
     """
-    from ldot_milvus.conversion import convert as convert_checkpoint
+    from ldot_milvus.models.lightningdot.convert import convert as convert_checkpoint
 
     report = convert_checkpoint(source, target, config=_read_json(config), pretraining=pretraining, detector=detector)
     for old, new in report.renamed.items():

@@ -10,7 +10,7 @@ import click
 from ldot_milvus.cli.common import embedder_of, one_line_errors, parse_filter, settings_with
 
 if TYPE_CHECKING:
-    from ldot_milvus.retrieval import Hit
+    from ldot_milvus.search.retriever import Hit
     from ldot_milvus.settings import Settings
 
 
@@ -63,7 +63,7 @@ def search(
                 'ingest photos first with "celery -A workers enqueue PATH..."'
             )
         _check_model(opened.model, settings)
-        from ldot_milvus.retrieval import Retriever
+        from ldot_milvus.search.retriever import Retriever
 
         retriever = Retriever(embedder_of(settings), opened)
         options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
@@ -71,7 +71,7 @@ def search(
         if image is not None:
             answers.append((image, retriever.search(image=image, **options)))
     if html:
-        from ldot_milvus.html import write_page
+        from ldot_milvus.search.page import write_page
 
         write_page(html, answers)
     if as_json:
@@ -86,8 +86,8 @@ def search(
 
 def _check_model(stored: str | None, settings: Settings) -> None:
     """Refuse another model's collection before seconds go into loading the model."""
-    from ldot_milvus.bundle import find_model
     from ldot_milvus.errors import ModelMismatch
+    from ldot_milvus.models.lightningdot.bundle import find_model
 
     if stored not in (None, find_model(settings.model).fingerprint):
         raise ModelMismatch(

@@ -23,9 +23,9 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
     from tqdm import tqdm
 
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.migration import migrate as copy
-    from ldot_milvus.region_store import open_region_store
     from ldot_milvus.stores import open_store
+    from ldot_milvus.stores.migration import migrate as copy
+    from ldot_milvus.stores.regions import open_region_store
 
     if source == target:
         raise UsageError(f"FROM and TO are both {source}: name two stores")
@@ -56,7 +56,7 @@ def reindex(collection: str | None, store: str | None, model: str | None, index:
     """
     from tqdm import tqdm
 
-    from ldot_milvus.reindexing import rebuild_index, reembed
+    from ldot_milvus.ingest.reindex import rebuild_index, reembed
     from ldot_milvus.stores import open_store
 
     settings = settings_with(collection=collection, store=store, index=index)

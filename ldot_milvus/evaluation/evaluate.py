@@ -20,7 +20,7 @@ from ldot_milvus.regions import Regions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldot_milvus.embedder import LightningDOTEmbedder
+    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import ResNetConfig, ResNetModel
 
-from ldot_milvus.model.storage import QuantizedStorage
+from ldot_milvus.models.storage import QuantizedStorage
 from ldot_milvus.regions.base import Array, Regions, boxes7
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ldot_milvus.descriptions import Metadata
 from ldot_milvus.errors import UsageError, printable, reason
 from ldot_milvus.images import SUFFIXES
 from ldot_milvus.settings import Settings
@@ -16,6 +15,7 @@ from ldot_milvus.sources import objects, region_files
 from ldot_milvus.sources.base import Source, scheme, source_at
 from ldot_milvus.sources.folders import folder_photos
 from ldot_milvus.sources.lists import list_lines, manifest_lines
+from ldot_milvus.sources.metadata import Metadata
 from ldot_milvus.sources.tars import tar_members
 from ldot_milvus.sources.urls import SCHEMES as URL_SCHEMES
 
@@ -32,7 +32,7 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
     with a single photo becomes its ``problem`` and the others go on.
 
     Args:
-        metadata: from :func:`~ldot_milvus.descriptions.load_metadata`; a photo is looked up by its path in the
+        metadata: from :func:`~ldot_milvus.sources.metadata.load_metadata`; a photo is looked up by its path in the
             folder, tar or list, by its path as given, then by its base name.
 
     Raises:

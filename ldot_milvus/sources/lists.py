@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ldot_milvus.descriptions import described, json_object, own_fields
 from ldot_milvus.errors import UsageError, printable, reason
+from ldot_milvus.sources.metadata import described, json_object, own_fields
 from ldot_milvus.sources.objects import open_file
 
 TARGETS = ("path", "url", "file", "text")
@@ -33,7 +33,7 @@ def manifest_lines(path: str) -> Iterator[tuple[int, str | None, dict[str, Any]]
     """The lines of a manifest that are not empty.
 
     A line is an object with one of "path", "url" or "file" for a photo or "text" for a text, and the keys of
-    :func:`~ldot_milvus.descriptions.load_metadata`.
+    :func:`~ldot_milvus.sources.metadata.load_metadata`.
 
     Returns:
         Number of the line; path or URL, None for a text; fields of :class:`~ldot_milvus.sources.Source`, of which

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import IO, Any
 
-from ldot_milvus.descriptions import described, json_object
 from ldot_milvus.errors import InputError, UsageError, printable, reason
 from ldot_milvus.images import SUFFIXES
 from ldot_milvus.sources.base import Source, scheme, source_at
+from ldot_milvus.sources.metadata import described, json_object
 from ldot_milvus.sources.objects import open_file
 
 MAX_SIDECAR = 2**20  # bytes: more is cut, and no JSON any more

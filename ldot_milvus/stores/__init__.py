@@ -5,7 +5,7 @@ from __future__ import annotations
 from ldot_milvus.errors import UsageError
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores.base import Match, Record, VectorStore
-from ldot_milvus.stores.index import IndexSpec
+from ldot_milvus.stores.index_spec import IndexSpec
 
 __all__ = ["Match", "Record", "VectorStore", "open_store"]
 
@@ -27,11 +27,11 @@ def open_store(address: str | None = None, collection: str | None = None, index:
     collection = settings.collection if collection is None else collection
     spec = IndexSpec.parse(settings.index if index is None else index)
     if address.startswith("faiss:") and address != "faiss:":
-        from ldot_milvus.stores.faiss import FaissStore
+        from ldot_milvus.stores.local.store import FaissStore
 
         return FaissStore(address.removeprefix("faiss:"), collection, spec)
     if address.startswith(("http://", "https://")) or address.endswith(".db"):
-        from ldot_milvus.stores.milvus import MilvusStore
+        from ldot_milvus.stores.milvus.store import MilvusStore
 
         return MilvusStore(
             address, collection, token=settings.store_token, index=spec, fallback=settings.index_fallback

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ldot_milvus.embedder import pad_regions, token_ids
 from ldot_milvus.errors import LdotError, UsageError
-from ldot_milvus.model.pretraining import NOT_ASKED
+from ldot_milvus.models.lightningdot.embedder import pad_regions, token_ids
+from ldot_milvus.models.lightningdot.pretraining import NOT_ASKED
 from ldot_milvus.training.data import Photos
 from ldot_milvus.training.masking import Vocabulary, mask_regions, mask_words
 from ldot_milvus.training.recipe import Stage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ldot_milvus.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.training.data import Photos
 from ldot_milvus.training.rerank import RERANKED, crossed_first
 

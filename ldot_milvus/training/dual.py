@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldot_milvus.batches import batched
-from ldot_milvus.embedder import IMAGE_BATCH, LightningDOTEmbedder
 from ldot_milvus.evaluation.recall import both_ways
-from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
+from ldot_milvus.models.lightningdot.embedder import IMAGE_BATCH, LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.contrastive import Scorer
 from ldot_milvus.training.data import Photos

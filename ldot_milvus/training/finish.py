@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from ldot_milvus.bundle import find_model, load_model
-from ldot_milvus.embedder import LightningDOTEmbedder
-from ldot_milvus.model.storage import save_quantized
+from ldot_milvus.models.lightningdot.bundle import find_model, load_model
+from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.storage import save_quantized
 from ldot_milvus.regions.grid import GridBackbone
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import Photos

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.model.pretraining import NOT_ASKED
+from ldot_milvus.models.lightningdot.pretraining import NOT_ASKED
 
 
 @dataclass(frozen=True)

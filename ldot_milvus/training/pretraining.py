@@ -1,4 +1,4 @@
-"""Pre-training: CMR, VMLM and SMRM by turns, on :class:`~ldot_milvus.model.LightningDOTForPreTraining`."""
+"""Pre-training: CMR, VMLM and SMRM by turns, on a ``LightningDOTForPreTraining``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
+from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
 from ldot_milvus.training.batches import Batch
 from ldot_milvus.training.contrastive import all_scores, both_directions
 from ldot_milvus.training.dual import DualScorer

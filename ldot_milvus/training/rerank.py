@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldot_milvus.embedder import LightningDOTEmbedder, pad_regions, token_ids
 from ldot_milvus.evaluation.evaluate import pair_scores
 from ldot_milvus.evaluation.ranking import Crossed, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
-from ldot_milvus.model import CrossAttentionReranker
-from ldot_milvus.model.pretraining import triplet_loss
+from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
+from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder, pad_regions, token_ids
+from ldot_milvus.models.lightningdot.pretraining import triplet_loss
 from ldot_milvus.training.batches import Batch, by_length, pad
 from ldot_milvus.training.contrastive import Scorer
 from ldot_milvus.training.data import Photos

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ldot_milvus.bundle import Bundle, find_model, load_extractor, load_model
-from ldot_milvus.embedder import LightningDOTEmbedder
 from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.datasets import read_pairs
+from ldot_milvus.models.lightningdot.bundle import Bundle, find_model, load_extractor, load_model
+from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
 from ldot_milvus.training.batches import Batches, tokenize
@@ -38,8 +38,8 @@ from ldot_milvus.training.dual import caption_meanings
 from ldot_milvus.training.finish import finish
 from ldot_milvus.training.masking import Vocabulary
 from ldot_milvus.training.recipe import Recipe, Stage
+from ldot_milvus.training.stages import task_of
 from ldot_milvus.training.start import new_model
-from ldot_milvus.training.tasks import task_of
 from ldot_milvus.training.trainer import StageRun
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
 
-from ldot_milvus.bundle import find_model, load_model
 from ldot_milvus.errors import UsageError
-from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
+from ldot_milvus.models.lightningdot.bundle import find_model, load_model
+from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig, RerankerConfig
+from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.recipe import Start
 

@@ -19,16 +19,16 @@ from PIL import Image
 
 from ldot_milvus import open_store
 from ldot_milvus.errors import InputError, UsageError
-from ldot_milvus.ingestion import Ingestor
+from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.regions.files import LmdbRegions, NpzRegions, parse_tsv_line, write_lmdb, write_npz
 from ldot_milvus.sources import Source, expand, read
 from ldot_milvus.stores import Record
 from tests.conftest import ROOT, make_photo
 from tests.faults.mutate import damaged
-from tests.integration.test_kinds_of_input import made
+from tests.integration.ingest.test_kinds_of_input import made
+from tests.unit.regions.test_region_files import tsv_line
+from tests.unit.sources.test_sources import make_tar
 from tests.unit.test_images import png_claiming
-from tests.unit.test_region_files import tsv_line
-from tests.unit.test_sources import make_tar
 
 Outcome = tuple[dict[bytes, Record], dict[bytes, str]]
 

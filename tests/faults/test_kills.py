@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ldot_milvus import open_store
-from ldot_milvus.ingestion import Ingestor
-from ldot_milvus.journal import open_journal
+from ldot_milvus.ingest.ingestor import Ingestor
+from ldot_milvus.ingest.journal import open_journal
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
 from tests.faulty import QuickModel

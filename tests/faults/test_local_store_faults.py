@@ -1,6 +1,6 @@
 """The local store on a disk that fills up, and with tables or copies of the file that do not fit together.
 
-Damage, crashes, other writers and other models are in ``tests/integration/test_local_store.py``; docs/faults.md has the
+Damage, crashes, other writers and other models are in ``tests/integration/stores/test_local_store.py``; docs/faults.md has the
 whole list.
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from ldot_milvus.errors import StoreError
-from ldot_milvus.ingestion import Ingestor
+from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
-from ldot_milvus.stores.faiss import FaissStore
+from ldot_milvus.stores.local.store import FaissStore
 from tests.conftest import make_photo
 
 DIM = 8

@@ -22,10 +22,10 @@ import pytest
 
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.stores import Record
-from ldot_milvus.stores.index import IndexSpec
-from ldot_milvus.stores.milvus import MilvusStore
-from ldot_milvus.stores.milvus_index import settle_index
-from ldot_milvus.stores.milvus_messages import REQUEST_BYTES
+from ldot_milvus.stores.index_spec import IndexSpec
+from ldot_milvus.stores.milvus.messages import REQUEST_BYTES
+from ldot_milvus.stores.milvus.probing import settle_index
+from ldot_milvus.stores.milvus.store import MilvusStore
 from tests.milvus_server import PackagedServer
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
@@ -161,7 +161,7 @@ def test_a_wrong_token(tmp_path: Path) -> None:
 def foreign(store: MilvusStore, metric: str, *, whole: bool) -> None:
     from pymilvus import DataType, MilvusClient
 
-    from ldot_milvus.stores.milvus_schema import schema
+    from ldot_milvus.stores.milvus.schema import schema
 
     if whole:
         made = schema(DIM, "model-a")
@@ -205,7 +205,7 @@ def test_a_gpu_index_on_a_server_without_one(
     store: MilvusStore, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kind that it refuses, and one that it accepts and never builds: a warning, the nearest kind, no hang."""
-    monkeypatch.setattr("ldot_milvus.stores.milvus_index.PROBE_SECONDS", 3.0)
+    monkeypatch.setattr("ldot_milvus.stores.milvus.probing.PROBE_SECONDS", 3.0)
     spec = IndexSpec(kind)
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -239,7 +239,7 @@ def test_a_gpu_that_builds_nothing(
         def call(self, name: str, *_: Any, **__: Any) -> Any:
             return state if name == "describe_index" else None
 
-    monkeypatch.setattr("ldot_milvus.stores.milvus_index.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("ldot_milvus.stores.milvus.probing.PROBE_SECONDS", 0.3)
     with caplog.at_level(logging.WARNING):
         assert settle_index(Playing(), IndexSpec("GPU_CAGRA")) == IndexSpec("HNSW")  # type: ignore[arg-type]
     assert words in caplog.text

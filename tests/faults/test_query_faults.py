@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from ldot_milvus import open_store
 from ldot_milvus.cli import main
-from ldot_milvus.ingestion import Ingestor
+from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import expand
 from tests.conftest import make_photo
 

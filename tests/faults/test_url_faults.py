@@ -16,7 +16,7 @@ import pytest
 
 from ldot_milvus import open_store
 from ldot_milvus.errors import InputError, UsageError
-from ldot_milvus.ingestion import Ingestor
+from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import Source, expand, read, read_all, reading, urls
 from ldot_milvus.sources.urls import Fetcher, Limits, is_public
 from tests.conftest import make_photo

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ldot_milvus import open_store
-from ldot_milvus.journal import open_journal
+from ldot_milvus.ingest.journal import open_journal
 from ldot_milvus.settings import Settings
 from tests.brokers import RedisServer
 from tests.conftest import Run, make_photo
@@ -318,7 +318,7 @@ def test_a_worker_that_is_told_to_stop_at_once_returns_its_chunk(
 
 def test_the_settings_that_keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Late acknowledgement, one chunk at a time, and limits in the right order: each was a loop or a loss somewhere."""
-    from workers.app import make_app
+    from ldot_milvus.workers.app import make_app
 
     conf = make_app(Settings(broker="redis://h/0", visibility_timeout=300)).conf
     assert conf.task_acks_late

@@ -15,9 +15,9 @@ HEAVY = {"torch", "transformers", "faiss", "langchain_core", "PIL", "redis", "tq
     [
         ("import ldot_milvus", set()),
         ("import ldot_milvus.cli; ldot_milvus.cli.main(['--help'], standalone_mode=False)", set()),
-        ("import workers.enqueue", set()),
+        ("import ldot_milvus.workers.enqueue", set()),
         ("import workers", set()),
-        ("from ldot_milvus.ingestion import Ingestor", set()),
+        ("from ldot_milvus.ingest.ingestor import Ingestor", set()),
         ("from ldot_milvus import open_store; open_store('faiss:./nowhere', 'x').count()", set()),
     ],
 )

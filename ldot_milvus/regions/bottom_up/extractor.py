@@ -14,13 +14,13 @@ from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.hub import hub_folder
 from ldot_milvus.images import ImageSource, open_image
 from ldot_milvus.regions.base import Regions, boxes7
-from ldot_milvus.regions.bottom_up.choice import Choice, by_any_class, by_best_class
+from ldot_milvus.regions.bottom_up.boxes import clip, propose, shift
 from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
 from ldot_milvus.regions.bottom_up.names import ATTRIBUTES, OBJECTS, read_names
 from ldot_milvus.regions.bottom_up.network import Detector
 from ldot_milvus.regions.bottom_up.pooling import MaximumTable
 from ldot_milvus.regions.bottom_up.preprocessing import to_input
-from ldot_milvus.regions.bottom_up.proposals import clip, propose, shift
+from ldot_milvus.regions.bottom_up.selection import Choice, by_any_class, by_best_class
 from ldot_milvus.regions.bottom_up.weights import CONFIG, FILES, load_detector
 from ldot_milvus.regions.files import MAXIMUM, MINIMUM
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ldot_milvus.regions.bottom_up.boxes import cell_anchors
 from ldot_milvus.regions.bottom_up.configuration import DEPTHS, DetectorConfig
-from ldot_milvus.regions.bottom_up.proposals import cell_anchors
 
 
 class ConvNorm(nn.Conv2d):

@@ -1,0 +1,178 @@
+"""The journal in Redis: for workers on several machines. As durable as that Redis is (``appendonly yes``)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from ldot_milvus.errors import StoreError
+from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
+
+_TIMEOUT = 10.0
+_SECONDS_KEPT = DAYS_KEPT * 86_400
+
+_RUNS = "ldot:runs"  # sorted set of run ids by time
+_FAILURES = "ldot:failures"  # hash: key to JSON
+_TOTALS = "ldot:totals"  # hash: the sums of all runs
+
+# Marks a chunk as ended and adds up its sums, unless it had ended before.
+_END = """
+redis.call('HSET', KEYS[1], 'trouble', '', 'changed', ARGV[2])
+if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then return 0 end
+redis.call('HDEL', KEYS[3], ARGV[1])
+for i = 4, #ARGV, 2 do
+  redis.call('HINCRBYFLOAT', KEYS[4], ARGV[i], ARGV[i + 1])
+  redis.call('HINCRBYFLOAT', KEYS[5], ARGV[i], ARGV[i + 1])
+end
+return 1
+"""
+
+
+class RedisJournal(Journal):
+    """Connects at its first use; connections are made anew after a fork."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.address = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"  # no password in messages
+        self._url = url
+
+    @cached_property
+    def _redis(self) -> Any:
+        import redis
+
+        return redis.Redis.from_url(
+            self._url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, decode_responses=True
+        )
+
+    def start(self, run: Run) -> None:
+        """As the interface says; forgets the runs that are too old."""
+        with self._pipeline() as calls:
+            calls.zremrangebyscore(_RUNS, 0, time.time() - _SECONDS_KEPT)
+            calls.zadd(_RUNS, {run.id: run.started})
+            calls.hset(_key(run.id), mapping={"run": json.dumps(asdict(run)), "trouble": "", "changed": run.started})
+            calls.expire(_key(run.id), _SECONDS_KEPT)
+
+    def begin(self, run: str, chunk: str) -> int:
+        """As the interface says."""
+        with self._pipeline() as calls:
+            calls.hexists(_key(run, "ended"), chunk)
+            calls.hincrby(_key(run, "begun"), chunk, 1)
+            calls.expire(_key(run, "begun"), _SECONDS_KEPT)
+            calls.hset(_key(run), "changed", time.time())
+            ended, begun, *_ = calls.execute()
+            if ended:
+                calls.hdel(_key(run, "begun"), chunk)
+        return 0 if ended else int(begun)
+
+    def give_back(self, run: str, chunk: str) -> None:
+        """As the interface says."""
+        with self._explained():
+            self._redis.hincrby(_key(run, "begun"), chunk, -1)
+
+    def end(
+        self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
+    ) -> bool:
+        """As the interface says."""
+        with self._explained():
+            redis = self._redis
+            if redis.hexists(_key(run, "ended"), chunk):
+                return False
+            counted = folded(sums, redis.hkeys(_TOTALS) if failed else ())
+            # Failures first: a worker that dies in between does the chunk again.
+            old = redis.hmget(_FAILURES, [item.key for item in failed]) if failed else []
+            recorded = {}
+            for item, text in zip(failed, old, strict=True):
+                recorded[item.key] = item.after(None if text is None else FailedItem.from_json(text)).to_json()
+            if recorded:
+                redis.hset(_FAILURES, mapping=recorded)
+            if succeeded:
+                redis.hdel(_FAILURES, *succeeded)
+            keys = [_key(run), *(_key(run, part) for part in ("ended", "begun", "sums")), _TOTALS]
+            pairs = [value for pair in counted.items() for value in pair]
+            first = redis.eval(_END, len(keys), *keys, chunk, time.time(), "done" if sums else "split", *pairs)
+            for key in keys[:-1]:
+                redis.expire(key, _SECONDS_KEPT)
+            return bool(first)
+
+    def ended(self, run: str) -> dict[str, bool]:
+        """As the interface says."""
+        with self._explained():
+            states = self._redis.hgetall(_key(run, "ended"))
+        return {chunk: state == "split" for chunk, state in states.items()}
+
+    def note_trouble(self, run: str, trouble: str) -> None:
+        """As the interface says."""
+        with self._explained():
+            if self._redis.exists(_key(run)):
+                self._redis.hset(_key(run), "trouble", trouble)
+
+    def progress(self, run: str) -> Progress | None:
+        """As the interface says."""
+        with self._explained():
+            calls = self._redis.pipeline()
+            calls.hgetall(_key(run))
+            calls.hvals(_key(run, "begun"))
+            calls.hgetall(_key(run, "sums"))
+            about, begun, sums = calls.execute()
+        if "run" not in about:
+            return None
+        return Progress(
+            Run(**json.loads(about["run"])), _numbers(sums), sum(int(count) > 0 for count in begun),
+            float(about["changed"]), about["trouble"],
+        )  # fmt: skip
+
+    def runs(self) -> list[Run]:
+        """As the interface says."""
+        with self._explained():
+            ids = self._redis.zrevrange(_RUNS, 0, -1)
+            texts = [self._redis.hget(_key(id), "run") for id in ids]
+        return [Run(**json.loads(text)) for text in texts if text]
+
+    def failures(self, run: str | None = None) -> list[FailedItem]:
+        """As the interface says."""
+        with self._explained():
+            items = [FailedItem.from_json(text) for text in self._redis.hvals(_FAILURES)]
+        return sorted((item for item in items if run in (None, item.run)), key=lambda item: (item.time, item.source))
+
+    def clear(self, keys: Sequence[str]) -> int:
+        """As the interface says."""
+        with self._explained():
+            return int(self._redis.hdel(_FAILURES, *keys)) if keys else 0
+
+    def totals(self) -> Sums:
+        """As the interface says."""
+        with self._explained():
+            return _numbers(self._redis.hgetall(_TOTALS))
+
+    @contextmanager
+    def _pipeline(self) -> Iterator[Any]:
+        """Calls that take effect together."""
+        with self._explained(), self._redis.pipeline(transaction=True) as calls:
+            yield calls
+            calls.execute()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        import redis
+
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise StoreError(
+                f"the journal at {self.address} cannot be used ({error}): start that Redis, or name another one or a "
+                "file with LDOT_RESULT_BACKEND"
+            ) from error
+
+
+def _key(run: str, part: str = "") -> str:
+    return f"ldot:run:{run}" + (f":{part}" if part else "")
+
+
+def _numbers(sums: dict[str, str]) -> Sums:
+    return {name: float(value) for name, value in sums.items()}

@@ -1,0 +1,239 @@
+"""The journal in a SQLite file, for the workers of one machine.
+
+Not in WAL mode: its files could not be opened, not even for reading, while the disk is full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ldot_milvus.errors import StoreError
+from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
+
+_APPLICATION_ID = 0x4C444F4A  # "LDOJ"
+_VERSION = 1
+_BUSY_SECONDS = 60.0
+_DONE, _SPLIT = 1, 2
+_ALL = ""  # the run whose sums are those of all runs
+
+_SCHEMA = f"""
+CREATE TABLE runs (id TEXT PRIMARY KEY, task TEXT NOT NULL, target TEXT NOT NULL, items INTEGER NOT NULL,
+                   started REAL NOT NULL, trouble TEXT NOT NULL DEFAULT '');
+CREATE TABLE chunks (run TEXT NOT NULL, chunk TEXT NOT NULL, begun INTEGER NOT NULL DEFAULT 0,
+                     ended INTEGER NOT NULL DEFAULT 0, changed REAL NOT NULL, PRIMARY KEY (run, chunk)) WITHOUT ROWID;
+CREATE TABLE sums (run TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (run, name)) WITHOUT ROWID;
+CREATE TABLE failures (key TEXT PRIMARY KEY, run TEXT NOT NULL, time REAL NOT NULL, item TEXT NOT NULL);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_VERSION};
+"""
+
+
+class SqliteJournal(Journal):
+    """Opened anew for each call: a chunk has two, and nothing is there that could outlive a fork."""
+
+    def __init__(self, path: str) -> None:
+        self.address = path
+        self._path = Path(path).expanduser()
+
+    def start(self, run: Run) -> None:
+        """As the interface says; forgets the runs that are too old."""
+        with self._writing() as sql:
+            old = "(SELECT id FROM runs WHERE started < ?)"
+            before = time.time() - DAYS_KEPT * 86_400
+            for table, column in (("chunks", "run"), ("sums", "run"), ("runs", "id")):
+                sql.execute(f"DELETE FROM {table} WHERE {column} IN {old}", (before,))
+            sql.execute(
+                "INSERT INTO runs (id, task, target, items, started) VALUES (?, ?, ?, ?, ?)",
+                (run.id, run.task, json.dumps(run.target), run.items, run.started),
+            )
+
+    def begin(self, run: str, chunk: str) -> int:
+        """As the interface says."""
+        with self._writing() as sql:
+            sql.execute(
+                "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET begun = begun + 1, changed = excluded.changed",
+                (run, chunk, time.time()),
+            )
+            begun, ended = sql.execute(
+                "SELECT begun, ended FROM chunks WHERE run = ? AND chunk = ?", (run, chunk)
+            ).fetchone()
+        return 0 if ended else int(begun)
+
+    def give_back(self, run: str, chunk: str) -> None:
+        """As the interface says."""
+        with self._writing() as sql:
+            sql.execute("UPDATE chunks SET begun = max(begun - 1, 0) WHERE run = ? AND chunk = ?", (run, chunk))
+
+    def end(
+        self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
+    ) -> bool:
+        """As the interface says, in one transaction."""
+        with self._writing() as sql:
+            first = sql.execute(
+                "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run, chunk) DO UPDATE SET ended = excluded.ended, changed = excluded.changed "
+                "WHERE ended = 0",
+                (run, chunk, _DONE if sums else _SPLIT, time.time()),
+            ).rowcount
+            sql.execute("UPDATE runs SET trouble = '' WHERE id = ? AND trouble != ''", (run,))
+            if not first:
+                return False
+            known = [name for (name,) in sql.execute("SELECT name FROM sums WHERE run = ?", (_ALL,))]
+            counted = folded(sums, known)
+            sql.executemany(
+                "INSERT INTO sums (run, name, value) VALUES (?, ?, ?) "
+                "ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
+                [(of, name, value) for of in (run, _ALL) for name, value in counted.items()],
+            )
+            for item in failed:
+                old = sql.execute("SELECT item FROM failures WHERE key = ?", (item.key,)).fetchone()
+                item = item.after(None if old is None else FailedItem.from_json(old[0]))
+                sql.execute(
+                    "INSERT OR REPLACE INTO failures (key, run, time, item) VALUES (?, ?, ?, ?)",
+                    (item.key, item.run, item.time, item.to_json()),
+                )
+            _delete(sql, succeeded)
+            return True
+
+    def ended(self, run: str) -> dict[str, bool]:
+        """As the interface says."""
+        with self._reading() as sql:
+            if sql is None:
+                return {}
+            rows = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run,))
+            return {chunk: state == _SPLIT for chunk, state in rows}
+
+    def note_trouble(self, run: str, trouble: str) -> None:
+        """As the interface says."""
+        with self._writing() as sql:
+            sql.execute("UPDATE runs SET trouble = ? WHERE id = ?", (trouble, run))
+
+    def progress(self, run: str) -> Progress | None:
+        """As the interface says."""
+        with self._reading() as sql:
+            row = (
+                None
+                if sql is None
+                else sql.execute(f"SELECT {_RUN}, trouble FROM runs WHERE id = ?", (run,)).fetchone()
+            )
+            if sql is None or row is None:
+                return None
+            working, changed = sql.execute(
+                "SELECT coalesce(sum(begun > 0 AND NOT ended), 0), max(changed) FROM chunks WHERE run = ?", (run,)
+            ).fetchone()
+            return Progress(_run(row), _sums(sql, run), working, changed or row[4], row[5])
+
+    def runs(self) -> list[Run]:
+        """As the interface says."""
+        with self._reading() as sql:
+            rows = [] if sql is None else sql.execute(f"SELECT {_RUN} FROM runs ORDER BY started DESC").fetchall()
+        return [_run(row) for row in rows]
+
+    def failures(self, run: str | None = None) -> list[FailedItem]:
+        """As the interface says."""
+        with self._reading() as sql:
+            if sql is None:
+                return []
+            rows = sql.execute("SELECT item FROM failures WHERE ? IS NULL OR run = ? ORDER BY time, rowid", (run, run))
+            return [FailedItem.from_json(text) for (text,) in rows]
+
+    def clear(self, keys: Sequence[str]) -> int:
+        """As the interface says."""
+        with self._writing() as sql:
+            return _delete(sql, keys)
+
+    def totals(self) -> Sums:
+        """As the interface says."""
+        with self._reading() as sql:
+            return {} if sql is None else _sums(sql, _ALL)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._explained():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._connect("rwc")) as sql:
+                _check(sql, self._path, create=True)
+                sql.execute("BEGIN IMMEDIATE")
+                try:
+                    yield sql
+                    sql.execute("COMMIT")
+                except BaseException:
+                    if sql.in_transaction:
+                        sql.execute("ROLLBACK")
+                    raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """None where there is no journal yet; nothing is created."""
+        with self._explained():
+            if not os.path.exists(self._path):
+                yield None
+                return
+            with closing(self._connect("rw")) as sql:
+                yield sql if _check(sql, self._path, create=False) else None
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        uri = f"{self._path.absolute().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"the journal {self.address} cannot be used ({error}): see to its disk and its permissions, or name "
+                "another file or a Redis with LDOT_RESULT_BACKEND"
+            ) from error
+
+
+_RUN = "id, task, target, items, started"
+
+
+def _run(row: Sequence[Any]) -> Run:
+    id, task, target, items, started = row[:5]
+    return Run(id, task, json.loads(target), items, started)
+
+
+def _sums(sql: sqlite3.Connection, run: str) -> Sums:
+    return dict(sql.execute("SELECT name, value FROM sums WHERE run = ?", (run,)))
+
+
+def _delete(sql: sqlite3.Connection, keys: Sequence[str]) -> int:
+    if not keys:
+        return 0
+    return sql.execute(
+        "DELETE FROM failures WHERE key IN (SELECT value FROM json_each(?))", (json.dumps(list(keys)),)
+    ).rowcount
+
+
+def _check(sql: sqlite3.Connection, path: Path, *, create: bool) -> bool:
+    """Whether the tables are there, made if asked for; a file of something else is refused."""
+    ours = _identity(sql)
+    if ours == (0, 0):
+        if not create:
+            return False
+        sql.execute("BEGIN IMMEDIATE")
+        if _identity(sql) == (0, 0):  # nobody was faster
+            for statement in _SCHEMA.split(";\n"):
+                sql.execute(statement)
+        sql.execute("COMMIT")
+        ours = _identity(sql)
+    if ours != (_APPLICATION_ID, _VERSION):
+        raise StoreError(f"{path} is not a journal of this version of ldot-milvus: choose another file")
+    return True
+
+
+def _identity(sql: sqlite3.Connection) -> tuple[int, int]:
+    application, version = sql.execute(
+        "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
+    return application, version

@@ -1,0 +1,1 @@
+"""Adapters to other frameworks; they hold no logic of their own."""

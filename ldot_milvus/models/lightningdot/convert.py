@@ -1,0 +1,209 @@
+"""``ldot convert``: a checkpoint of the authors as a folder that works wherever a model's name does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import BertTokenizer
+
+from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.models.lightningdot.checkpoint_layouts import (
+    Translation,
+    convert_dual_encoder,
+    convert_pretraining,
+    convert_reranker,
+    dual_encoder_config,
+    is_dual_encoder,
+    reranker_config,
+)
+from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
+from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
+from ldot_milvus.models.storage import read_state
+from ldot_milvus.regions.bottom_up import DetectorConfig
+from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
+from ldot_milvus.regions.bottom_up.weights import detector_files, load_detector
+
+Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
+VOCABULARY = Path(__file__).parents[2] / "pretrained" / "vocab" / "bert-base-cased.txt"
+CASED = 28996
+"""Entries of bert-base-cased's vocabulary, with which the published models were trained."""
+
+
+@dataclass
+class Conversion:
+    """What a conversion did, and what it found wrong.
+
+    Attributes:
+        kind: "dual encoder", "dual encoder with its heads" or "re-ranker".
+        parameters: of the converted model.
+        renamed, dropped: see :class:`~ldot_milvus.models.lightningdot.checkpoint_layouts.Translation`.
+        missing, unknown: our names of tensors that the model needs, and published ones that it has no place for.
+        misshapen: name, shape found, shape needed.
+        notes: what the reader has to add.
+    """
+
+    kind: str
+    parameters: int = 0
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def check(self, source: Path) -> None:
+        """Refuse a checkpoint that is not exactly what its layout promises.
+
+        Raises:
+            ModelError: naming every tensor that is missing, unknown or of a wrong shape.
+        """
+        wrong = [f"{name} is missing" for name in self.missing]
+        wrong += [f"{name} is not of this model" for name in self.unknown]
+        wrong += [f"{name} has shape {found}, not {needed}" for name, found, needed in self.misshapen]
+        if wrong:
+            raise ModelError(f"{source} is not a whole {self.kind}, and nothing was written: {'; '.join(wrong)}")
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    pretraining: bool = False,
+    detector: str | None = None,
+) -> Conversion:
+    """Write the checkpoint ``source`` as the folder ``target``.
+
+    Args:
+        source: the authors' file (read by ``torch.load`` with ``weights_only``), or its tensors as safetensors.
+        target: a new or empty folder; for a re-ranker, the folder ``reranker`` of a converted dual encoder.
+        config: a BERT configuration, for what a checkpoint does not tell: attention heads (one for every 64 units of
+            width unless told) and dropout.
+        pretraining: keep the heads of pre-training beside the dual encoder, to go on with it.
+        detector: folder of the bottom-up-attention detector that makes its regions (copied into ``target``), or its
+            hub id. None names the public one for a model that reads regions of 2,048 features.
+
+    Raises:
+        UsageError: no such file, or ``target`` holds something.
+        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors; a detector
+            that is not whole, or whose regions are of another width.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there and not empty: name a new folder")
+    published = read_state(source)
+    known = config or {}
+    model: Converted
+    if pretraining:
+        translation, kind = convert_pretraining(published), "dual encoder with its heads"
+        encoder = {name.removeprefix("lightningdot."): tensor for name, tensor in translation.state.items()}
+        model = LightningDOTForPreTraining(
+            dual_encoder_config(encoder, known, classes=translation.state.get("region_classifier.3.bias"))
+        )
+    elif is_dual_encoder(published):
+        translation, kind = convert_dual_encoder(published), "dual encoder"
+        model = LightningDOT(dual_encoder_config(translation.state, known))
+    else:
+        translation, kind = convert_reranker(published), "re-ranker"
+        model = CrossAttentionReranker(reranker_config(translation.state, known))
+    report = _compare(kind, translation, model)
+    report.check(source)
+    model.load_state_dict(translation.state)
+    if isinstance(model, CrossAttentionReranker):
+        if detector is not None:
+            raise UsageError(f"{source} is a re-ranker: name the detector where its dual encoder is converted")
+    else:
+        model.config.region_extractor = _extractor(model.config.region_dim, detector, report)
+    _write(model, report, source, target, detector)
+    return report
+
+
+def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str, Any] | None:
+    """How the model's regions are made: as UNITER's, on which the published models were trained."""
+    config: dict[str, Any] = {"kind": "bottom_up", "boxes": "uniter", "short_side": 600, "long_side": 1000}
+    if detector is not None and Path(detector).is_dir():
+        found = load_detector(Path(detector)).config.dim
+        if found != width:
+            raise ModelError(f"{detector} gives regions of {found} features, and this model reads {width}")
+        report.notes.append(f"its regions are made by the detector in regions/, copied from {detector}")
+        return config
+    if detector is None and width != DetectorConfig().dim:
+        report.notes.append("no region extractor belongs to it: it reads ready regions, not photos")
+        return None
+    name = detector or PUBLISHED
+    report.notes.append(f"its regions are made by {name}, which is fetched from the hub when a photo first needs it")
+    return {**config, "weights": name}
+
+
+def _compare(kind: str, translation: Translation, model: Converted) -> Conversion:
+    ours, given = model.state_dict(), translation.state
+    return Conversion(
+        kind,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        renamed=translation.renamed,
+        dropped=sorted(translation.dropped),
+        missing=sorted(ours.keys() - given.keys()),
+        unknown=sorted(given.keys() - ours.keys()),
+        misshapen=[
+            (name, tuple(given[name].shape), tuple(ours[name].shape))
+            for name in sorted(ours.keys() & given.keys())
+            if given[name].shape != ours[name].shape
+        ],
+    )
+
+
+def _write(model: Converted, report: Conversion, source: Path, target: Path, detector: str | None) -> None:
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        model.save_pretrained(unfinished)
+        if not isinstance(model, CrossAttentionReranker):
+            if model.config.text_config.vocab_size == CASED:
+                BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False).save_pretrained(unfinished)
+            else:
+                report.notes.append(
+                    f"a vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: put "
+                    f"the tokenizer's files into {target}"
+                )
+            if detector is not None and Path(detector).is_dir():
+                (unfinished / "regions").mkdir()
+                for path in detector_files(Path(detector)):
+                    shutil.copy(path, unfinished / "regions")
+        (unfinished / "README.md").write_text(_card(report, source))
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _card(report: Conversion, source: Path) -> str:
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    notes = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in report.notes)
+    base = "UNITER" if report.kind == "re-ranker" else "LightningDOT"
+    return f"""---
+library_name: ldot-milvus
+---
+
+# {base} {report.kind}, converted
+
+Converted by ldot-milvus (`ldot convert`) from `{source.name}`, whose SHA-256 is
+`{digest.hexdigest()}`. The tensors are the same, under other names; {report.parameters:,} parameters.
+
+- Renamed: {len(report.renamed)} tensors. Dropped: {json.dumps(report.dropped) if report.dropped else "none"}.
+- Authors of the model: Sun et al., LightningDOT, NAACL 2021; Chen et al., UNITER, ECCV 2020. Their licence and the
+  limits of their training data hold for these weights too.
+{notes}"""

@@ -1,0 +1,138 @@
+"""LightningDOT's two encoders: a sentence and a photo, each to one vector, compared by dot product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from ldot_milvus.models.lightningdot.configuration import CLS_TOKEN_ID, LightningDOTConfig
+from ldot_milvus.models.lightningdot.layers import (
+    BertBasedModel,
+    BertBody,
+    HubnessCalibration,
+    pool,
+    projection,
+    text_body,
+)
+
+
+class LightningDOT(BertBasedModel):
+    """The dual encoder (LightningDOT, section 3; UNITER's image embedding).
+
+    The published layout is the default of :class:`LightningDOTConfig`; any other size works.
+    """
+
+    config_class = LightningDOTConfig
+    base_model_prefix = "lightningdot"
+    # A folder with the heads of pre-training is a dual encoder too.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"^(word|feature)_(transform|bias)",
+        r"^region_classifier\.",
+    ]
+
+    def __init__(self, config: LightningDOTConfig) -> None:
+        super().__init__(config)
+        self.text_model: Any = text_body(config.text_config, pooler=config.pooler)
+        self.image_model = BertBody(config.image_config, region_dim=config.region_dim, pooler=config.pooler)
+        self.text_projection: nn.Module = nn.Identity()
+        if config.project_text:
+            self.text_projection = projection(config.text_config.hidden_size, config.projection_dim)
+        self.image_projection = projection(config.image_config.hidden_size, config.projection_dim)
+        self.text_calibration = self.image_calibration = None
+        if config.calibration_anchors:
+            arguments = (config.calibration_anchors, config.projection_dim,
+                         config.calibration_weight, config.calibration_temperature)  # fmt: skip
+            self.text_calibration = HubnessCalibration(*arguments)
+            self.image_calibration = HubnessCalibration(*arguments)
+        self.post_init()
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Vectors of texts.
+
+        Args:
+            input_ids: (B, T) WordPiece ids, [CLS] first.
+            attention_mask: (B, T), 1 = a token, 0 = padding. All tokens where it is None.
+
+        Returns:
+            (B, embedding_dim), as the configuration says: neither normalised nor calibrated in published models.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.text_states(input_ids, mask)
+        vectors = self._scaled(self.text_projection(pool(hidden, mask, self.config.pooling)))
+        if self.text_calibration is None:
+            return vectors
+        return torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
+
+    def encode_image(self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None) -> Tensor:
+        """Vectors of images given as regions.
+
+        Args:
+            region_features: (B, R, region_dim).
+            region_boxes: (B, R, 7): x1, y1, x2, y2, w, h as fractions of the image, and w*h.
+            region_mask: (B, R), 1 = a region, 0 = padding. All regions where it is None.
+
+        Returns:
+            (B, embedding_dim), as the configuration says: neither normalised nor calibrated in published models.
+        """
+        mask = _region_mask(region_features, region_mask)
+        hidden = self.image_states(region_features, region_boxes, mask)
+        vectors = self._scaled(self.image_projection(pool(hidden, _with_cls(mask), self.config.pooling)))
+        if self.image_calibration is None:
+            return vectors
+        # The text's correction meets a 1 here, and this one meets a 1 there.
+        return torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
+
+    def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states of texts, (B, T, H); rows of padding hold nothing of use."""
+        if isinstance(self.text_model, BertBody):
+            return self.text_model.encode(self.text_model.embeddings(input_ids), attention_mask.bool())
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def image_states(
+        self,
+        region_features: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor | None = None,
+        hidden_regions: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states of images, (B, 1 + R, H): [CLS], then the regions.
+
+        ``hidden_regions`` (B, R) marks regions that masked region modelling hides.
+        """
+        body = self.image_model
+        cls_ids = torch.full((len(region_features), 1), CLS_TOKEN_ID, device=region_features.device)
+        regions = body.embed_regions(region_features, region_boxes, hidden_regions)
+        embeddings = torch.cat([body.embeddings(cls_ids), regions], dim=1)
+        return body.encode(embeddings, _with_cls(_region_mask(region_features, region_mask)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        region_features: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Text and image vectors of a batch of pairs: two tensors (B, embedding_dim)."""
+        return (
+            self.encode_text(input_ids, attention_mask),
+            self.encode_image(region_features, region_boxes, region_mask),
+        )
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors.float(), dim=-1) if self.config.normalize else vectors
+
+
+def _region_mask(features: Tensor, mask: Tensor | None) -> Tensor:
+    return features.new_ones(features.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _with_cls(region_mask: Tensor) -> Tensor:
+    return nn.functional.pad(region_mask.bool(), (1, 0), value=True)
+
+
+AutoModel.register(LightningDOTConfig, LightningDOT)

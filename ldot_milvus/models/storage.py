@@ -1,0 +1,160 @@
+"""Eight-bit storage of weights: a quarter of the size on disk, dequantised on loading.
+
+Matrices are kept as int8 with one float32 scale an output row (symmetric, scale = max|row| / 127); vectors and
+small tensors as they are. A file says so in its safetensors header, so that ``from_pretrained`` knows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from ldot_milvus.errors import ModelError
+
+WEIGHTS_FILE = "model.safetensors"
+_SCALE_SUFFIX = ".int8_scale"
+_MINIMUM_SIZE = 4096
+
+
+def save_quantized(model: PreTrainedModel, folder: str | os.PathLike[str], *, keep: tuple[str, ...] = ()) -> None:
+    """Write ``model`` to ``folder`` like ``save_pretrained``, with its matrices as int8.
+
+    Args:
+        keep: tensors whose names contain one of these are stored in half precision instead.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < _MINIMUM_SIZE:
+            tensors[name] = tensor
+        elif any(part in name for part in keep):
+            tensors[name] = tensor.half()
+        else:
+            rows = tensor.float().flatten(1)
+            scale = rows.abs().amax(1).clamp_min(1e-12) / 127
+            tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
+            tensors[name + _SCALE_SUFFIX] = scale
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_file(tensors, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt", "ldot_storage": "int8"})
+
+
+def load_quantized(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a file of :func:`save_quantized` into a float32 state dict."""
+    state: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        for name in names:
+            if name.endswith(_SCALE_SUFFIX):
+                continue
+            tensor = file.get_tensor(name)
+            if name + _SCALE_SUFFIX in names:
+                scale = file.get_tensor(name + _SCALE_SUFFIX)
+                tensor = tensor.float() * scale.view(-1, *[1] * (tensor.dim() - 1))
+            state[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return state
+
+
+def _is_quantized(path: str) -> bool:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("ldot_storage") == "int8"
+
+
+class QuantizedStorage:
+    """Mix-in for a ``PreTrainedModel``: reads int8 storage too, and refuses weights that do not fit."""
+
+    config_class: Any
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Like transformers' ``from_pretrained``; raises :class:`ModelError` naming tensors that do not fit.
+
+        Only safetensors are read: a ``pytorch_model.bin`` is a pickle, which only ``ldot convert`` reads.
+        """
+        source, config, state = pretrained_model_name_or_path, kwargs.pop("config", None), None
+        if source is not None:
+            hub = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}
+            path = cached_file(source, WEIGHTS_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+            if path is not None and _is_quantized(path):
+                config = config or cls.config_class.from_pretrained(source, **hub)
+                source, state = None, load_quantized(path)
+        with_info = kwargs.pop("output_loading_info", False)
+        state_argument = {"state_dict": state} if state else {}
+        # transformers would print a table and go on with random weights where something is missing, and would read a
+        # pickle where there is no safetensors file.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        with _without_report():
+            model, info = super().from_pretrained(source, *args, config=config, **state_argument, **kwargs)  # type: ignore[misc]
+        refuse_misfits(
+            str(pretrained_model_name_or_path),
+            missing=info["missing_keys"],
+            unknown=info["unexpected_keys"],
+            misshapen=[key[0] for key in info["mismatched_keys"]],
+        )
+        return (model, info) if with_info else model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """No table of tensors on the terminal: what is wrong is told by our own error."""
+
+    def silence(record: logging.LogRecord) -> bool:
+        return False
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(silence)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(silence)
+
+
+def refuse_misfits(source: str, *, missing: Iterable[str], unknown: Iterable[str], misshapen: Iterable[str]) -> None:
+    """Refuse weights that are not exactly what their model needs.
+
+    Raises:
+        ModelError: naming the tensors (the first eight of each kind).
+    """
+    problems = {"missing": missing, "not of this model": unknown, "of another shape": misshapen}
+    found = {what: sorted(names) for what, names in problems.items()}
+    listed = "; ".join(f"{what}: {json.dumps(names[:8])[1:-1]}" for what, names in found.items() if names)
+    if listed:
+        raise ModelError(f"the weights in {source} do not fit their configuration ({listed})")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a ``.safetensors`` file, or of what ``torch.save`` wrote, perhaps under ``model_dict``.
+
+    Raises:
+        ModelError: it holds anything else; nothing is ever unpickled but plain tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path} cannot be read as plain tensors ({reason}); it is not read in any other way, because loading "
+            "a pickle runs whatever is in it"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
+        content = content["model_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{path} holds no state dict: neither tensors by name nor a model_dict of them")
+    return {str(name): tensor for name, tensor in content.items()}

@@ -1,0 +1,1 @@
+"""Two-stage retrieval, and its results as a page."""

@@ -1,0 +1,1 @@
+"""The local store: SQLite holds the rows, FAISS indexes in memory answer searches."""

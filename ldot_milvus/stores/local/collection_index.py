@@ -1,0 +1,125 @@
+"""The FAISS indexes of one collection, in this process's memory: one for images, one for texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ldot_milvus.stores.base import KINDS, Array
+from ldot_milvus.stores.index_spec import AUTO, IndexSpec, choose
+from ldot_milvus.stores.local.indexes import Hits, Part, Vectors, build, cells_of, is_exact
+from ldot_milvus.stores.local.library import gpus
+from ldot_milvus.stores.local.transaction import Collection, Transaction
+
+log = logging.getLogger(__name__)
+
+CHUNK = 8192  # rows read from the file at a time
+DEAD_SHARE = 0.2  # of its rows dead, an index that cannot forget is built anew
+CELL_ROWS = 64  # at least, to train one cell on (FAISS asks for 39)
+FEWEST_CELLS = 16  # with fewer, comparing with everything is as fast
+GROWTH = 4  # times as many cells wanted as there are: trained anew
+
+
+class LocalIndex:
+    """What a process keeps in memory of one collection; only as new as the last :meth:`catch_up`."""
+
+    def __init__(self, rows: Transaction, found: Collection, spec: IndexSpec) -> None:
+        self.collection = found.id
+        self._spec = spec
+        self._kinds = {kind: self._empty(rows, found, kind, _count(rows, found, kind)) for kind in KINDS}
+        self._last_pk = 0
+        # What was removed before the first row is read was never in the index.
+        self._last_tombstone = rows.last_tombstone(found)
+
+    def catch_up(self, rows: Transaction, found: Collection) -> None:
+        """Take in what was written and removed since the last time; now and then this builds an index anew."""
+        newest = rows.last_tombstone(found)
+        if newest > self._last_tombstone:
+            gone = np.array(rows.removed(found, self._last_tombstone), np.int64)
+            for part in self._kinds.values():
+                part.remove(gone)
+            self._last_tombstone = newest
+        self._last_pk = self._read(rows, found, self._last_pk, KINDS)
+        for kind in KINDS:
+            part = self._kinds[kind]
+            if self._outgrown(part):
+                count = part.count
+                del part, self._kinds[kind]  # its memory before the next one's
+                self._kinds[kind] = self._empty(rows, found, kind, count)
+                log.info("building a %s index over %d rows", self._kinds[kind].spec, count)
+                self._read(rows, found, 0, (kind,))
+
+    def is_ahead_of(self, rows: Transaction) -> bool:
+        """Whether it holds what the file has never had: an older copy of the file was put back under this process."""
+        return self._last_pk > rows.last_pk()
+
+    def search(self, queries: Array, k: int, kind: str, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
+        """The best k of the rows ``among`` (all where None) for each query, in an exact kind with all ties of the k-th.
+
+        Returns:
+            For each query (score, pk) pairs, at least k of them where there are as many, in no promised order.
+        """
+        return self._kinds[kind].search(queries, k, among, vectors)
+
+    def _read(self, rows: Transaction, found: Collection, after: int, kinds: Iterable[str]) -> int:
+        while True:
+            pks, of_kinds, vectors = rows.added(found, after, CHUNK)
+            if not pks:
+                return after
+            for kind in kinds:
+                of_kind = np.array([value == kind for value in of_kinds])
+                if of_kind.any():
+                    self._kinds[kind].add_with_ids(vectors[of_kind], np.array(pks, np.int64)[of_kind])
+            after = pks[-1]
+
+    def _empty(self, rows: Transaction, found: Collection, kind: str, count: int) -> Part:
+        spec = plan(self._spec, count)
+        sample = None
+        if cells := cells_of(spec):
+            pks = np.array(rows.pks(found, kind, ("1", [])), np.int64)
+            picked = np.random.default_rng(0).permutation(len(pks))[: cells * CELL_ROWS]
+            sample = rows.vectors(found, np.sort(pks[picked]).tolist())
+        return build(spec, found.dim, sample)
+
+    def _outgrown(self, part: Part) -> bool:
+        if part.dead > DEAD_SHARE * len(part.pks):
+            return True
+        wanted = plan(self._spec, part.count)
+        # Never back to comparing with everything for a few rows less: that waits until a fifth is gone.
+        return (part.exact and not is_exact(wanted)) or cells_of(wanted) >= GROWTH * cells_of(part.spec) > 0
+
+
+def available(spec: IndexSpec) -> IndexSpec:
+    """What FAISS on this machine takes for the kind that was asked for, said aloud where it is another."""
+    taken = _on_this_machine(spec)
+    if taken.kind != spec.kind:
+        why = "FAISS has no such kind" if gpus() else "FAISS sees no GPU here"
+        log.warning("index %s was asked for, but %s: this local store uses %s", spec.kind, why, taken.kind)
+    return taken
+
+
+def plan(spec: IndexSpec, count: int) -> IndexSpec:
+    """The kind to build over so many rows of this spec: never ``AUTO``, and no more cells than can be trained."""
+    spec = _on_this_machine(choose(count, gpu=gpus() > 0) if spec.kind == AUTO else spec)
+    if cells := cells_of(spec):
+        if count < FEWEST_CELLS * CELL_ROWS:
+            return IndexSpec("GPU_BRUTE_FORCE" if spec.needs_gpu else "FLAT")
+        return replace(spec, params={**spec.params, "nlist": min(cells, count // CELL_ROWS)})
+    return spec
+
+
+def _count(rows: Transaction, found: Collection, kind: str) -> int:
+    return rows.count(found, ("kind = ?", [kind]))
+
+
+def _on_this_machine(spec: IndexSpec) -> IndexSpec:
+    if not spec.needs_gpu:
+        return spec
+    if not gpus():
+        return spec.on_cpu()
+    # FAISS has CAGRA in some builds only and adds no rows to it, and its PQ wants parameters that fit the card.
+    nearest = {"GPU_CAGRA": "GPU_BRUTE_FORCE", "GPU_IVF_PQ": "GPU_IVF_FLAT"}
+    return IndexSpec(nearest[spec.kind]) if spec.kind in nearest else spec

@@ -1,0 +1,248 @@
+"""The tables of the local store, and what can be asked of them inside one transaction.
+
+Change sequence. ``records.pk`` only grows and belongs to one vector for good: changing a vector deletes its row and
+inserts another. Whenever a row goes, a trigger leaves a tombstone in the same transaction. Writers come one after the
+other, so whoever knows the last pk and the last tombstone that it has seen can catch up without reading the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldot_milvus.errors import StoreError
+from ldot_milvus.stores.base import SCHEMA_VERSION, Array, Record
+from ldot_milvus.stores.validation import metadata_json
+
+APPLICATION_ID = 0x4C444F54  # "LDOT": tells our files from other people's databases
+
+# Vectors have their own table, so that a filter reads small rows only. The collection's id is random, so that an
+# index made from a store that was since deleted and made again is recognised.
+SCHEMA = (
+    "CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, dim INTEGER NOT NULL, model TEXT)",
+    "CREATE TABLE records (pk INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL, id TEXT NOT NULL, "
+    "kind TEXT NOT NULL, namespace TEXT NOT NULL, source TEXT NOT NULL, caption TEXT NOT NULL, "
+    "width INTEGER NOT NULL, height INTEGER NOT NULL, metadata TEXT NOT NULL, UNIQUE (collection, id))",
+    "CREATE INDEX records_by_collection ON records (collection)",
+    "CREATE TABLE vectors (pk INTEGER PRIMARY KEY, embedding BLOB NOT NULL)",
+    "CREATE TABLE tombstones (seq INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL, pk INTEGER NOT NULL)",
+    "CREATE INDEX tombstones_by_collection ON tombstones (collection)",
+    "CREATE TRIGGER bury AFTER DELETE ON records BEGIN "
+    "INSERT INTO tombstones (collection, pk) VALUES (old.collection, old.pk); "
+    "DELETE FROM vectors WHERE pk = old.pk; END",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_FIELDS = "id, kind, namespace, source, caption, width, height, metadata"
+
+Where = tuple[str, list[Any]]
+"""An SQL expression over the columns of ``records``, and its parameters."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A row of the table of collections; ``model`` is None until a model is bound."""
+
+    id: int
+    dim: int
+    model: str | None
+
+
+class Transaction:
+    """What can be asked of the file inside one transaction of :class:`~ldot_milvus.stores.local.database.Database`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._sql = connection
+        self._path = path
+
+    def names(self) -> list[str]:
+        """The names of all collections."""
+        return [name for (name,) in self._sql.execute("SELECT name FROM collections ORDER BY name")]
+
+    def collection(self, name: str) -> Collection | None:
+        """The collection of that name, if there is one."""
+        row = self._sql.execute("SELECT id, dim, model FROM collections WHERE name = ?", (name,)).fetchone()
+        return None if row is None else Collection(*row)
+
+    def create(self, name: str, dim: int, model: str | None) -> Collection:
+        """Make a collection whose name is free."""
+        made = Collection(secrets.randbits(62), dim, model)
+        self._sql.execute("INSERT INTO collections (id, name, dim, model) VALUES (?, ?, ?, ?)",
+                          (made.id, name, dim, model))  # fmt: skip
+        return made
+
+    def adopt(self, collection: Collection, model: str) -> None:
+        """Set the model of a collection that has none."""
+        self._sql.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection.id))
+
+    def drop(self, collection: Collection) -> None:
+        """Delete a collection with all its rows."""
+        self.delete(collection, ("1", []))
+        self._sql.execute("DELETE FROM tombstones WHERE collection = ?", (collection.id,))
+        self._sql.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
+
+    def rename(self, collection: Collection, name: str) -> None:
+        """Give a collection a name that is free."""
+        self._sql.execute("UPDATE collections SET name = ? WHERE id = ?", (name, collection.id))
+
+    def upsert(self, collection: Collection, records: Sequence[Record], vectors: Array) -> None:
+        """Write checked records, each id once. A row whose vector and kind stay keeps its pk, so no index changes."""
+        ids = _json([record.id for record in records])
+        old = {
+            id: (pk, kind, blob)
+            for pk, id, kind, blob in self._sql.execute(
+                "SELECT pk, id, kind, embedding FROM records JOIN vectors USING (pk) "
+                "WHERE collection = ? AND id IN (SELECT value FROM json_each(?))",
+                (collection.id, ids),
+            )
+        }
+        blobs = [vector.tobytes() for vector in vectors.astype("<f4", copy=False)]
+        changed = []
+        for record, blob in zip(records, blobs, strict=True):
+            pk, kind, old_blob = old.get(record.id, (None, None, None))
+            if pk is not None and kind == record.kind and old_blob == blob:
+                self._sql.execute(
+                    "UPDATE records SET namespace = ?, source = ?, caption = ?, width = ?, height = ?, metadata = ? "
+                    "WHERE pk = ?",
+                    (record.namespace, record.source, record.caption, record.width, record.height,
+                     metadata_json(record), pk),
+                )  # fmt: skip
+            else:
+                changed.append((record, blob))
+        replaced = _json([old[record.id][0] for record, _ in changed if record.id in old])
+        self._sql.execute("DELETE FROM records WHERE pk IN (SELECT value FROM json_each(?))", (replaced,))
+        for record, blob in changed:
+            pk = self._sql.execute(
+                f"INSERT INTO records (collection, {_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (collection.id, record.id, record.kind, record.namespace, record.source, record.caption,
+                 record.width, record.height, metadata_json(record)),
+            ).lastrowid  # fmt: skip
+            self._sql.execute("INSERT INTO vectors (pk, embedding) VALUES (?, ?)", (pk, blob))
+
+    def update(self, collection: Collection, records: Iterable[Record]) -> int:
+        """Replace namespace, source, caption and metadata in place; returns how many of the ids exist."""
+        return self._sql.executemany(
+            "UPDATE records SET namespace = ?, source = ?, caption = ?, metadata = ? WHERE collection = ? AND id = ?",
+            [(r.namespace, r.source, r.caption, metadata_json(r), collection.id, r.id) for r in records],
+        ).rowcount
+
+    def delete(self, collection: Collection, where: Where) -> int:
+        """Delete the rows that pass, leaving tombstones; returns how many."""
+        clause, params = where
+        return self._sql.execute(
+            f"DELETE FROM records WHERE collection = ? AND {clause}", [collection.id, *params]
+        ).rowcount
+
+    def count(self, collection: Collection, where: Where) -> int:
+        """How many rows pass."""
+        clause, params = where
+        row = self._sql.execute(
+            f"SELECT count(*) FROM records WHERE collection = ? AND {clause}", [collection.id, *params]
+        ).fetchone()
+        return int(row[0])
+
+    def select(
+        self, collection: Collection, where: Where, *, with_embeddings: bool = False, tail: str = ""
+    ) -> list[tuple[int, Record]]:
+        """The (pk, record) pairs that pass; ``tail`` may order and limit them."""
+        clause, params = where
+        embedding, join = ("embedding", "JOIN vectors USING (pk)") if with_embeddings else ("NULL", "")
+        rows = self._sql.execute(
+            f"SELECT pk, {embedding}, {_FIELDS} FROM records {join} WHERE collection = ? AND {clause} {tail}",
+            [collection.id, *params],
+        )
+        return [(row[0], self._record(row, collection.dim)) for row in rows]
+
+    def pks(self, collection: Collection, kind: str, where: Where) -> list[int]:
+        """The pks of the rows of one kind that pass."""
+        clause, params = where
+        rows = self._sql.execute(
+            f"SELECT pk FROM records WHERE collection = ? AND kind = ? AND {clause}", [collection.id, kind, *params]
+        )
+        return [pk for (pk,) in rows]
+
+    def ids_of(self, pks: Iterable[int]) -> dict[int, str]:
+        """pk → id; rows that do not exist are left out."""
+        rows = self._sql.execute("SELECT pk, id FROM records WHERE pk IN (SELECT value FROM json_each(?))",
+                                 (_json(list(pks)),))  # fmt: skip
+        return dict(rows)
+
+    def by_pk(self, collection: Collection, pks: Iterable[int]) -> dict[int, Record]:
+        """pk → record, without embeddings; rows that do not exist are left out."""
+        # Not through select: with the collection in the condition SQLite walks the whole collection.
+        rows = self._sql.execute(
+            f"SELECT pk, NULL, {_FIELDS} FROM records WHERE pk IN (SELECT value FROM json_each(?))", (_json(list(pks)),)
+        )
+        return {row[0]: self._record(row, collection.dim) for row in rows}
+
+    def added(self, collection: Collection, after: int, limit: int) -> tuple[list[int], list[str], Array]:
+        """Rows with a pk above ``after``, oldest first, at most ``limit``: pks, kinds and float32 (n, dim)."""
+        rows = self._sql.execute(
+            "SELECT pk, kind, embedding FROM records LEFT JOIN vectors USING (pk) "
+            "WHERE collection = ? AND pk > ? ORDER BY pk LIMIT ?",
+            (collection.id, after, limit),
+        ).fetchall()
+        matrix = self._matrix(collection, [blob for _, _, blob in rows])
+        return [pk for pk, _, _ in rows], [kind for _, kind, _ in rows], matrix
+
+    def last_pk(self) -> int:
+        """The highest pk that was ever given, in any collection."""
+        row = self._sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+        return int(row[0]) if row else 0
+
+    def vectors(self, collection: Collection, pks: Sequence[int]) -> Array:
+        """float32 (n, dim), in ascending order of pk; rows that do not exist are left out."""
+        rows = self._sql.execute(
+            "SELECT embedding FROM vectors WHERE pk IN (SELECT value FROM json_each(?)) ORDER BY pk",
+            (_json(list(pks)),),
+        )
+        return self._matrix(collection, [blob for (blob,) in rows])
+
+    def removed(self, collection: Collection, after: int) -> list[int]:
+        """The pks of the tombstones with a sequence number above ``after``."""
+        rows = self._sql.execute("SELECT pk FROM tombstones WHERE collection = ? AND seq > ?", (collection.id, after))
+        return [pk for (pk,) in rows]
+
+    def last_tombstone(self, collection: Collection) -> int:
+        """The highest sequence number of the collection's tombstones, 0 where it has none."""
+        row = self._sql.execute("SELECT max(seq) FROM tombstones WHERE collection = ?", (collection.id,)).fetchone()
+        return int(row[0] or 0)
+
+    def _record(self, row: Sequence[Any], dim: int) -> Record:
+        _, blob, id, kind, namespace, source, caption, width, height, text = row
+        try:
+            metadata = json.loads(text)
+        except ValueError as error:
+            raise damaged(self._path, f"metadata of {id!r}") from error
+        embedding = None if blob is None else self._vector(blob, dim)
+        return Record(id, embedding, kind, namespace, source, caption, width, height, metadata)
+
+    def _matrix(self, collection: Collection, blobs: list[bytes | None]) -> Array:
+        vectors = [self._vector(blob, collection.dim) for blob in blobs]
+        return np.stack(vectors) if vectors else np.zeros((0, collection.dim), np.float32)
+
+    def _vector(self, blob: bytes | None, dim: int) -> Array:
+        if blob is None:
+            raise damaged(self._path, "a row without its vector")
+        if len(blob) != 4 * dim:
+            raise damaged(self._path, "a vector of the wrong length")
+        return np.frombuffer(blob, "<f4").astype(np.float32)
+
+
+def damaged(path: Path, detail: str) -> StoreError:
+    """The error for a file whose content cannot be what was written."""
+    return StoreError(
+        f"{path} is damaged or not a SQLite file ({detail}): move it and its -wal file away and ingest again, "
+        f"or rescue what is left with: sqlite3 {path} .recover"
+    )
+
+
+def _json(value: list[Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Milvus servers and Milvus Lite as a store."""

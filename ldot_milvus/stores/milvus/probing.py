@@ -1,0 +1,79 @@
+"""Which index a server can really build: asked with a small collection of its own, within a time limit."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+import numpy as np
+
+from ldot_milvus.errors import StoreError
+from ldot_milvus.stores.index_spec import AUTO, IndexSpec, choose
+from ldot_milvus.stores.milvus.schema import VECTOR, index_params, schema
+from ldot_milvus.stores.milvus.server import Server
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 20.0
+"""Some servers accept a GPU index that they never build."""
+_PROBE_DIM = 32
+_PROBE_ROWS = 2048  # a server builds no index over a segment of fewer than 1,024 rows, whatever its kind
+
+
+def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows: int = 0) -> IndexSpec:
+    """The index to build: ``spec`` itself, or what ``auto`` means for this many rows on this server.
+
+    A kind that needs a GPU is tried out first. Where the server cannot build it, the nearest kind without a GPU is
+    taken and a warning logged.
+
+    Raises:
+        StoreError: the server cannot build it and ``fallback`` is false.
+    """
+    if spec.kind == AUTO:
+        if server.lite:
+            return IndexSpec("FLAT")  # its graphs lose rows under a filter
+        return choose(rows, gpu=refusal(server, IndexSpec("GPU_CAGRA")) is None)
+    if not spec.needs_gpu:
+        return spec
+    why = "Milvus Lite has no GPU indexes" if server.lite else refusal(server, spec)
+    if why is None:
+        return spec
+    if not fallback:
+        raise StoreError(
+            f"Milvus at {server.address} cannot build the index {spec} ({why}): use a server with a GPU, another "
+            "LDOT_INDEX, or LDOT_INDEX_FALLBACK=true to take the nearest one without a GPU"
+        )
+    log.warning("Milvus at %s cannot build the index %s (%s): %s is used instead",
+                server.address, spec, why, spec.on_cpu())  # fmt: skip
+    return spec.on_cpu()
+
+
+def refusal(server: Server, spec: IndexSpec) -> str | None:
+    """Why the server cannot build this index; None if it built one over a few rows within ``PROBE_SECONDS``."""
+    name, seconds = f"ldot_probe_{secrets.token_hex(8)}", PROBE_SECONDS
+    deadline = time.monotonic() + seconds
+    try:
+        server.call("create_collection", name, schema=schema(_PROBE_DIM, None))
+        # An empty collection first: a server without a GPU says so at once, and most are without one.
+        server.call("create_index", name, index_params(spec, _PROBE_DIM), timeout=seconds, sync=False)
+        vectors = np.random.default_rng(0).normal(size=(_PROBE_ROWS, _PROBE_DIM)).astype(np.float32)
+        plain = {"kind": "image", "namespace": "", "source": "", "caption": "", "width": 0, "height": 0, "metadata": {}}
+        rows = [{"id": str(n), VECTOR: vector.tolist(), **plain} for n, vector in enumerate(vectors)]
+        server.call("insert", name, rows)
+        server.call("flush", name, timeout=seconds)
+        while time.monotonic() < deadline:
+            state = server.call("describe_index", name, VECTOR)
+            if str(state.get("state")) == "Failed":
+                return str(state.get("index_state_fail_reason") or "its build failed")
+            if str(state.get("state")) == "Finished" and int(state.get("indexed_rows") or 0) >= _PROBE_ROWS:
+                return None
+            time.sleep(0.2)
+        return f"it did not finish within {seconds:.0f} s"
+    except StoreError as error:
+        return str(error).rpartition(": ")[2]
+    finally:
+        try:
+            server.call("drop_collection", name)
+        except StoreError as error:
+            log.warning("the collection %s, made to try an index, is left behind: %s", name, error)

@@ -1,0 +1,115 @@
+"""A collection as Milvus sees it: the contract of ``docs/collection.md`` as a schema, and rows to and from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ldot_milvus.errors import StoreError
+from ldot_milvus.stores import validation
+from ldot_milvus.stores.base import SCHEMA_VERSION, Array, Record
+from ldot_milvus.stores.index_spec import IndexSpec
+
+VECTOR = "embedding"
+FIELDS = ("id", "kind", "namespace", "source", "caption", "width", "height", "metadata")
+"""All fields but the vector."""
+
+MODEL = "ldot.model"
+"""Property with the model's fingerprint, which the description also has: Milvus Lite keeps no description, and only a
+property can be set later."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A collection that exists. ``name`` is its own one, where it was asked for by an alias."""
+
+    name: str
+    dim: int
+    model: str | None
+    index: IndexSpec
+
+
+def schema(dim: int, model: str | None) -> Any:
+    """The ``CollectionSchema`` of a new collection."""
+    from pymilvus import DataType, MilvusClient
+
+    about = json.dumps({"model": model, "dim": dim, "schema_version": SCHEMA_VERSION})
+    made = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
+    made.add_field("id", DataType.VARCHAR, is_primary=True, max_length=validation.MAX_ID)
+    made.add_field("kind", DataType.VARCHAR, max_length=8)
+    made.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)
+    made.add_field("namespace", DataType.VARCHAR, max_length=validation.MAX_NAMESPACE, is_partition_key=True)
+    made.add_field("source", DataType.VARCHAR, max_length=validation.MAX_SOURCE)
+    made.add_field("caption", DataType.VARCHAR, max_length=validation.MAX_CAPTION)
+    made.add_field("width", DataType.INT32)
+    made.add_field("height", DataType.INT32)
+    made.add_field("metadata", DataType.JSON)
+    return made
+
+
+def index_params(spec: IndexSpec, dim: int) -> Any:
+    """The ``IndexParams`` of the vector field."""
+    from pymilvus import MilvusClient
+
+    params = MilvusClient.prepare_index_params()
+    params.add_index(VECTOR, index_type=spec.kind, metric_type="IP", params=spec.build_params(dim))
+    return params
+
+
+def described(answer: Mapping[str, Any], index: Mapping[str, Any], address: str, asked: str) -> Described:
+    """What ``describe_collection`` and ``describe_index`` said.
+
+    Raises:
+        StoreError: it is not a collection of this schema, or its metric is another one.
+    """
+    fields = {field["name"]: field for field in answer["fields"]}
+    missing = [name for name in (*FIELDS, VECTOR) if name not in fields]
+    if missing:
+        raise StoreError(
+            f"collection {asked!r} of {address} is not one of ldot-milvus: it has no field {', '.join(missing)} "
+            "(docs/collection.md lists them); choose another collection name"
+        )
+    metric = index.get("metric_type", "IP")
+    if metric != "IP":
+        raise StoreError(
+            f"collection {asked!r} of {address} compares by {metric}: LightningDOT needs the inner product (IP); "
+            "choose another collection name and ingest again"
+        )
+    about = _json_object(answer.get("description"))
+    properties = answer.get("properties") or {}
+    return Described(
+        name=str(answer["collection_name"]),
+        dim=int(fields[VECTOR]["params"]["dim"]),
+        model=properties.get(MODEL) or about.get("model") or None,
+        index=IndexSpec(str(index.get("index_type", "FLAT"))),
+    )
+
+
+def row(record: Record, vector: Array) -> dict[str, Any]:
+    """A checked record as pymilvus takes it."""
+    return {**{name: getattr(record, name) for name in FIELDS}, VECTOR: vector.tolist()}
+
+
+def record(entity: Mapping[str, Any]) -> Record:
+    """A row of a query's or a search's answer."""
+    metadata = entity["metadata"]
+    if isinstance(metadata, (str, bytes)):
+        metadata = json.loads(metadata)
+    vector = entity.get(VECTOR)
+    return Record(
+        embedding=None if vector is None else np.asarray(vector, np.float32),
+        metadata=metadata,
+        **{name: entity[name] for name in FIELDS if name != "metadata"},
+    )
+
+
+def _json_object(text: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

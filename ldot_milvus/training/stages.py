@@ -1,0 +1,159 @@
+"""What a stage trains: the model in training, its loss, its dev recall, and how it is written as a whole model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from ldot_milvus.errors import UsageError
+from ldot_milvus.models.lightningdot.bundle import Bundle
+from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.layers import BertBody
+from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
+from ldot_milvus.models.storage import WEIGHTS_FILE
+from ldot_milvus.training.checkpoints import copy_folder
+from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
+from ldot_milvus.training.data import Photos
+from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
+from ldot_milvus.training.hard_negatives import mine
+from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
+from ldot_milvus.training.recipe import Stage, Start
+from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
+from ldot_milvus.training.start import starting_reranker
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage's own part of a run.
+
+    Attributes:
+        objective: see :class:`~.trainer.StageRun`, also for ``evaluate`` and ``mine``.
+        train: the photos as the model in training reads them.
+        write: a scorer's model, with all else of the model that the stage began with, into a new folder.
+    """
+
+    objective: nn.Module
+    train: Photos
+    evaluate: Callable[[Any], Figures]
+    mine: Callable[[Any], NDArray[np.int32]]
+    write: Callable[[Any, Path], None]
+
+
+def task_of(stage: Stage, start: Start, bundle: Bundle, train: Photos, dev: Photos, device: torch.device) -> Task:
+    """The task of a stage that begins with the model ``bundle``.
+
+    Raises:
+        UsageError: the model or the data cannot serve it.
+    """
+    scorer: Scorer
+    if stage.task == "rerank":
+        scorer = RerankScorer(starting_reranker(start, bundle.files.folder))
+        if scorer.model.alignment is None and not stage.hard_negatives:
+            raise UsageError(f"{stage.name}: a re-ranker with joint scoring learns from hard_negatives: give 1 or more")
+    elif stage.task == "retrieval":
+        scorer = DualScorer(without_calibration(bundle.encoder))
+    else:
+        labels = train.regions(0).soft_labels
+        check_mix(stage, bundle.encoder, None if labels is None else labels.shape[1])
+        scorer = DualScorer(_with_heads(bundle))
+    original, teacher = train, None
+    if stage.distilled:
+        if bundle.reranker is None or bundle.reranker.alignment is None:
+            raise UsageError(f"{stage.name}: distilled needs a model with a re-ranker that scores by alignment")
+        teacher = RerankScorer(copy.deepcopy(bundle.reranker)).to(device).requires_grad_(False)
+    if stage.standardise:
+        train, dev = standardised(train, dev)
+        for some in (scorer, teacher):
+            if some is not None:
+                unfold_scale(_region_reader(some), train)
+    _prepare(scorer, stage, device)
+    objective: nn.Module
+    if stage.task == "pretrain":
+        assert isinstance(scorer, DualScorer)
+        objective = PretrainingObjective(scorer)
+    elif isinstance(scorer, RerankScorer) and scorer.model.alignment is None:
+        objective = TripletObjective(scorer, stage)
+    else:
+        objective = ContrastiveObjective(scorer, stage, teacher)
+
+    def embedder(scorer: Scorer, photos: Photos) -> LightningDOTEmbedder:
+        here = replace(bundle, device=device, dtype=torch.float32)
+        if isinstance(scorer, DualScorer):
+            return LightningDOTEmbedder(replace(here, encoder=scorer.encoder, reranker=None))
+        return LightningDOTEmbedder(replace(here, encoder=nn.Module.to(bundle.encoder, device), reranker=scorer.model))
+
+    def evaluate(scorer: Scorer) -> Figures:
+        by = evaluate_dual if isinstance(scorer, DualScorer) else evaluate_reranker
+        return by(embedder(scorer, dev), dev)
+
+    def negatives(scorer: Scorer) -> NDArray[np.int32]:
+        photos = train if isinstance(scorer, DualScorer) else original
+        dual = replace(embedder(scorer, photos).bundle, reranker=None)
+        return mine(*vectors(LightningDOTEmbedder(dual), photos), photos.owner, stage.negative_pool)
+
+    def write(scorer: Scorer, target: Path) -> None:
+        scorer = copy.deepcopy(scorer).cpu()
+        if stage.standardise:
+            fold_scale(_region_reader(scorer), train)
+        scorer.model.set_attn_implementation("sdpa")
+        rerank = isinstance(scorer, RerankScorer)
+        copy_folder(bundle.files.folder, target, CARD, *(["reranker"] if rerank else []))
+        weights = bundle.files.extractor_weights
+        if isinstance(weights, Path) and weights.is_dir() and not (target / "regions").exists():
+            copy_folder(weights, target / "regions")  # named by a path that begins at the old folder
+        scorer.model.save_pretrained(target / "reranker" if rerank else target)
+
+    return Task(objective, train, evaluate, negatives, write)
+
+
+def _prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
+    """What a stage says of the model itself."""
+    if device.type == "cpu":
+        scorer.model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass
+    if stage.gradient_checkpointing:
+        checkpoint_activations(scorer.model)
+    if stage.frozen_text_layers is not None:
+        # Cheaper, and less to forget.
+        body = _text_body(scorer)
+        for part in (body.embeddings, *body.encoder.layer[: stage.frozen_text_layers]):
+            part.requires_grad_(False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Compute what the layers gave once more in the backward pass, instead of keeping it."""
+    later = getattr(model, "activation_checkpointing_enable", None)  # the name from transformers 5.2x on
+    (later or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _text_body(scorer: Scorer) -> BertBody:
+    return scorer.encoder.text_model if isinstance(scorer, DualScorer) else scorer.model.bert
+
+
+def _region_reader(scorer: Scorer) -> nn.Linear:
+    """The layer that reads region features."""
+    body: BertBody = scorer.encoder.image_model if isinstance(scorer, DualScorer) else scorer.model.bert
+    assert body.img_embeddings is not None
+    return body.img_embeddings.img_linear
+
+
+def _with_heads(bundle: Bundle) -> LightningDOTForPreTraining:
+    """The model with its heads of pre-training, fresh ones where its folder has none."""
+    weights = bundle.files.folder / WEIGHTS_FILE
+    with safe_open(weights, framework="pt") as file:
+        has_heads = "word_bias" in file.keys()  # noqa: SIM118  (it is no dict)
+    if has_heads:
+        model: LightningDOTForPreTraining = LightningDOTForPreTraining.from_pretrained(bundle.files.folder)
+        return model
+    return with_heads(without_calibration(bundle.encoder))

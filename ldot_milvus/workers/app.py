@@ -1,0 +1,58 @@
+"""The Celery application, configured by ``LDOT_`` settings. Nothing heavy is imported and nothing connects here."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu.entity import Queue
+
+from ldot_milvus.settings import Settings
+from ldot_milvus.workers.logs import log_as_json
+
+INGEST_QUEUE = "ldot"
+"""Chunks that need the model: for workers with a GPU, where there is one."""
+
+CHANGE_QUEUE = "ldot.changes"
+"""Deletions and renamed sources: any worker that reaches the store will do."""
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery application that loses nothing when a worker dies: late acknowledgement, one chunk at a time."""
+    limit = settings.visibility_timeout
+    # No result backend: what becomes of a chunk is in the journal, which outlives workers and any process that waits.
+    app = Celery("ldot_milvus", broker=settings.broker, include=["ldot_milvus.workers.tasks"])
+    app.conf.update(
+        task_default_queue=INGEST_QUEUE,
+        task_queues=[_queue(INGEST_QUEUE), _queue(CHANGE_QUEUE)],  # a worker without -Q takes both
+        task_routes={"ldot.ingest_chunk": {"queue": INGEST_QUEUE}, "ldot.change_rows": {"queue": CHANGE_QUEUE}},
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,  # bounded by the journal, which counts how often a chunk was begun
+        task_acks_on_failure_or_timeout=False,
+        # Before the broker takes the worker for dead and hands the chunk to another one. Pools of processes only.
+        task_soft_time_limit=0.8 * limit,
+        task_time_limit=0.9 * limit,
+        worker_prefetch_multiplier=1,
+        worker_soft_shutdown_timeout=10,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # a chunk that is done is noted in the journal
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a broker that is away is waited for
+        broker_transport_options={
+            "visibility_timeout": limit,
+            # How often Redis is asked for chunks of dead workers: Celery's own 100 seconds is long for small chunks.
+            "unacked_restore_interval": min(10, limit / 2),
+            "unacked_restore_throttle": 1,
+        },
+    )
+    if settings.log_format == "json":
+        log_as_json()
+    return app
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
+
+
+app = make_app(Settings())

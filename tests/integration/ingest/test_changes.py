@@ -1,0 +1,130 @@
+"""Rows deleted by id, source and filter, and pruned; with their region data."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ldot_milvus import open_store
+from ldot_milvus.errors import FilterError, UsageError
+from ldot_milvus.ingest.changes import change_rows, prune, rows_to_delete
+from ldot_milvus.ingest.ingestor import Ingestor
+from ldot_milvus.sources import expand
+from ldot_milvus.stores import VectorStore
+from ldot_milvus.stores.regions import open_region_store
+from tests.conftest import make_photo
+
+Folder = Callable[[int], Path]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Folder) -> Path:
+    """A folder with ``photos/`` of six and a tar of three, which is the current one."""
+    photo_folder(6)
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("photos/shard.tar", "w") as tar:
+        for seed in range(100, 103):
+            Path(f"{seed}.jpg").write_bytes(make_photo(seed))
+            tar.add(f"{seed}.jpg")
+            Path(f"{seed}.jpg").unlink()
+    return tmp_path
+
+
+@pytest.fixture
+def store(here: Path, tiny_model: str):
+    with open_store("faiss:./store", "images") as opened:
+        Ingestor(opened, tiny_model).ingest(list(expand(["photos", "photos/shard.tar"])))
+        assert opened.count() == 9
+        yield opened
+
+
+def found(store: VectorStore, **what) -> set[str]:
+    return {row.source for row in rows_to_delete(store, **what)}
+
+
+def test_what_is_meant(store: VectorStore) -> None:
+    (first, second, *_) = store.iterate()
+    assert found(store, ids=[first.id, "none", first.id]) == {first.source}
+    assert found(store, sources=["photos/0003.jpg", "none"]) == {"photos/0003.jpg"}
+    assert found(store, filter={"id": second.id}) == {second.source}
+    for nothing in ({}, {"filter": {}}):
+        with pytest.raises(UsageError):
+            found(store, **nothing)
+    with pytest.raises(FilterError):
+        found(store, filter={"colour": 1})
+
+
+def test_a_deleted_row_leaves_nothing_behind(store: VectorStore) -> None:
+    doomed, kept, *_ = store.iterate()
+    report = change_rows(store, [{"id": doomed.id}, {"id": "none"}])
+    assert (report.deleted, report.unchanged, report.total) == (1, 1, 2)
+    assert store.count() == 8
+    regions = open_region_store(store.address, store.model or "")
+    assert regions.has([doomed.id, kept.id]) == {kept.id}
+    assert change_rows(store, [{"id": doomed.id}]).deleted == 0
+
+
+def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None:
+    Path("photos/0000.jpg").unlink()
+    Path("photos/0001.jpg").rename("photos/renamed.jpg")
+    shutil.copy("photos/0002.jpg", "photos/copy.jpg")
+    Path("photos/new.jpg").write_bytes(make_photo(55))
+    Path("photos/0003.jpg").rename("photos/.hidden.jpg")
+    result = prune(store, ["photos"], expand(["photos"]))
+    assert {row.source for row in result.gone} == {"photos/0000.jpg", "photos/0003.jpg"}
+    assert [(row.source, to) for row, to in result.moved] == [("photos/0001.jpg", "photos/renamed.jpg")]
+    report = change_rows(store, result.items())
+    assert (report.deleted, report.updated) == (2, 1)
+    again = prune(store, ["./photos/"], expand(["./photos/"]))
+    assert again.items() == []
+    assert "photos/renamed.jpg" in {row.source for row in store.iterate()}
+
+
+def test_prune_leaves_alone_what_it_does_not_list(store: VectorStore, tiny_model: str) -> None:
+    """A tar or an LMDB below the folder, a photo without a suffix, and other folders are none of its business."""
+    Path("photos/features").mkdir()
+    Path("photos/features/data.mdb").touch()
+    (row, *_) = store.iterate(with_embeddings=True)
+    store.upsert([replace(row, id="record", source="photos/features/record", embedding=row.embedding)])
+    Path("photos/nameless").write_bytes(make_photo(70))
+    Path("other").mkdir()
+    Path("other/a.jpg").write_bytes(make_photo(71))
+    Ingestor(store, tiny_model).ingest(list(expand(["photos/nameless", "other"])))
+    Path("other/a.jpg").unlink()
+    assert prune(store, ["photos"], expand(["photos"])).items() == []
+
+
+def test_prune_of_a_tar(store: VectorStore) -> None:
+    with tarfile.open("photos/new.tar", "w") as tar, tarfile.open("photos/shard.tar") as old:
+        for name in ("100.jpg", "102.jpg"):
+            tar.addfile(old.getmember(name), old.extractfile(name))
+    Path("photos/new.tar").replace("photos/shard.tar")
+    result = prune(store, ["photos/shard.tar"], expand(["photos/shard.tar"]))
+    assert [row.source for row in result.gone] == ["photos/shard.tar/101.jpg"]
+    Path("photos/shard.tar").unlink()
+    assert {row.source for row in prune(store, ["photos"], expand(["photos"])).gone} == {
+        f"photos/shard.tar/{n}.jpg" for n in (100, 101, 102)
+    }
+
+
+def test_prune_is_refused_where_not_all_can_be_seen(store: VectorStore) -> None:
+    with pytest.raises(UsageError, match="neither"):
+        prune(store, ["photos/0000.jpg"], expand(["photos/0000.jpg"]))
+    whole = Path("photos/shard.tar").read_bytes()
+    Path("photos/shard.tar").write_bytes(whole[:2000])
+    with pytest.raises(UsageError, match="nothing is pruned"):
+        prune(store, ["photos/shard.tar"], expand(["photos/shard.tar"]))
+
+
+def test_own_ids_are_told_by_their_content(here: Path, tiny_model: str) -> None:
+    with open_store("faiss:./own", "images") as store:
+        (source,) = expand(["photos/0000.jpg"])
+        Ingestor(store, tiny_model).ingest([replace(source, id="mine")])
+        Path("photos/0000.jpg").rename("photos/elsewhere.jpg")
+        result = prune(store, ["photos"], expand(["photos"]))
+        assert [(row.id, to) for row, to in result.moved] == [("mine", "photos/elsewhere.jpg")]

@@ -1,0 +1,89 @@
+"""ldot-mini on the sample photos: what make demo promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldot_milvus import Retriever, open_store
+from ldot_milvus.ingest.ingestor import Ingestor
+from ldot_milvus.models.lightningdot.bundle import PACKAGED, find_model
+from ldot_milvus.sources import expand
+from ldot_milvus.sources.metadata import load_metadata
+from tests.conftest import PHOTOS, ROOT
+
+# The queries of make demo, and the photo that each one means.
+DEMO = {
+    "two people riding horses on the beach": "000000214753.jpg",
+    "a boy doing a trick on a skateboard": "000000349860.jpg",
+    "a man standing next to an elephant": "000000519208.jpg",
+    "a bear and some vultures in the grass": "000000229997.jpg",
+    "a long red bus": "000000568290.jpg",
+}
+
+
+@pytest.fixture(scope="module")
+def retriever(mini, tmp_path_factory: pytest.TempPathFactory):
+    with open_store(f"faiss:{tmp_path_factory.mktemp('demo')}", "photos") as store:
+        ingestor = Ingestor(store, "ldot-mini")
+        ingestor._embedder = mini  # loaded once for all tests of this module
+        metadata = load_metadata(str(PHOTOS / "photos.jsonl"))
+        assert ingestor.ingest(list(expand([str(PHOTOS)], metadata=metadata))).added == 51
+        yield Retriever(mini, store)
+
+
+@pytest.mark.parametrize("query", DEMO)
+def test_demo_query_finds_its_photo(retriever: Retriever, query: str) -> None:
+    assert f'"{query}"' in (ROOT / "Makefile").read_text()
+    found = [Path(hit.source).name for hit in retriever.search(query, k=5)]
+    assert DEMO[query] in found
+
+
+def test_stored_regions_take_at_most_40_kb(retriever: Retriever) -> None:
+    sizes = [path.stat().st_size for path in Path(retriever.region_store.address).rglob("*.safetensors")]
+    assert len(sizes) == 51
+    assert max(sizes) <= 40_000
+
+
+def test_captions_find_their_photos_better_than_chance(retriever: Retriever) -> None:
+    """On photos of another data set than it was trained on; the figures are in the model card."""
+    lines = [json.loads(line) for line in (PHOTOS / "photos.jsonl").read_text().splitlines()]
+    first = [retriever.search(line["captions"][0], k=5, rerank=0) for line in lines]
+    found = sum(
+        line["file"] in {Path(hit.source).name for hit in hits} for line, hits in zip(lines, first, strict=True)
+    )
+    assert found >= 30  # of 51; chance finds five
+
+
+def test_vectors_are_384_values_of_length_1_and_a_correction(mini) -> None:
+    texts = mini.encode_texts(["a dog", "a man on a horse"])
+    images = mini.encode_images([PHOTOS / "000000377575.jpg"])
+    assert mini.dim == texts.shape[1] == images.shape[1] == 386
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, images])[:, :384], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(texts[:, 385], 1)
+    np.testing.assert_allclose(images[:, 384], 1)
+
+
+def test_package_keeps_its_size_and_its_card() -> None:
+    folder = PACKAGED / "ldot-mini"
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 100e6
+    assert max(sizes) <= 50e6
+    card = (folder / "README.md").read_text()
+    for word in ("Flickr8k", "MiniLM", "COCO", "ResNet-50", "Apache-2.0", "Limits"):
+        assert word in card
+
+
+def test_fingerprint_is_of_the_files_not_of_the_name(tiny_model: str, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    assert find_model(str(copy)).fingerprint == find_model(tiny_model).fingerprint
+    weights = copy / "regions" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert find_model(str(copy)).fingerprint != find_model(tiny_model).fingerprint

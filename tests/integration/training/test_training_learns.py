@@ -1,0 +1,145 @@
+"""Every kind of stage learns what there is to learn in a small world, and hands over a model that works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldot_milvus import LightningDOTEmbedder
+from ldot_milvus.evaluation.datasets import read_pairs
+from ldot_milvus.evaluation.evaluate import evaluate
+from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.regions import open_regions
+from ldot_milvus.training.recipe import Recipe
+from ldot_milvus.training.run import train
+from tests.training_data import BODY, PHOTOS, add_reranker, write_photos, write_start
+
+CHANCE = float(np.mean([100 * k / PHOTOS for k in (1, 5, 10)]))
+STAGE = {"batch_size": 16, "learning_rate": 3e-3, "epochs": 5, "schedule": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_photos(tmp_path_factory.mktemp("world"), soft_labels=True)
+
+
+def recipe(world: tuple[Path, Path], start: Path, *stages: dict[str, Any], **more: Any) -> Recipe:
+    pairs, regions = map(str, world)
+    return Recipe.model_validate({
+        "data": {"train": [pairs], "dev": [pairs], "regions": regions},
+        "start": {"model": str(start)},
+        "stages": [{**STAGE, **stage} for stage in stages],
+        "trainer": {"mixed_precision": "no"},
+        **more,
+    })  # fmt: skip
+
+
+def measured(folder: Path, world: tuple[Path, Path], rerank: int = 0) -> tuple[float, float]:
+    """Mean recall by dot product and re-ranked, as ``ldot eval`` measures it."""
+    pairs = read_pairs([world[0]], regions=[world[1]], split="val")
+    figures = evaluate(LightningDOTEmbedder(str(folder), device="cpu"), pairs, rerank=rerank)
+    both = [
+        float(np.mean([*part["text_to_image"].values(), *part["image_to_text"].values()]))
+        for part in (figures, figures.get("reranked", figures))
+    ]
+    return both[0], both[1]
+
+
+def logged(out: Path, stage: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / stage / "log.jsonl").read_text().splitlines()]
+
+
+def test_fine_tuning_with_hard_negatives(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
+    """Everything that a stage may leave out or add at once; what is kept is as good as what was measured."""
+    start = write_start(tmp_path / "start", tiny_model)
+    stage = {"task": "retrieval", "hard_negatives": 1, "ema": 0.9, "standardise": True, "regions_kept": 6,
+             "feature_dropout": 0.1, "soft_targets": 0.1, "patience": 6}  # fmt: skip
+    out = tmp_path / "out"
+    model = train(recipe(world, start, stage), out)
+    dev = [entry["mean"] for entry in logged(out, "train") if "dev" in entry]
+    assert max(dev) > 2 * CHANCE
+    assert measured(out / "train" / "best", world)[0] == pytest.approx(max(dev), abs=0.5)  # rounded features
+    assert measured(model, world)[0] == pytest.approx(max(dev), abs=0.5)
+
+
+def test_pretraining_then_fine_tuning(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
+    """All five objectives get better at what they do; the next stage goes on from there."""
+    start = write_start(tmp_path / "start", tiny_model)
+    mix = {"cmr": 2, "vmlm": 1, "smrm_features": 1, "smrm_kl": 1, "smrm_class": 1}
+    stages = [
+        {"name": "first", "task": "pretrain", "mix": mix, "epochs": 18, "evaluate_every": 108, "batch_size": 16},
+        {"name": "second", "task": "retrieval", "epochs": 2},
+    ]
+    out = tmp_path / "out"
+    chosen = recipe(world, start, *stages, finish={"calibration_anchors": 10})
+    model = train(chosen, out)
+    losses = [entry["loss"] for entry in logged(out, "first") if "loss" in entry]
+    for objective in mix:
+        course = [loss[objective] for loss in losses if objective in loss]
+        assert min(course[1:]) < course[0] * (0.9 if objective in ("cmr", "vmlm", "smrm_features") else 1), objective
+    heads = LightningDOTForPreTraining.from_pretrained(out / "first" / "best")
+    assert heads.config.calibration_anchors == 0
+    assert measured(model, world)[0] > 2 * CHANCE
+    assert LightningDOTEmbedder(str(model)).dim == 16 + 2  # calibrated
+
+
+@pytest.mark.parametrize("scoring", ["alignment", pytest.param("joint", marks=pytest.mark.slow)])
+def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path: Path, scoring: str) -> None:
+    """Re-ranked answers become better than they were, while the dual encoder stays as it is."""
+    start = add_reranker(write_start(tmp_path / "start", tiny_model), scoring)
+    stage = {"task": "rerank", "hard_negatives": 3, "epochs": 2 if scoring == "alignment" else 10}
+    model = train(recipe(world, start, stage, finish={"dot_weight": scoring == "alignment"}), tmp_path / "out")
+    before, after = measured(start, world, rerank=20), measured(model, world, rerank=20)
+    assert after[0] == before[0]
+    assert after[1] > before[1] + 5
+
+
+@pytest.mark.slow
+def test_the_dual_encoder_learns_from_a_new_reranker(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
+    """As the recipe of ldot-mini: a re-ranker first, then its ranking; all of it in eight bits."""
+    start = write_start(tmp_path / "start", tiny_model)
+    stages = [
+        {"name": "reranker", "task": "rerank", "frozen_text_layers": 0},
+        {"name": "dual", "task": "retrieval", "distilled": 1.0, "standardise": True, "epochs": 8},
+    ]
+    chosen = recipe(world, start, *stages, finish={"storage": "int8"})
+    chosen = chosen.model_copy(update={"start": chosen.start.model_copy(update={"reranker": {"scoring": "alignment"}})})
+    model = train(chosen, tmp_path / "out")
+    embedder = LightningDOTEmbedder(str(model), device="cpu")
+    pairs = read_pairs([world[0]], regions=[world[1]], split="val")
+    texts, regions = [str(pair.captions[0]) for pair in pairs], [pair.load() for pair in pairs]
+    dot = embedder.encode_texts(texts) @ embedder.encode_images(regions).T
+    taught = [embedder.rerank([text] * len(regions), regions) for text in texts]
+    assert np.corrcoef(dot.flatten(), np.concatenate(taught))[0, 1] > 0.3
+    assert measured(model, world)[0] > 1.5 * CHANCE
+
+
+def test_the_authors_files(tiny_model: str, tmp_path: Path) -> None:
+    """Pre-training on their LMDBs: token ids and soft labels as their script wrote them."""
+    authors = Path(__file__).parents[2] / "golden" / "authors_data"
+    regions = authors / "coco_val2014" / "feat_th0.2_max100_min10"
+    fixed = regions.with_name("feat_numbb20")
+    start = write_start(tmp_path / "start", tiny_model)
+    first = open_regions(regions).read(open_regions(regions).names[0])
+    assert first.soft_labels is not None
+    body = {**BODY, "max_position_embeddings": 64, "vocab_size": 28996}
+    config = LightningDOTConfig(text_config=body, image_config=body, region_dim=first.features.shape[1],
+                                region_classes=first.soft_labels.shape[1], projection_dim=16)  # fmt: skip
+    LightningDOT(config).save_pretrained(start)
+    stage = {"task": "pretrain", "steps": 6, "batch_size": 2, "mix": {"smrm_kl": 1, "smrm_class": 1, "vmlm": 1}}
+    text = str(authors / "itm_coco_val_base-cased.db")
+    chosen = Recipe.model_validate({
+        "data": {"train": [text], "dev": text, "regions": [str(regions)], "dev_regions": str(fixed)},
+        "start": {"model": str(start)},
+        "stages": [{**stage}],
+        "trainer": {"mixed_precision": "no", "log_every": 6},
+    })  # fmt: skip
+    train(chosen, tmp_path / "out")
+    (losses,) = (entry["loss"] for entry in logged(tmp_path / "out", "train") if "loss" in entry)
+    assert losses.keys() <= {"smrm_kl", "smrm_class", "vmlm"}
+    assert len(losses) > 1
+    assert all(0 < loss < 20 for loss in losses.values())

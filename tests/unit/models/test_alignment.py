@@ -1,0 +1,87 @@
+"""Word-region alignment against the paper's equations, written as loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ldot_milvus.model import CrossAttentionReranker, RerankerConfig
+from ldot_milvus.models.lightningdot.alignment import WordRegionAlignment
+
+TEXTS, IMAGES, WIDTH = 3, 4, 8
+
+
+@pytest.fixture(scope="module")
+def alignment() -> WordRegionAlignment:
+    torch.manual_seed(0)
+    return WordRegionAlignment(WIDTH).eval()
+
+
+@pytest.fixture(scope="module")
+def sides() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randn(TEXTS, 6, WIDTH, generator=generator)
+    regions = torch.randn(IMAGES, 5, WIDTH, generator=generator)
+    text_mask = torch.arange(6) < torch.tensor([6, 2, 4])[:, None]
+    region_mask = torch.arange(5) < torch.tensor([5, 1, 3, 4])[:, None]
+    return words, text_mask, regions, region_mask
+
+
+def by_hand(alignment: WordRegionAlignment, words: np.ndarray, regions: np.ndarray) -> float:
+    """SCAN (Lee et al., ECCV 2018), text to image: equations 1 to 3, then a weighted mean over the words."""
+    unit = [v / np.linalg.norm(v) for v in regions]
+    cosine = np.array([[w @ v / np.linalg.norm(w) for v in unit] for w in words])
+    positive = np.maximum(cosine, 0)
+    shown = positive / np.maximum(np.sqrt((positive**2).sum(0)), 1e-6)
+    found = []
+    for word, row in zip(words, shown, strict=True):
+        attention = np.exp(row * math.exp(alignment.log_sharpness))
+        attention /= attention.sum()
+        attended = sum(a * v for a, v in zip(attention, unit, strict=True))
+        found.append(word @ attended / np.linalg.norm(word) / np.linalg.norm(attended))
+    importance = words @ alignment.importance.weight[0].numpy() + alignment.importance.bias.numpy()
+    weights = np.exp(importance) / np.exp(importance).sum()
+    return float(weights @ np.array(found)) * math.exp(alignment.log_scale)
+
+
+@torch.inference_mode()
+def test_every_pair_scores_as_the_equations_say(alignment: WordRegionAlignment, sides: tuple[Tensor, ...]) -> None:
+    words, text_mask, regions, region_mask = sides
+    scores = alignment.all_pairs(words, text_mask, regions, region_mask)
+    for text in range(TEXTS):
+        for image in range(IMAGES):
+            expected = by_hand(alignment, words[text][text_mask[text]].numpy(),
+                               regions[image][region_mask[image]].numpy())  # fmt: skip
+            assert float(scores[text, image]) == pytest.approx(expected, abs=1e-4)
+
+
+@torch.inference_mode()
+def test_pairs_one_by_one_score_as_all_together(alignment: WordRegionAlignment, sides: tuple[Tensor, ...]) -> None:
+    words, text_mask, regions, region_mask = sides
+    scores = alignment.all_pairs(words, text_mask, regions, region_mask)
+    text, image = torch.cartesian_prod(torch.arange(TEXTS), torch.arange(IMAGES)).T
+    pairs = alignment(words[text], text_mask[text], regions[image], region_mask[image])
+    torch.testing.assert_close(pairs.view(TEXTS, IMAGES), scores, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_what_is_kept_of_an_image_gives_its_score() -> None:
+    """Words and regions encoded apart score as the whole model does, and padding changes nothing."""
+    torch.manual_seed(2)
+    body = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+            "vocab_size": 200, "max_position_embeddings": 16}  # fmt: skip
+    model = CrossAttentionReranker(RerankerConfig(bert_config=body, region_dim=24, scoring="alignment")).eval()
+    ids, features, boxes = torch.randint(1, 200, (3, 7)), torch.randn(3, 5, 24), torch.rand(3, 5, 7)
+    mask = torch.arange(7) < torch.tensor([7, 4, 2])[:, None]
+    present = torch.arange(5) < torch.tensor([2, 5, 3])[:, None]
+    whole = model(ids, mask, features, boxes, present)
+    apart = model.score(model.encode_words(ids, mask), mask, model.embed_regions(features, boxes), present)
+    assert torch.equal(whole, apart)
+    for row in range(3):
+        t, r = int(mask[row].sum()), int(present[row].sum())
+        alone = model(ids[row : row + 1, :t], None, features[row : row + 1, :r], boxes[row : row + 1, :r])
+        torch.testing.assert_close(alone[0], whole[row], atol=1e-4, rtol=0)
