@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldot_milvus.regions.bottom_up import BottomUpExtractor, Detector, DetectorConfig
 from ldot_milvus.regions.bottom_up import extractor as extractor_module
-from ldot_milvus.regions.bottom_up.boxes import clip, grid_anchors, overlap, shift
+from ldot_milvus.regions.bottom_up.boxes import box_iou, clip_boxes, decode_boxes, grid_anchors
 from ldot_milvus.regions.bottom_up.pooling import BINS, round_half_up
 from ldot_milvus.regions.bottom_up.preprocessing import to_input
 
@@ -127,10 +127,10 @@ def straightforward(detector: Detector, image: Image.Image, device: str, short_s
         anchors, height, width = logits.shape[1:]
         order = logits[0].permute(1, 2, 0).flatten().argsort(descending=True)[: config.candidates]
         moves = deltas[0].view(anchors, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
-        boxes = clip(shift(grid_anchors(detector.anchors, height, width)[order], moves[order]), size)
+        boxes = clip_boxes(decode_boxes(grid_anchors(detector.anchors, height, width)[order], moves[order]), size)
         kept: list[int] = []
         for place in range(len(boxes)):
-            clear = not kept or overlap(boxes[place : place + 1], boxes[kept]).max() <= config.proposal_overlap
+            clear = not kept or box_iou(boxes[place : place + 1], boxes[kept]).max() <= config.proposal_overlap
             if clear and (boxes[place, 2:] > boxes[place, :2]).all():
                 kept.append(place)
             if len(kept) == config.proposals:

@@ -18,8 +18,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ldot_milvus.stores import faiss_index, faiss_kinds
 from ldot_milvus.stores.index_spec import IndexSpec
+from ldot_milvus.stores.local import collection_index, indexes
 
 KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT")
 CHUNK = 8192  # as the store reads them
@@ -64,12 +64,12 @@ def size_of(index):
 
 
 def measure(text, rows, queries, best):
-    spec = faiss_index.plan(IndexSpec.parse(text), len(rows))
+    spec = collection_index.plan(IndexSpec.parse(text), len(rows))
     pks = np.arange(len(rows))
     started = time.perf_counter()
     cells = int(spec.params.get("nlist", 0))
-    picked = np.random.default_rng(0).permutation(len(rows))[: cells * faiss_index.CELL_ROWS]
-    part = faiss_kinds.build(spec, rows.shape[1], rows[np.sort(picked)] if cells else None)
+    picked = np.random.default_rng(0).permutation(len(rows))[: cells * collection_index.CELL_ROWS]
+    part = indexes.build(spec, rows.shape[1], rows[np.sort(picked)] if cells else None)
     for start in range(0, len(rows), CHUNK):
         part.add_with_ids(rows[start : start + CHUNK], pks[start : start + CHUNK])
     seconds = time.perf_counter() - started
@@ -111,7 +111,7 @@ def main():
         del exact
         for text in options.kinds:
             spec = IndexSpec.parse(text)
-            if spec.needs_gpu and faiss_index.available(spec) != spec:
+            if spec.needs_gpu and collection_index.available(spec) != spec:
                 print(f"{text:<44}{count:>9}  not with this FAISS")
                 continue
             result = measure(text, rows, queries, best)

@@ -32,7 +32,7 @@ from tests.worker_process import CELERY, Worker  # noqa: E402
 
 
 def bare(photos: list[Path], threads: int) -> float:
-    """Photos a second of decode + regions + encode."""
+    """CaptionedPhotos a second of decode + regions + encode."""
     import torch
 
     from ldot_milvus import LightningDOTEmbedder
@@ -55,7 +55,7 @@ def bare(photos: list[Path], threads: int) -> float:
 
 
 def by_workers(photos: Path, warm_up: Path, count: int, processes: int, threads: int, broker: str) -> float:
-    """Photos a second of ``enqueue`` with a worker of so many processes."""
+    """CaptionedPhotos a second of ``enqueue`` with a worker of so many processes."""
     from ldot_milvus.ingest.journal import open_journal
 
     with tempfile.TemporaryDirectory() as place:

@@ -18,7 +18,7 @@ def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def one_ahead(executor: Executor, function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+def prefetch(executor: Executor, function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
     """``function`` of each value in order; while one result is used, the next is computed, and no more than that."""
     coming: Future[R] | None = None
     for value in values:

@@ -94,7 +94,7 @@ def _indexes(settings: Settings) -> str:
     if settings.store.startswith("faiss:"):
         from ldot_milvus.stores.local.collection_index import plan
 
-        able = [kind for kind in GPU_KINDS if plan(IndexSpec(kind), 10**9).kind == kind]
+        able = [kind for kind in GPU_KINDS if plan(IndexSpec(kind), 10**9).index_type == kind]
         return ", ".join([*CPU_KINDS, *able]) + ("" if able else "; FAISS sees no GPU")
     from ldot_milvus.stores.milvus.probing import refusal
     from ldot_milvus.stores.milvus.server import Server

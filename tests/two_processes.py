@@ -18,7 +18,7 @@ from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOT
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.batches import Batches
 from ldot_milvus.training.contrastive import ContrastiveObjective
-from ldot_milvus.training.data import Photos
+from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import DualScorer
 from ldot_milvus.training.masking import Vocabulary
 from ldot_milvus.training.pretraining import PretrainingObjective, with_heads
@@ -33,8 +33,8 @@ BODY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "n
 OBJECTIVES = ("cmr", "distilled", "vmlm", "smrm_features", "smrm_kl", "smrm_class", "alignment", "joint")
 
 
-def photos(count: int = 40) -> Photos:
-    """Photos of two to six regions, so that those of one process are padded less than the other's."""
+def photos(count: int = 40) -> CaptionedPhotos:
+    """CaptionedPhotos of two to six regions, so that those of one process are padded less than the other's."""
     rng = np.random.default_rng(0)
     regions = []
     for _ in range(count):
@@ -42,7 +42,7 @@ def photos(count: int = 40) -> Photos:
         labels = rng.dirichlet(np.ones(CLASSES), n).astype(np.float32)
         features, boxes = rng.normal(size=(n, WIDTH)), rng.random((n, 7))
         regions.append(Regions(features.astype(np.float32), boxes.astype(np.float32), np.ones(n, np.float32), labels))
-    return Photos([f"photo {n}" for n in range(count)], [[]] * count, [regions.__getitem__], WIDTH)
+    return CaptionedPhotos([f"photo {n}" for n in range(count)], [[]] * count, [regions.__getitem__], WIDTH)
 
 
 def objective_and_batches(name: str, process: int, processes: int) -> tuple[torch.nn.Module, Batches]:
@@ -76,9 +76,9 @@ def objective_and_batches(name: str, process: int, processes: int) -> tuple[torc
     rng = np.random.default_rng(3)
     some = photos()
     tokens = [[[101, *rng.integers(104, 110, rng.integers(2, 12)).tolist(), 102]] for _ in range(len(some))]
-    meanings = torch.nn.functional.normalize(torch.randn(len(some), 8), dim=1)
+    caption_embeddings = torch.nn.functional.normalize(torch.randn(len(some), 8), dim=1)
     batches = Batches(some, tokens, stage, Vocabulary(103, 104, 110), process=process, processes=processes,
-                      meanings=meanings)  # fmt: skip
+                      caption_embeddings=caption_embeddings)  # fmt: skip
     batches.hard = np.stack([np.stack([rng.permutation(len(some))[:6], np.full(6, -1)], 1) for _ in range(len(some))])
     return objective, batches
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ldot_milvus.errors import UsageError, printable
 from ldot_milvus.evaluation.layouts import Listed, published_layout
-from ldot_milvus.evaluation.photos import Caption, Load, Pair, Photos
+from ldot_milvus.evaluation.photos import Caption, Load, Pair, PhotoFinder
 from ldot_milvus.images import SUFFIXES
 from ldot_milvus.sources import Source
 from ldot_milvus.sources import read as read_source
@@ -43,7 +43,7 @@ def read_data_set(
     :mod:`~ldot_milvus.evaluation.layouts`.
 
     Args:
-        regions: region features of the photos, instead of pixels (see :class:`~ldot_milvus.evaluation.photos.Photos`).
+        regions: region features of the photos, instead of pixels (see :class:`.photos.PhotoFinder`).
         photos: the folder of the photos that a file of captions names.
         split: of a layout that has several; "train" takes Karpathy's "restval" too.
         others: take all other splits instead.
@@ -53,7 +53,7 @@ def read_data_set(
         UsageError: a file of no known form, a photo without captions, captions without a photo, a name twice, an
             empty split, no photo at all; the record is named.
     """
-    places = Photos(regions, photos)
+    places = PhotoFinder(regions, photos)
     parts: list[Listed] = []
     pairs: list[Pair] = []
     for path in map(Path, paths):
@@ -93,7 +93,7 @@ def _check_captions(pair: Pair) -> None:
         raise UsageError(f"{printable(pair.name)} has an empty caption")
 
 
-def _members(path: Path, places: Photos) -> Iterator[Pair]:
+def _members(path: Path, places: PhotoFinder) -> Iterator[Pair]:
     """``NAME.jpg`` with ``NAME.json`` in a tar or a folder, in order of name."""
     photos: dict[str, tuple[str, Load | None]] = {}
     captions: dict[str, list[Caption]] = {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.evaluation.photos import Caption, Pair, Photos
+from ldot_milvus.evaluation.photos import Caption, Pair, PhotoFinder
 from ldot_milvus.regions.files import open_lmdb
 
 Splits = tuple[str, bool]
@@ -40,7 +40,7 @@ class Listed(NamedTuple):
     vocabulary: int | None = None
 
 
-Read = Callable[[Photos], Listed]
+Read = Callable[[PhotoFinder], Listed]
 
 
 def published_layout(path: Path, splits: Splits, language: str) -> Read | None:
@@ -57,7 +57,7 @@ def published_layout(path: Path, splits: Splits, language: str) -> Read | None:
     return None
 
 
-def _karpathy(path: Path, splits: Splits, photos: Photos) -> Listed:
+def _karpathy(path: Path, splits: Splits, photos: PhotoFinder) -> Listed:
     split, others = splits
     names = {"train": {"train", "restval"}}.get(split, {split})
     try:
@@ -73,7 +73,7 @@ def _karpathy(path: Path, splits: Splits, photos: Photos) -> Listed:
     return Listed(_name(content.get("dataset"), splits), pairs)
 
 
-def _authors(path: Path, photos: Photos) -> Listed:
+def _authors(path: Path, photos: PhotoFinder) -> Listed:
     """Token ids as the authors' WordPiece gave them, so that figures are comparable to theirs."""
     if not photos.has_regions:
         raise UsageError(f"{path} has captions only: give its region features with --regions")
@@ -93,7 +93,7 @@ def _authors(path: Path, photos: Photos) -> Listed:
 
 
 def _authors_pairs(
-    path: Path, listed: list[tuple[str, list[str]]], cls: int, sep: int, photos: Photos
+    path: Path, listed: list[tuple[str, list[str]]], cls: int, sep: int, photos: PhotoFinder
 ) -> Iterator[Pair]:  # fmt: skip
     owner: dict[str, str] = {}
     with open_lmdb(path).begin() as transaction:
@@ -120,7 +120,7 @@ def _authors_pairs(
             yield Pair(name, photos.of(name, path), captions)
 
 
-def _multi30k(path: Path, splits: Splits, language: str, photos: Photos) -> Listed:
+def _multi30k(path: Path, splits: Splits, language: str, photos: PhotoFinder) -> Listed:
     """Line i of every file of captions describes the photo of line i of the split's list."""
     lists = {file.stem.removesuffix("_images"): file for file in sorted((path / "image_splits").glob("*.txt"))}
     split, others = splits
@@ -178,7 +178,7 @@ CAPTION_FILES = (
 
 
 def _caption_file(
-    path: Path, splits: Splits, layout: CaptionFile, photos: Photos
+    path: Path, splits: Splits, layout: CaptionFile, photos: PhotoFinder
 ) -> Listed:  # fmt: skip
     split, others = splits
     split = layout.other_names.get(split, split)

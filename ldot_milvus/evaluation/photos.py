@@ -28,7 +28,7 @@ class Pair:
     captions: Sequence[Caption]
 
 
-class Photos:
+class PhotoFinder:
     """Photos by the names that data sets give them.
 
     Args:

@@ -79,7 +79,7 @@ def unfinished(chunks: Iterable[Chunk], ended: Mapping[str, bool]) -> Iterator[C
             yield from unfinished(chunk.parts(), ended)
 
 
-def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[Chunk], object]) -> Report | None:
+def process_chunk(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[Chunk], object]) -> Report | None:
     """Do one chunk and note its end. Doing it twice, or at the same time as another worker, changes nothing.
 
     Args:
@@ -123,17 +123,17 @@ def work_off(chunk: Chunk, journal: Journal, perform: Perform, send: Callable[[C
     return report
 
 
-def work_off_here(chunks: Iterable[Chunk], journal: Journal, perform: Perform) -> Iterator[Report]:
+def process_chunks_inline(chunks: Iterable[Chunk], journal: Journal, perform: Perform) -> Iterator[Report]:
     """The same in this process, without workers: a report a chunk, as they are done."""
     for chunk in chunks:
         todo = deque([chunk])
         while todo:
-            report = work_off(todo.popleft(), journal, perform, todo.append)
+            report = process_chunk(todo.popleft(), journal, perform, todo.append)
             if report is not None:
                 yield report
 
 
-def patiently(
+def retry_while_unavailable(
     work: Callable[[], Report | None],
     seconds: float,
     note: Callable[[str], object],

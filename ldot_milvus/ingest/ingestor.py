@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union
 
-from ldot_milvus.batches import batched, one_ahead
+from ldot_milvus.batches import batched, prefetch
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id, decode
 from ldot_milvus.models.lightningdot.bundle import find_model
@@ -150,7 +150,7 @@ class Ingestor:
         ahead, readers, writer = (ThreadPoolExecutor(count, "ldot") for count in (1, READERS, 1))
         written: Future[None] | None = None
         try:
-            prepared = one_ahead(ahead, lambda part: chunk.prepare(part, readers), batched(sources, PART_SIZE))
+            prepared = prefetch(ahead, lambda part: chunk.prepare(part, readers), batched(sources, PART_SIZE))
             while True:
                 with chunk.clock("wait"):
                     opened = next(prepared, None)

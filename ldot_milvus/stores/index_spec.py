@@ -1,6 +1,6 @@
-"""Index kinds: what ``LDOT_INDEX`` may say, checked before anything is sent to a server.
+"""Index types: what ``LDOT_INDEX`` may say, checked before anything is sent to a server.
 
-Names and parameters are Milvus's own (https://milvus.io/docs/index.md, https://milvus.io/docs/gpu-index.md). All kinds
+Names and parameters are Milvus's own (https://milvus.io/docs/index.md, https://milvus.io/docs/gpu-index.md). All types
 compare by inner product.
 """
 
@@ -36,7 +36,7 @@ BUILD: dict[str, dict[str, Range]] = {
     "GPU_IVF_FLAT": {**_CELLS, **_CACHED},
     "GPU_IVF_PQ": {**_CELLS, "m": (1, 65536), "nbits": (1, 16), **_CACHED},
 }  # fmt: skip
-"""The parameters with which each kind is built: a range of whole numbers, or the words allowed."""
+"""The parameters with which each type is built: a range of whole numbers, or the words allowed."""
 
 SEARCH: dict[str, dict[str, Range]] = {
     "FLAT": {},
@@ -67,9 +67,9 @@ build and its lost neighbours (benchmarks/README.md)."""
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """An index kind and its parameters; ``AUTO`` leaves the choice to the size and to what the server accepts."""
+    """An index type and its parameters; ``AUTO`` leaves the choice to the size and to what the server accepts."""
 
-    kind: str = AUTO
+    index_type: str = AUTO
     params: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
@@ -77,17 +77,17 @@ class IndexSpec:
         """Read a setting: ``auto``, ``HNSW``, ``HNSW:M=16,efConstruction=200,ef=64``.
 
         Raises:
-            UsageError: an unknown kind or parameter, a value out of range, another metric than inner product.
+            UsageError: an unknown type or parameter, a value out of range, another metric than inner product.
         """
-        kind, _, rest = text.strip().partition(":")
-        kind = kind.strip().upper()
+        index_type, _, rest = text.strip().partition(":")
+        index_type = index_type.strip().upper()
         params: dict[str, Value] = {}
         for part in filter(None, (part.strip() for part in rest.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not name:
                 raise UsageError(f"index {text!r}: {part!r} is not NAME=VALUE")
             params[name] = int(value) if re.fullmatch("-?[0-9]{1,18}", value) else value
-        return cls(kind, params).checked()
+        return cls(index_type, params).checked()
 
     def checked(self) -> IndexSpec:
         """This spec without its metric, or UsageError where something in it cannot be."""
@@ -95,32 +95,32 @@ class IndexSpec:
         metric = str(params.pop("metric_type", "IP")).upper()
         if metric != "IP":
             raise UsageError(
-                f"index {self.kind}: metric {metric} is refused. LightningDOT is trained so that the inner product "
-                "ranks, and its vectors have no common length; use IP or leave metric_type out"
+                f"index {self.index_type}: metric {metric} is refused. LightningDOT is trained so that the inner "
+                "product ranks, and its vectors have no common length; use IP or leave metric_type out"
             )
-        if self.kind == AUTO:
+        if self.index_type == AUTO:
             if params:
-                raise UsageError(f"index auto takes no parameters ({', '.join(params)}): name a kind")
+                raise UsageError(f"index auto takes no parameters ({', '.join(params)}): name a type")
             return IndexSpec()
-        if self.kind not in BUILD:
-            raise UsageError(f"unknown index {self.kind!r}: use auto, {', '.join(BUILD)}")
-        known = BUILD[self.kind] | SEARCH[self.kind]
+        if self.index_type not in BUILD:
+            raise UsageError(f"unknown index {self.index_type!r}: use auto, {', '.join(BUILD)}")
+        known = BUILD[self.index_type] | SEARCH[self.index_type]
         for name, value in params.items():
-            _check(self.kind, name, value, known)
+            _check(self.index_type, name, value, known)
         degree, rough = (self.params.get(n, DEFAULTS["GPU_CAGRA"][n]) for n in _CAGRA_DEGREES)
-        if self.kind == "GPU_CAGRA" and int(degree) > int(rough):
+        if self.index_type == "GPU_CAGRA" and int(degree) > int(rough):
             raise UsageError(f"index GPU_CAGRA: graph_degree ({degree}) is above intermediate_graph_degree ({rough})")
-        return IndexSpec(self.kind, params)
+        return IndexSpec(self.index_type, params)
 
     @property
     def needs_gpu(self) -> bool:
-        """True for the kinds that only a server (or FAISS) with a GPU has."""
-        return self.kind.startswith("GPU_")
+        """True for the types that only a server (or FAISS) with a GPU has."""
+        return self.index_type.startswith("GPU_")
 
     def on_cpu(self) -> IndexSpec:
-        """The nearest kind without a GPU, with its default parameters."""
+        """The nearest type without a GPU, with its default parameters."""
         nearest = {"GPU_BRUTE_FORCE": "FLAT", "GPU_CAGRA": "HNSW", "GPU_IVF_FLAT": "IVF_FLAT", "GPU_IVF_PQ": "IVF_SQ8"}
-        return IndexSpec(nearest.get(self.kind, self.kind), {} if self.needs_gpu else self.params)
+        return IndexSpec(nearest.get(self.index_type, self.index_type), {} if self.needs_gpu else self.params)
 
     def build_params(self, dim: int) -> dict[str, Value]:
         """What the index is built with.
@@ -129,7 +129,7 @@ class IndexSpec:
             UsageError: parameters that do not fit vectors of this width.
         """
         params = self._with_defaults(BUILD)
-        if self.kind == "GPU_IVF_PQ":
+        if self.index_type == "GPU_IVF_PQ":
             parts = int(params["m"]) or max(n for n in (1, 2, 4, 8, 16, 32, 48, 64, 96) if dim % n == 0)
             if dim % parts:
                 raise UsageError(f"index GPU_IVF_PQ: m ({parts}) does not divide the vectors' width ({dim})")
@@ -137,7 +137,7 @@ class IndexSpec:
         return params
 
     def search_params(self, k: int) -> dict[str, Value]:
-        """What a search for the first ``k`` is sent with: no smaller than the kind's own rules allow."""
+        """What a search for the first ``k`` is sent with: no smaller than the type's own rules allow."""
         params = self._with_defaults(SEARCH)
         if "ef" in params:
             params["ef"] = max(int(params["ef"]), k)
@@ -148,12 +148,12 @@ class IndexSpec:
         return params
 
     def _with_defaults(self, table: dict[str, dict[str, Range]]) -> dict[str, Value]:
-        values = {**DEFAULTS.get(self.kind, {}), **self.params}
-        return {name: value for name, value in values.items() if name in table[self.kind]}
+        values = {**DEFAULTS.get(self.index_type, {}), **self.params}
+        return {name: value for name, value in values.items() if name in table[self.index_type]}
 
     def __str__(self) -> str:
         given = ",".join(f"{name}={value}" for name, value in self.params.items())
-        return f"{self.kind}:{given}" if given else self.kind
+        return f"{self.index_type}:{given}" if given else self.index_type
 
 
 def choose(rows: int, gpu: bool) -> IndexSpec:
@@ -165,15 +165,15 @@ def choose(rows: int, gpu: bool) -> IndexSpec:
 _CAGRA_DEGREES = ("graph_degree", "intermediate_graph_degree")
 
 
-def _check(kind: str, name: str, value: Value, known: Mapping[str, Range]) -> None:
+def _check(index_type: str, name: str, value: Value, known: Mapping[str, Range]) -> None:
     if name not in known:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise UsageError(f"index {kind} has no parameter {name!r}: {takes}")
+        raise UsageError(f"index {index_type} has no parameter {name!r}: {takes}")
     allowed = known[name]
     if isinstance(allowed[0], str):
         if value not in allowed:
-            raise UsageError(f"index {kind}: {name} is one of {', '.join(map(str, allowed))}, not {value!r}")
+            raise UsageError(f"index {index_type}: {name} is one of {', '.join(map(str, allowed))}, not {value!r}")
         return
     low, high = allowed
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= int(high):
-        raise UsageError(f"index {kind}: {name} is a whole number from {low} to {high}, not {value!r}")
+        raise UsageError(f"index {index_type}: {name} is a whole number from {low} to {high}, not {value!r}")

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ldot_milvus.errors import LdotError, UsageError
 from ldot_milvus.models.lightningdot.embedder import pad_regions, token_ids
-from ldot_milvus.models.lightningdot.pretraining import NOT_ASKED
-from ldot_milvus.training.data import Photos
+from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
+from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.masking import Vocabulary, mask_regions, mask_words
 from ldot_milvus.training.recipe import Stage
 
@@ -42,10 +42,10 @@ class Batch:
         ids, mask: (B, T) tokens, and true where there is one.
         features, boxes, region_mask: (B, R, d), (B, R, 7), and (B, R), true where there is a region.
         objective: of pre-training, "cmr" elsewhere.
-        meanings: (B, dim) what each photo's captions mean, for soft targets.
+        caption_embeddings: (B, dim) what each photo's captions mean, for soft targets.
         whole: the same pairs with nothing left out, for a teacher.
         labels: (B, T) the words behind masked ones.
-        hidden: (B, R) regions that are masked; ``soft_labels`` (N, classes) are theirs.
+        masked_regions: (B, R) regions that are masked; ``soft_labels`` (N, classes) are theirs.
     """
 
     ids: Tensor
@@ -54,10 +54,10 @@ class Batch:
     boxes: Tensor
     region_mask: Tensor
     objective: str = "cmr"
-    meanings: Tensor | None = None
+    caption_embeddings: Tensor | None = None
     whole: Batch | None = None
     labels: Tensor | None = None
-    hidden: Tensor | None = None
+    masked_regions: Tensor | None = None
     soft_labels: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -84,11 +84,11 @@ class Batches(Dataset["Batch | LdotError"]):
     hard: NDArray[np.int32] | None = None
 
     def __init__(
-        self, photos: Photos, tokens: Tokens, stage: Stage, vocabulary: Vocabulary, *,
-        process: int = 0, processes: int = 1, meanings: Tensor | None = None,
+        self, photos: CaptionedPhotos, tokens: Tokens, stage: Stage, vocabulary: Vocabulary, *,
+        process: int = 0, processes: int = 1, caption_embeddings: Tensor | None = None,
     ) -> None:  # fmt: skip
         self._photos, self._tokens, self._stage, self._vocabulary = photos, tokens, stage, vocabulary
-        self._process, self._meanings = process, meanings
+        self._process, self._caption_embeddings = process, caption_embeddings
         self._pairs = stage.batch_size * processes
         self._seeds = self._pairs // (1 + stage.hard_negatives)
         self._rounds = min(map(len, tokens))
@@ -172,8 +172,8 @@ class Batches(Dataset["Batch | LdotError"]):
         ]
         ids, mask = pad([pair.disturbed_words for pair in pairs])
         batch = Batch(ids, mask, *pad_regions([pair.disturbed for pair in pairs]), objective)
-        if self._stage.soft_targets and self._meanings is not None:
-            batch.meanings = self._meanings[torch.from_numpy(rows)]
+        if self._stage.soft_targets and self._caption_embeddings is not None:
+            batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
         if self._stage.distilled:
             batch.whole = Batch(*pad([pair.words for pair in pairs]), *pad_regions([pair.regions for pair in pairs]))
         if objective == "vmlm":
@@ -181,12 +181,12 @@ class Batches(Dataset["Batch | LdotError"]):
                 mask_words(pair.disturbed_words, self._stage.masked, self._vocabulary, pair.rng) for pair in pairs
             ]
             batch.ids = pad([ids for ids, _ in masked])[0]
-            batch.labels = pad([labels for _, labels in masked], NOT_ASKED)[0]
+            batch.labels = pad([labels for _, labels in masked], IGNORE_INDEX)[0]
         elif objective.startswith("smrm"):
-            hidden = [torch.from_numpy(mask_regions(len(pair.regions), self._stage.masked, pair.rng)) for pair in pairs]
-            batch.hidden = nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+            marks = [torch.from_numpy(mask_regions(len(pair.regions), self._stage.masked, pair.rng)) for pair in pairs]
+            batch.masked_regions = nn.utils.rnn.pad_sequence(marks, batch_first=True)
             if objective != "smrm_features":
-                labels = [pair.soft_labels()[marks.numpy()] for pair, marks in zip(pairs, hidden, strict=True)]
+                labels = [pair.soft_labels()[one.numpy()] for pair, one in zip(pairs, marks, strict=True)]
                 batch.soft_labels = torch.from_numpy(np.concatenate(labels))
         return batch
 
@@ -194,7 +194,9 @@ class Batches(Dataset["Batch | LdotError"]):
 class _Pair:
     """A caption and a random view of its photo, with what the stage leaves out."""
 
-    def __init__(self, photos: Photos, words: list[int], row: int, stage: Stage, rng: np.random.Generator) -> None:
+    def __init__(
+        self, photos: CaptionedPhotos, words: list[int], row: int, stage: Stage, rng: np.random.Generator
+    ) -> None:
         self.words, self.rng = words, rng
         self._name = photos.names[row]
         views = len(photos.views)
@@ -214,7 +216,7 @@ class _Pair:
         return self.regions.soft_labels
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, photos: Photos, limit: int, vocabulary: int) -> Tokens:
+def tokenize(tokenizer: PreTrainedTokenizerBase, photos: CaptionedPhotos, limit: int, vocabulary: int) -> Tokens:
     """Token ids of every photo's captions, each cut to ``limit``.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import nn
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """How far a stage is.
 
     Attributes:
@@ -32,7 +32,7 @@ class Progress:
     finished: bool = False
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, average: nn.Module | None) -> None:
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: StageProgress, average: nn.Module | None) -> None:
     """Write model, optimiser, learning rate, random states, averaged weights and progress; the one before is removed.
 
     Every process calls this.
@@ -56,21 +56,21 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, average: nn.Module | None) -> Progress:
+def load_checkpoint(accelerator: Accelerator, folder: Path, average: nn.Module | None) -> StageProgress:
     """Go back to the last checkpoint that was written whole; fresh progress where there is none."""
     found = newest(folder)
     if found is None:
-        return Progress()
+        return StageProgress()
     accelerator.load_state(str(found))
     if average is not None:
         average.load_state_dict(load_file(found / "average.safetensors"))
     return read_progress(folder)
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> StageProgress:
     """What the last checkpoint says of a stage."""
     found = newest(folder)
-    return Progress() if found is None else Progress(**json.loads((found / "progress.json").read_text()))
+    return StageProgress() if found is None else StageProgress(**json.loads((found / "progress.json").read_text()))
 
 
 def newest(folder: Path) -> Path | None:

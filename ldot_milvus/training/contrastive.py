@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldot_milvus.training.batches import Batch, by_length
-from ldot_milvus.training.data import Photos
+from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.processes import gathered, gathered_sequences
 from ldot_milvus.training.recipe import Stage
 
@@ -64,9 +64,9 @@ class ContrastiveObjective(nn.Module):
         return (1 - self._stage.distilled) * loss + self._stage.distilled * imitation
 
     def _target(self, batch: Batch, logits: Tensor) -> Tensor:
-        if batch.meanings is None:
+        if batch.caption_embeddings is None:
             return torch.eye(len(logits), device=logits.device)
-        return soft_targets(gathered(batch.meanings), self._stage.soft_targets, self._stage.soft_temperature)
+        return soft_targets(gathered(batch.caption_embeddings), self._stage.soft_targets, self._stage.soft_temperature)
 
 
 def all_scores(scorer: Scorer, batch: Batch) -> Tensor:
@@ -84,10 +84,10 @@ def all_scores(scorer: Scorer, batch: Batch) -> Tensor:
     return gathered(torch.cat(parts)[torch.cat(rows).argsort()])
 
 
-def soft_targets(meanings: Tensor, share: float, temperature: float) -> Tensor:
-    """(B, B): the own photo, but for a ``share`` that goes to photos whose ``meanings`` (B, dim) are near."""
-    near = (meanings @ meanings.T / temperature).softmax(1)
-    return (1 - share) * torch.eye(len(meanings), device=meanings.device) + share * near
+def soft_targets(caption_embeddings: Tensor, share: float, temperature: float) -> Tensor:
+    """(B, B): the own photo, but for a ``share`` that goes to photos whose ``caption_embeddings`` (B, dim) are near."""
+    near = (caption_embeddings @ caption_embeddings.T / temperature).softmax(1)
+    return (1 - share) * torch.eye(len(caption_embeddings), device=caption_embeddings.device) + share * near
 
 
 def both_directions(logits: Tensor, target: Tensor) -> Tensor:
@@ -106,14 +106,14 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
 
 
-def standardised(*photos: Photos) -> list[Photos]:
+def standardised(*photos: CaptionedPhotos) -> list[CaptionedPhotos]:
     """The photos with the channels' scale of the first: it preconditions the optimiser (see :func:`fold_scale`)."""
     scale = photos[0].measured()
     return [replace(some, scale=scale) for some in photos]
 
 
 @torch.no_grad()
-def fold_scale(linear: nn.Linear, photos: Photos) -> None:
+def fold_scale(linear: nn.Linear, photos: CaptionedPhotos) -> None:
     """Make the layer that reads region features, trained on standardised ones, read them as they are."""
     mean, deviation = _scale(photos, linear)
     linear.weight.div_(deviation)
@@ -121,14 +121,14 @@ def fold_scale(linear: nn.Linear, photos: Photos) -> None:
 
 
 @torch.no_grad()
-def unfold_scale(linear: nn.Linear, photos: Photos) -> None:
+def unfold_scale(linear: nn.Linear, photos: CaptionedPhotos) -> None:
     """The reverse of :func:`fold_scale`."""
     mean, deviation = _scale(photos, linear)
     linear.bias.add_(linear.weight @ mean)
     linear.weight.mul_(deviation)
 
 
-def _scale(photos: Photos, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+def _scale(photos: CaptionedPhotos, linear: nn.Linear) -> tuple[Tensor, Tensor]:
     assert photos.scale is not None
     mean, deviation = (torch.from_numpy(part).to(linear.weight) for part in photos.scale)
     return mean, deviation

@@ -31,7 +31,7 @@ Reader = Callable[[int], Regions]
 
 
 @dataclass(frozen=True)
-class Photos:
+class CaptionedPhotos:
     """N photos with their captions.
 
     Attributes:
@@ -79,7 +79,7 @@ class Photos:
 
 def photos_of(
     pairs: Sequence[Pair], extractor: RegionExtractor | None, folder: Path, *, width: int, views: int = 1
-) -> Photos:
+) -> CaptionedPhotos:
     """Pairs as a run reads them: their own region features, or those that ``extractor`` finds, kept in ``folder``.
 
     Raises:
@@ -94,12 +94,14 @@ def photos_of(
     if isinstance(pairs[0].load(), Regions):
         if views > 1:
             raise UsageError(f"views is {views}: photos that come as regions have one view")
-        return Photos(names, captions, [_Given(pairs)], width)
+        return CaptionedPhotos(names, captions, [_Given(pairs)], width)
     if extractor is None:
         raise UsageError("the model has no region extractor: give region features of the photos with --regions")
     if extractor.dim != width:
         raise UsageError(f"the region extractor gives {extractor.dim} features, the model reads {width}")
-    return Photos(names, captions, [extracted(pairs, extractor, folder, view=view) for view in range(views)], width)
+    return CaptionedPhotos(
+        names, captions, [extracted(pairs, extractor, folder, view=view) for view in range(views)], width
+    )
 
 
 def cache_name(pairs: Sequence[Pair], extractor: str) -> str:

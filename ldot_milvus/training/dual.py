@@ -20,7 +20,7 @@ from ldot_milvus.models.lightningdot.embedder import IMAGE_BATCH, LightningDOTEm
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.contrastive import Scorer
-from ldot_milvus.training.data import Photos
+from ldot_milvus.training.data import CaptionedPhotos
 
 TEMPERATURE = 0.07
 """Where the learned temperature of the softmax starts, for models whose vectors have length 1."""
@@ -56,25 +56,25 @@ class DualScorer(Scorer):
         return ".text_model." in f".{parameter}"
 
 
-def vectors(embedder: LightningDOTEmbedder, photos: Photos) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def vectors(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Vectors of all captions (in order of photo) and of all photos (view 0)."""
     texts = embedder.encode_texts([caption for captions in photos.captions for caption in captions])
     return texts, np.concatenate([embedder.encode_images(regions) for regions in some_at_a_time(photos)])
 
 
-def some_at_a_time(photos: Photos) -> Iterator[list[Regions]]:
+def some_at_a_time(photos: CaptionedPhotos) -> Iterator[list[Regions]]:
     """Regions of all photos, as many at once as the embedder computes at once."""
     for rows in batched(range(len(photos)), IMAGE_BATCH):
         yield [photos.regions(row) for row in rows]
 
 
-def evaluate_dual(embedder: LightningDOTEmbedder, photos: Photos) -> Figures:
+def evaluate_dual(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Figures:
     """Recall@1/5/10 of both directions, in percent."""
     texts, images = vectors(embedder, photos)
     return both_ways(texts @ images.T, photos.owner)
 
 
-def caption_meanings(embedder: LightningDOTEmbedder, photos: Photos) -> Tensor:
+def caption_embeddings(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Tensor:
     """(N, dim) mean of each photo's caption vectors under the text encoder as it is, at length 1."""
     flat = embedder.encode_texts([caption for captions in photos.captions for caption in captions])
     plain = torch.from_numpy(flat[:, : embedder.bundle.encoder.config.projection_dim])
@@ -90,7 +90,7 @@ def without_calibration(model: LightningDOT) -> LightningDOT:
     return _recalibrated(model, 0)
 
 
-def calibrate(embedder: LightningDOTEmbedder, photos: Photos, anchors: int) -> LightningDOT:
+def calibrate(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, anchors: int) -> LightningDOT:
     """The model with hubness calibration, its anchors the vectors of some photos and of a caption of each."""
     rows = np.unique(np.linspace(0, len(photos) - 1, anchors).astype(int)).tolist()
     some = replace(

@@ -12,13 +12,15 @@ from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.storage import save_quantized
 from ldot_milvus.regions.grid import GridBackbone
 from ldot_milvus.training.checkpoints import copy_folder
-from ldot_milvus.training.data import Photos
+from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dot_weight import best_dot_weight
 from ldot_milvus.training.dual import calibrate
 from ldot_milvus.training.recipe import Recipe
 
 
-def finish(recipe: Recipe, origin: Path, best: Path, target: Path, train: Photos, dev: Photos) -> None:
+def finish(
+    recipe: Recipe, origin: Path, best: Path, target: Path, train: CaptionedPhotos, dev: CaptionedPhotos
+) -> None:
     """Write the model in ``best`` to ``target``, with what the recipe's ``finish`` asks for.
 
     Args:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 
 
-def mine(texts: Vectors, images: Vectors, owner: NDArray[np.int64], pool: int) -> NDArray[np.int32]:
+def mine_hard_negatives(texts: Vectors, images: Vectors, owner: NDArray[np.int64], pool: int) -> NDArray[np.int32]:
     """The nearest wrong captions and photos of every photo.
 
     Args:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.models.lightningdot.pretraining import NOT_ASKED
+from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def mask_words(
     others = rng.integers(vocabulary.first, vocabulary.size, len(ids))
     shown = np.where(how < 0.8, vocabulary.mask, np.where(how < 0.9, others, ids))
     masked = np.where(asked, shown, ids)
-    return masked.tolist(), np.where(asked, ids, NOT_ASKED).tolist()
+    return masked.tolist(), np.where(asked, ids, IGNORE_INDEX).tolist()
 
 
 def mask_regions(count: int, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

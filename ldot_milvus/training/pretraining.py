@@ -34,10 +34,10 @@ class PretrainingObjective(nn.Module):
         if batch.objective == "vmlm":
             assert batch.labels is not None
             return mean(model.masked_words(batch.ids, batch.mask, batch.labels, *regions)[0])
-        assert batch.hidden is not None
-        states = model.masked_region_states(batch.ids, batch.mask, *regions, batch.hidden)
+        assert batch.masked_regions is not None
+        states = model.masked_region_states(batch.ids, batch.mask, *regions, batch.masked_regions)
         if batch.objective == "smrm_features":
-            return mean(model.region_features(states, batch.features[batch.hidden])[0])
+            return mean(model.region_features(states, batch.features[batch.masked_regions])[0])
         assert batch.soft_labels is not None
         if batch.objective == "smrm_kl":
             # Over classes the divergences of a region are added up, over regions their mean is taken.

@@ -19,7 +19,7 @@ from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder, pad_r
 from ldot_milvus.models.lightningdot.pretraining import triplet_loss
 from ldot_milvus.training.batches import Batch, by_length, pad
 from ldot_milvus.training.contrastive import Scorer
-from ldot_milvus.training.data import Photos
+from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import Figures, some_at_a_time
 from ldot_milvus.training.recipe import Stage
 
@@ -72,7 +72,7 @@ class TripletObjective(nn.Module):
         return triplet_loss(scores.float().view(len(members), -1), self._stage.margin).mean()
 
 
-def evaluate_reranker(embedder: LightningDOTEmbedder, photos: Photos) -> Figures:
+def evaluate_reranker(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Figures:
     """Recall@1/5/10 of both directions, in percent.
 
     An "alignment" ranks all photos and one caption of each by itself; a "joint" one re-ranks the first
@@ -86,7 +86,7 @@ def evaluate_reranker(embedder: LightningDOTEmbedder, photos: Photos) -> Figures
     return crossed_first(embedder, photos, RERANKED).recall(RERANKED, embedder.dot_weight)
 
 
-def crossed_first(embedder: LightningDOTEmbedder, photos: Photos, first: int) -> Crossed:
+def crossed_first(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, first: int) -> Crossed:
     """What captions and photos find first by dot product, with the re-ranker's scores."""
     captions = [caption for captions in photos.captions for caption in captions]
     vectors, kept = zip(*map(embedder.encode_for_store, some_at_a_time(photos)), strict=True)
@@ -96,7 +96,7 @@ def crossed_first(embedder: LightningDOTEmbedder, photos: Photos, first: int) ->
 
 
 @torch.inference_mode()
-def _all_pairs(embedder: LightningDOTEmbedder, scorer: RerankScorer, photos: Photos) -> NDArray[np.float32]:
+def _all_pairs(embedder: LightningDOTEmbedder, scorer: RerankScorer, photos: CaptionedPhotos) -> NDArray[np.float32]:
     """Scores (N, N) of the first caption of every photo with every photo."""
     device, limit = embedder.bundle.device, scorer.model.config.max_text_length
     tokens = token_ids(embedder.bundle.tokenizer, [first for first, *_ in photos.captions], limit)

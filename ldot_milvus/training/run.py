@@ -33,8 +33,8 @@ from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
 from ldot_milvus.training.batches import Batches, tokenize
 from ldot_milvus.training.checkpoints import newest, read_progress, recovered, replace_folder
-from ldot_milvus.training.data import Photos, cache_name, photos_of
-from ldot_milvus.training.dual import caption_meanings
+from ldot_milvus.training.data import CaptionedPhotos, cache_name, photos_of
+from ldot_milvus.training.dual import caption_embeddings
 from ldot_milvus.training.finish import finish
 from ldot_milvus.training.masking import Vocabulary
 from ldot_milvus.training.recipe import Recipe, Stage
@@ -114,7 +114,7 @@ class _Run:
                 raise UsageError(
                     f"{self._out} holds another run ({'; '.join(different[:3])}): give another --out, or remove it"
                 )
-            stale = ("start", "meanings.npy", *stages) if different else ()
+            stale = ("start", "caption_embeddings.npy", *stages) if different else ()
         self._accelerator.wait_for_everyone()
         if self._main:
             self._out.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class _Run:
         self._accelerator.wait_for_everyone()
         return folder
 
-    def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> Photos:
+    def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> CaptionedPhotos:
         pairs, width = self._pairs[split], bundle.encoder.config.region_dim
         extractor, name = None, "given"
         if not isinstance(pairs[0].load(), Regions):
@@ -158,7 +158,7 @@ class _Run:
             Vocabulary.of(bundle.tokenizer),
             process=accelerator.process_index,
             processes=accelerator.num_processes,
-            meanings=self._meanings() if stage.soft_targets else None,
+            caption_embeddings=self._caption_embeddings() if stage.soft_targets else None,
         )  # fmt: skip
         torch.manual_seed(stage.seed + accelerator.process_index)  # no two processes drop out the same
         StageRun(
@@ -171,15 +171,15 @@ class _Run:
             tracker.finish()
         accelerator.free_memory()
 
-    def _meanings(self) -> torch.Tensor:
+    def _caption_embeddings(self) -> torch.Tensor:
         """What captions mean to the text encoder that the run began with."""
-        file = self._out / "meanings.npy"
+        file = self._out / "caption_embeddings.npy"
         if self._main and not file.exists():
             log.info("what %d photos' captions mean", len(self._train))
             bundle = load_model(str(self._origin), device=str(self._accelerator.device), dtype="float32")
-            meanings: NDArray[np.float32] = caption_meanings(LightningDOTEmbedder(bundle), self._train).numpy()
+            embeddings: NDArray[np.float32] = caption_embeddings(LightningDOTEmbedder(bundle), self._train).numpy()
             with file.with_suffix(".tmp").open("wb") as opened:
-                np.save(opened, meanings)
+                np.save(opened, embeddings)
             file.with_suffix(".tmp").rename(file)
         self._accelerator.wait_for_everyone()
         return torch.from_numpy(np.load(file))

@@ -23,9 +23,9 @@ from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraini
 from ldot_milvus.models.storage import WEIGHTS_FILE
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
-from ldot_milvus.training.data import Photos
+from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
-from ldot_milvus.training.hard_negatives import mine
+from ldot_milvus.training.hard_negatives import mine_hard_negatives
 from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
 from ldot_milvus.training.recipe import Stage, Start
 from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
@@ -45,13 +45,15 @@ class Task:
     """
 
     objective: nn.Module
-    train: Photos
+    train: CaptionedPhotos
     evaluate: Callable[[Any], Figures]
     mine: Callable[[Any], NDArray[np.int32]]
     write: Callable[[Any, Path], None]
 
 
-def task_of(stage: Stage, start: Start, bundle: Bundle, train: Photos, dev: Photos, device: torch.device) -> Task:
+def task_of(
+    stage: Stage, start: Start, bundle: Bundle, train: CaptionedPhotos, dev: CaptionedPhotos, device: torch.device
+) -> Task:
     """The task of a stage that begins with the model ``bundle``.
 
     Raises:
@@ -88,7 +90,7 @@ def task_of(stage: Stage, start: Start, bundle: Bundle, train: Photos, dev: Phot
     else:
         objective = ContrastiveObjective(scorer, stage, teacher)
 
-    def embedder(scorer: Scorer, photos: Photos) -> LightningDOTEmbedder:
+    def embedder(scorer: Scorer, photos: CaptionedPhotos) -> LightningDOTEmbedder:
         here = replace(bundle, device=device, dtype=torch.float32)
         if isinstance(scorer, DualScorer):
             return LightningDOTEmbedder(replace(here, encoder=scorer.encoder, reranker=None))
@@ -101,7 +103,7 @@ def task_of(stage: Stage, start: Start, bundle: Bundle, train: Photos, dev: Phot
     def negatives(scorer: Scorer) -> NDArray[np.int32]:
         photos = train if isinstance(scorer, DualScorer) else original
         dual = replace(embedder(scorer, photos).bundle, reranker=None)
-        return mine(*vectors(LightningDOTEmbedder(dual), photos), photos.owner, stage.negative_pool)
+        return mine_hard_negatives(*vectors(LightningDOTEmbedder(dual), photos), photos.owner, stage.negative_pool)
 
     def write(scorer: Scorer, target: Path) -> None:
         scorer = copy.deepcopy(scorer).cpu()

@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldot_milvus.errors import LdotError, TrainingError
 from ldot_milvus.training.batches import Batch, Batches
-from ldot_milvus.training.checkpoints import Progress, load_checkpoint, save_checkpoint
+from ldot_milvus.training.checkpoints import StageProgress, load_checkpoint, save_checkpoint
 from ldot_milvus.training.dual import Figures
 from ldot_milvus.training.recipe import Stage, Trainer
 
@@ -136,7 +136,7 @@ class StageRun:
         """The scorer that is evaluated and kept."""
         return self._average or self._accelerator.unwrap_model(self._model).scorer
 
-    def _judge(self, progress: Progress) -> None:
+    def _judge(self, progress: StageProgress) -> None:
         """Evaluate on the dev split; keep what is the best so far, and see whether to go on."""
         told: list[Any] = [None]
         if self._accelerator.is_main_process:

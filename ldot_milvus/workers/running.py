@@ -85,14 +85,14 @@ def carry_out(
 def _here(settings: Settings, journal: Journal, run: Run, items: Sequence[Item], chunk_size: int) -> None:
     from tqdm import tqdm
 
-    from ldot_milvus.ingest.chunks import chunks_of, work_off_here
+    from ldot_milvus.ingest.chunks import chunks_of, process_chunks_inline
     from ldot_milvus.stores import open_store
 
     with open_store(run.target["store"], run.target["collection"]) as store:
         perform = _performer(settings, run, store)
         journal.start(run)
         with tqdm(total=run.items, unit=f" {unit(run)}", disable=None, leave=False) as bar:
-            for report in work_off_here(chunks_of(run, items, chunk_size), journal, perform):
+            for report in process_chunks_inline(chunks_of(run, items, chunk_size), journal, perform):
                 bar.update(report.total)
 
 

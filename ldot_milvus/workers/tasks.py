@@ -70,7 +70,7 @@ def _work_off(values: dict[str, Any], perform: Perform) -> None:
     from celery.worker import state
 
     from ldot_milvus.errors import StoreError
-    from ldot_milvus.ingest.chunks import Chunk, patiently, work_off
+    from ldot_milvus.ingest.chunks import Chunk, process_chunk, retry_while_unavailable
     from ldot_milvus.settings import Settings
 
     chunk = Chunk(**values)
@@ -83,8 +83,8 @@ def _work_off(values: dict[str, Any], perform: Perform) -> None:
             raise TimeoutError(f"it took longer than {app.conf.task_soft_time_limit:g} s") from error
 
     try:
-        patiently(
-            lambda: work_off(chunk, journal, limited, send),
+        retry_while_unavailable(
+            lambda: process_chunk(chunk, journal, limited, send),
             min(60, Settings().visibility_timeout / 2),  # then the broker has it again, and whoever is free
             note=lambda trouble: journal.note_trouble(chunk.run, trouble),
             stopping=lambda: state.should_stop is not None,

@@ -96,8 +96,9 @@ def damaged(original: bytes, rnd: random.Random) -> bytes:
 
 def main(folder: Path, model: str, count: int) -> dict[str, Any]:
     """Ingest ``count`` mutated photos; what became of them, and what the worst of them cost."""
-    from ldot_milvus import ingestion, open_store
+    from ldot_milvus import open_store
     from ldot_milvus.images import content_id, decode
+    from ldot_milvus.ingest import ingestor as module
 
     slowest: tuple[float, str] = (0.0, "")
 
@@ -109,13 +110,13 @@ def main(folder: Path, model: str, count: int) -> dict[str, Any]:
         finally:
             slowest = max(slowest, (time.thread_time() - start, options["name"]))
 
-    ingestion.decode = timed  # type: ignore[assignment]
+    module.decode = timed  # type: ignore[assignment]
     photos = folder / "photos"
     photos.mkdir()
     lost = []
     failures: dict[str, str] = {}
     with open_store(f"faiss:{folder / 'store'}", "photos") as store:
-        ingestor = ingestion.Ingestor(store, model)
+        ingestor = module.Ingestor(store, model)
         report = ingestor.ingest([_written(photos, "good", originals()[0])])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for start in range(0, count, 64):

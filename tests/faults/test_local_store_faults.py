@@ -1,7 +1,7 @@
 """The local store on a disk that fills up, and with tables or copies of the file that do not fit together.
 
-Damage, crashes, other writers and other models are in ``tests/integration/stores/test_local_store.py``; docs/faults.md has the
-whole list.
+Damage, crashes, other writers and other models are in ``tests/integration/stores/test_local_store.py``;
+docs/faults.md has the whole list.
 """
 
 from __future__ import annotations

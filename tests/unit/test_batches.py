@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ldot_milvus.batches import batched, one_ahead
+from ldot_milvus.batches import batched, prefetch
 
 
 def test_batches() -> None:
@@ -22,7 +22,7 @@ def test_one_ahead_and_no_more() -> None:
         return value * 10
 
     with ThreadPoolExecutor(1) as executor:
-        results = one_ahead(executor, work, range(5))
+        results = prefetch(executor, work, range(5))
         for place, result in enumerate(results):
             assert result == place * 10
             assert len(begun) <= place + 2
@@ -34,7 +34,7 @@ def test_one_ahead_raises_where_its_result_is_due() -> None:
         return 1 / value
 
     with ThreadPoolExecutor(1) as executor:
-        results = one_ahead(executor, work, [1, 0, 2])
+        results = prefetch(executor, work, [1, 0, 2])
         assert next(results) == 1
         with pytest.raises(ZeroDivisionError):
             next(results)

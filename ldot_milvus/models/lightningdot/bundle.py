@@ -270,7 +270,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in ("float32", "float16", "bfloat16"):
         raise UsageError(f"dtype {name!r} is not one of float32, float16, bfloat16")
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 class _QuietTransformers:
@@ -280,10 +280,10 @@ class _QuietTransformers:
         from transformers.utils import logging
 
         self._was_on = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging
 
         if self._was_on:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

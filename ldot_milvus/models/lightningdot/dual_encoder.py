@@ -96,15 +96,15 @@ class LightningDOT(BertBasedModel):
         region_features: Tensor,
         region_boxes: Tensor,
         region_mask: Tensor | None = None,
-        hidden_regions: Tensor | None = None,
+        masked_regions: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states of images, (B, 1 + R, H): [CLS], then the regions.
 
-        ``hidden_regions`` (B, R) marks regions that masked region modelling hides.
+        ``masked_regions`` (B, R) marks regions that masked region modelling hides.
         """
         body = self.image_model
         cls_ids = torch.full((len(region_features), 1), CLS_TOKEN_ID, device=region_features.device)
-        regions = body.embed_regions(region_features, region_boxes, hidden_regions)
+        regions = body.embed_regions(region_features, region_boxes, masked_regions)
         embeddings = torch.cat([body.embeddings(cls_ids), regions], dim=1)
         return body.encode(embeddings, _with_cls(_region_mask(region_features, region_mask)))
 

@@ -36,10 +36,10 @@ class RegionEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(size, eps=eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, features: Tensor, boxes: Tensor, type_embedding: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Embed ``features`` (B, R, region_dim) at ``boxes`` (B, R, 7); ``hidden`` (B, R) marks masked regions."""
-        if hidden is not None:
-            features = features.masked_fill(hidden.bool().unsqueeze(-1), 0) + self.mask_embedding(hidden.long())
+    def forward(self, features: Tensor, boxes: Tensor, type_embedding: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Embed ``features`` (B, R, region_dim) at ``boxes`` (B, R, 7); ``masked`` (B, R) marks masked regions."""
+        if masked is not None:
+            features = features.masked_fill(masked.bool().unsqueeze(-1), 0) + self.mask_embedding(masked.long())
         dtype = self.img_linear.weight.dtype
         image = self.img_layer_norm(self.img_linear(features.to(dtype)))
         position = self.pos_layer_norm(self.pos_linear(boxes.to(dtype)))
@@ -58,11 +58,11 @@ class BertBody(nn.Module):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if pooler else None
 
-    def embed_regions(self, features: Tensor, boxes: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def embed_regions(self, features: Tensor, boxes: Tensor, masked: Tensor | None = None) -> Tensor:
         """(B, R, region_dim) features and (B, R, 7) boxes to (B, R, hidden) input embeddings."""
         assert self.img_embeddings is not None, "a text body has no regions"
         region_type = self.embeddings.token_type_embeddings.weight[1]
-        return self.img_embeddings(features, boxes, region_type, hidden)
+        return self.img_embeddings(features, boxes, region_type, masked)
 
     def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Run all layers over ``embeddings`` (B, L, H); ``mask`` (B, L): true = real."""

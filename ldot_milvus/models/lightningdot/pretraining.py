@@ -10,7 +10,7 @@ from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.layers import BertBasedModel
 
-NOT_ASKED = -1
+IGNORE_INDEX = -1
 """Label of a token that masked language modelling does not ask for."""
 
 
@@ -54,7 +54,7 @@ class LightningDOTForPreTraining(BertBasedModel):
         """
         words = self.lightningdot.text_states(input_ids, attention_mask)
         image = self.lightningdot.image_states(region_features, region_boxes, region_mask)[:, :1]
-        asked = labels != NOT_ASKED
+        asked = labels != IGNORE_INDEX
         hidden = self.word_transform(self._fused(words, image)[asked])
         decoder = self.lightningdot.image_model.embeddings.word_embeddings.weight
         scores = nn.functional.linear(hidden, decoder, self.word_bias)
@@ -62,12 +62,12 @@ class LightningDOTForPreTraining(BertBasedModel):
 
     def masked_region_states(
         self, input_ids: Tensor, attention_mask: Tensor,
-        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor, hidden_regions: Tensor,
+        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor, masked_regions: Tensor,
     ) -> Tensor:  # fmt: skip
-        """SMRM's input to its heads: states (N, H) of the N regions that ``hidden_regions`` (B, R) marks."""
-        states = self.lightningdot.image_states(region_features, region_boxes, region_mask, hidden_regions)[:, 1:]
+        """SMRM's input to its heads: states (N, H) of the N regions that ``masked_regions`` (B, R) marks."""
+        states = self.lightningdot.image_states(region_features, region_boxes, region_mask, masked_regions)[:, 1:]
         text = self.lightningdot.text_states(input_ids, attention_mask)[:, :1]
-        return self._fused(states, text)[hidden_regions.bool()]
+        return self._fused(states, text)[masked_regions.bool()]
 
     def region_features(self, states: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """SMRM, feature regression: squared errors and predictions (N, region_dim) for ``features`` of that shape."""

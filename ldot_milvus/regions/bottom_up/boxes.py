@@ -35,7 +35,7 @@ def grid_anchors(cells: Tensor, height: int, width: int) -> Tensor:
     return (torch.stack([x, y, x, y], dim=-1)[:, :, None] + cells).flatten(0, 2)
 
 
-def shift(boxes: Tensor, deltas: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+def decode_boxes(boxes: Tensor, deltas: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
     """Boxes (n, 4) moved and stretched by ``deltas`` (n, 4): dx, dy, and the logarithms of the growth."""
     dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.unbind(1), weights, strict=True))
     x1, y1, x2, y2 = boxes.unbind(1)
@@ -45,14 +45,14 @@ def shift(boxes: Tensor, deltas: Tensor, weights: Sequence[float] = (1, 1, 1, 1)
     return torch.stack([x - 0.5 * width, y - 0.5 * height, x + 0.5 * width, y + 0.5 * height], dim=1)
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes cut at the edges of the resized photo; ``size`` is its height and width."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=1)
 
 
-def overlap(boxes: Tensor, others: Tensor) -> Tensor:
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union (n, m)."""
     corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     opposite = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
@@ -60,27 +60,27 @@ def overlap(boxes: Tensor, others: Tensor) -> Tensor:
     return shared / (_area(boxes)[:, None] + _area(others)[None] - shared)
 
 
-def suppress(boxes: Tensor, threshold: float, most: int, alive: Tensor | None = None) -> Tensor:
+def nms(boxes: Tensor, threshold: float, most: int, valid: Tensor | None = None) -> Tensor:
     """Which boxes survive where two overlap by more than ``threshold``: the better one does.
 
     Args:
         boxes: (n, 4), best first.
         most: stop when so many have survived.
-        alive: (n,) bool; others are as if they were not there.
+        valid: (n,) bool; others are as if they were not there.
 
     Returns:
         Their places in ``boxes``, best first.
     """
     n = len(boxes)
-    alive = torch.ones(n, dtype=torch.bool, device=boxes.device) if alive is None else alive.clone()
+    valid = torch.ones(n, dtype=torch.bool, device=boxes.device) if valid is None else valid.clone()
     steps = min(most, n)
     chosen = torch.zeros(steps, dtype=torch.long, device=boxes.device)
     found = torch.zeros(steps, dtype=torch.bool, device=boxes.device)
     for step in range(steps):
-        best = alive.byte().argmax(0, keepdim=True)  # the first that is alive, or 0 where none is
-        chosen[step : step + 1], found[step : step + 1] = best, alive[best]
+        best = valid.byte().argmax(0, keepdim=True)  # the first that is valid, or 0 where none is
+        chosen[step : step + 1], found[step : step + 1] = best, valid[best]
         # Not > threshold: a box without area overlaps with nothing, itself included, by a number.
-        alive &= overlap(boxes[best], boxes)[0] <= threshold
+        valid &= box_iou(boxes[best], boxes)[0] <= threshold
     return chosen[found]
 
 
@@ -108,9 +108,9 @@ def propose(
     scores, order = logits.permute(1, 2, 0).flatten().sort(descending=True, stable=True)
     scores, order = scores[:candidates], order[:candidates]
     moves = deltas.view(anchors, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
-    boxes = clip(shift(grid_anchors(cells, height, width)[order], moves[order]), size)
+    boxes = clip_boxes(decode_boxes(grid_anchors(cells, height, width)[order], moves[order]), size)
     sides = boxes[:, 2:] - boxes[:, :2]
-    kept = suppress(boxes, threshold, most, alive=(sides > least_side).all(1))
+    kept = nms(boxes, threshold, most, valid=(sides > least_side).all(1))
     if not len(kept):
         whole = torch.tensor([[0, 0, size[1], size[0]]], dtype=boxes.dtype, device=boxes.device)
         return whole, scores[:1]

@@ -14,13 +14,13 @@ from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.hub import hub_folder
 from ldot_milvus.images import ImageSource, open_image
 from ldot_milvus.regions.base import Regions, boxes7
-from ldot_milvus.regions.bottom_up.boxes import clip, propose, shift
+from ldot_milvus.regions.bottom_up.boxes import clip_boxes, decode_boxes, propose
 from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
 from ldot_milvus.regions.bottom_up.names import ATTRIBUTES, OBJECTS, read_names
 from ldot_milvus.regions.bottom_up.network import Detector
 from ldot_milvus.regions.bottom_up.pooling import MaximumTable
 from ldot_milvus.regions.bottom_up.preprocessing import to_input
-from ldot_milvus.regions.bottom_up.selection import Choice, by_any_class, by_best_class
+from ldot_milvus.regions.bottom_up.selection import Selection, by_any_class, by_best_class
 from ldot_milvus.regions.bottom_up.weights import CONFIG, FILES, load_detector
 from ldot_milvus.regions.files import MAXIMUM, MINIMUM
 
@@ -187,7 +187,7 @@ class BottomUpExtractor:
 
     def choose(
         self, proposals: Tensor, features: Tensor, probabilities: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Choice]:
+    ) -> tuple[Tensor, Selection]:
         """The boxes (n, 4) of all proposals in their final form, and which of them are kept."""
         config = self.config
         objects = probabilities[:, :-1]
@@ -195,7 +195,7 @@ class BottomUpExtractor:
             return proposals, by_any_class(proposals, objects, least=config.least, most=config.most)
         scores, classes = objects.max(1)
         deltas = self.detector.roi_heads.box_predictor.box_deltas(features, classes)
-        boxes = clip(shift(proposals, deltas, config.box_weights), size)
+        boxes = clip_boxes(decode_boxes(proposals, deltas, config.box_weights), size)
         return boxes, by_best_class(
             boxes, scores, classes, overlaps=config.overlaps, least=config.least, most=config.most
         )

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldot_milvus.regions.bottom_up.boxes import overlap, suppress
+from ldot_milvus.regions.bottom_up.boxes import box_iou, nms
 from ldot_milvus.regions.files import CONFIDENT
 
 UNITER_OVERLAP = 0.3
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """What is kept of a photo's proposals, by descending confidence.
 
     Attributes:
@@ -31,7 +31,7 @@ class Choice:
 
 def by_best_class(
     boxes: Tensor, scores: Tensor, classes: Tensor, *, overlaps: Sequence[float], least: int, most: int
-) -> Choice:
+) -> Selection:
     """The way of the public PyTorch code: one suppression over all proposals, whatever their classes.
 
     Args:
@@ -43,14 +43,14 @@ def by_best_class(
     """
     order = scores.sort(descending=True, stable=True).indices
     for threshold in overlaps:
-        survivors = suppress(boxes[order], threshold, most)
+        survivors = nms(boxes[order], threshold, most)
         if len(survivors) >= least:
             break
     kept = order[survivors]
-    return Choice(kept, scores[kept], classes[kept])
+    return Selection(kept, scores[kept], classes[kept])
 
 
-def by_any_class(boxes: Tensor, probabilities: Tensor, *, least: int, most: int) -> Choice:
+def by_any_class(boxes: Tensor, probabilities: Tensor, *, least: int, most: int) -> Selection:
     """UNITER's way: a suppression for each class, and the best score with which a proposal survives in any.
 
     As many regions as are more confident than 0.2, but ``least`` at least (or all there are) and ``most`` at most.
@@ -62,18 +62,18 @@ def by_any_class(boxes: Tensor, probabilities: Tensor, *, least: int, most: int)
     n, count = probabilities.shape
     scores = probabilities.T
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    apart = ~(overlap(boxes, boxes) > UNITER_OVERLAP)
+    apart = ~(box_iou(boxes, boxes) > UNITER_OVERLAP)
     every = torch.arange(count, device=boxes.device)
-    alive = torch.ones_like(scores, dtype=torch.bool)
-    survives = torch.zeros_like(alive)
+    valid = torch.ones_like(scores, dtype=torch.bool)
+    survives = torch.zeros_like(valid)
     for rank in range(n):  # all classes at once: each looks at its own next best proposal
         best = order[:, rank]
-        wins = every[alive[every, best]]
+        wins = every[valid[every, best]]
         survives[wins, best[wins]] = True
-        alive[wins] &= apart[best[wins]]
+        valid[wins] &= apart[best[wins]]
     confidence, classes = torch.where(survives, scores, 0).max(0)
     classes = torch.where(confidence > 0, classes, probabilities.argmax(1))  # one that survives nowhere has a name too
     confidence, kept = confidence.sort(descending=True, stable=True)
     number = (confidence > CONFIDENT).sum().clamp(least, most)
     kept, confidence = kept[:number], confidence[:number]
-    return Choice(kept, confidence, classes[kept])
+    return Selection(kept, confidence, classes[kept])

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldot_milvus.stores.base import KINDS, Array
 from ldot_milvus.stores.index_spec import AUTO, IndexSpec, choose
-from ldot_milvus.stores.local.indexes import Hits, Part, Vectors, build, cells_of, is_exact
+from ldot_milvus.stores.local.indexes import Hits, RowIndex, Vectors, build, cells_of, is_exact
 from ldot_milvus.stores.local.library import gpus
 from ldot_milvus.stores.local.transaction import Collection, Transaction
 
@@ -26,35 +26,37 @@ GROWTH = 4  # times as many cells wanted as there are: trained anew
 class LocalIndex:
     """What a process keeps in memory of one collection; only as new as the last :meth:`catch_up`."""
 
-    def __init__(self, rows: Transaction, found: Collection, spec: IndexSpec) -> None:
-        self.collection = found.id
+    def __init__(self, transaction: Transaction, collection: Collection, spec: IndexSpec) -> None:
+        self.collection_id = collection.id
         self._spec = spec
-        self._kinds = {kind: self._empty(rows, found, kind, _count(rows, found, kind)) for kind in KINDS}
+        self._indexes = {
+            kind: self._empty(transaction, collection, kind, _count(transaction, collection, kind)) for kind in KINDS
+        }
         self._last_pk = 0
         # What was removed before the first row is read was never in the index.
-        self._last_tombstone = rows.last_tombstone(found)
+        self._last_tombstone = transaction.last_tombstone(collection)
 
-    def catch_up(self, rows: Transaction, found: Collection) -> None:
+    def catch_up(self, transaction: Transaction, collection: Collection) -> None:
         """Take in what was written and removed since the last time; now and then this builds an index anew."""
-        newest = rows.last_tombstone(found)
+        newest = transaction.last_tombstone(collection)
         if newest > self._last_tombstone:
-            gone = np.array(rows.removed(found, self._last_tombstone), np.int64)
-            for part in self._kinds.values():
+            gone = np.array(transaction.removed(collection, self._last_tombstone), np.int64)
+            for part in self._indexes.values():
                 part.remove(gone)
             self._last_tombstone = newest
-        self._last_pk = self._read(rows, found, self._last_pk, KINDS)
+        self._last_pk = self._read(transaction, collection, self._last_pk, KINDS)
         for kind in KINDS:
-            part = self._kinds[kind]
+            part = self._indexes[kind]
             if self._outgrown(part):
                 count = part.count
-                del part, self._kinds[kind]  # its memory before the next one's
-                self._kinds[kind] = self._empty(rows, found, kind, count)
-                log.info("building a %s index over %d rows", self._kinds[kind].spec, count)
-                self._read(rows, found, 0, (kind,))
+                del part, self._indexes[kind]  # its memory before the next one's
+                self._indexes[kind] = self._empty(transaction, collection, kind, count)
+                log.info("building a %s index over %d rows", self._indexes[kind].spec, count)
+                self._read(transaction, collection, 0, (kind,))
 
-    def is_ahead_of(self, rows: Transaction) -> bool:
+    def is_ahead_of(self, transaction: Transaction) -> bool:
         """Whether it holds what the file has never had: an older copy of the file was put back under this process."""
-        return self._last_pk > rows.last_pk()
+        return self._last_pk > transaction.last_pk()
 
     def search(self, queries: Array, k: int, kind: str, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
         """The best k of the rows ``among`` (all where None) for each query, in an exact kind with all ties of the k-th.
@@ -62,29 +64,29 @@ class LocalIndex:
         Returns:
             For each query (score, pk) pairs, at least k of them where there are as many, in no promised order.
         """
-        return self._kinds[kind].search(queries, k, among, vectors)
+        return self._indexes[kind].search(queries, k, among, vectors)
 
-    def _read(self, rows: Transaction, found: Collection, after: int, kinds: Iterable[str]) -> int:
+    def _read(self, transaction: Transaction, collection: Collection, after: int, row_kinds: Iterable[str]) -> int:
         while True:
-            pks, of_kinds, vectors = rows.added(found, after, CHUNK)
+            pks, of_kinds, vectors = transaction.added(collection, after, CHUNK)
             if not pks:
                 return after
-            for kind in kinds:
+            for kind in row_kinds:
                 of_kind = np.array([value == kind for value in of_kinds])
                 if of_kind.any():
-                    self._kinds[kind].add_with_ids(vectors[of_kind], np.array(pks, np.int64)[of_kind])
+                    self._indexes[kind].add_with_ids(vectors[of_kind], np.array(pks, np.int64)[of_kind])
             after = pks[-1]
 
-    def _empty(self, rows: Transaction, found: Collection, kind: str, count: int) -> Part:
+    def _empty(self, transaction: Transaction, collection: Collection, kind: str, count: int) -> RowIndex:
         spec = plan(self._spec, count)
         sample = None
         if cells := cells_of(spec):
-            pks = np.array(rows.pks(found, kind, ("1", [])), np.int64)
+            pks = np.array(transaction.pks(collection, kind, ("1", [])), np.int64)
             picked = np.random.default_rng(0).permutation(len(pks))[: cells * CELL_ROWS]
-            sample = rows.vectors(found, np.sort(pks[picked]).tolist())
-        return build(spec, found.dim, sample)
+            sample = transaction.vectors(collection, np.sort(pks[picked]).tolist())
+        return build(spec, collection.dim, sample)
 
-    def _outgrown(self, part: Part) -> bool:
+    def _outgrown(self, part: RowIndex) -> bool:
         if part.dead > DEAD_SHARE * len(part.pks):
             return True
         wanted = plan(self._spec, part.count)
@@ -95,15 +97,15 @@ class LocalIndex:
 def available(spec: IndexSpec) -> IndexSpec:
     """What FAISS on this machine takes for the kind that was asked for, said aloud where it is another."""
     taken = _on_this_machine(spec)
-    if taken.kind != spec.kind:
+    if taken.index_type != spec.index_type:
         why = "FAISS has no such kind" if gpus() else "FAISS sees no GPU here"
-        log.warning("index %s was asked for, but %s: this local store uses %s", spec.kind, why, taken.kind)
+        log.warning("index %s was asked for, but %s: this local store uses %s", spec.index_type, why, taken.index_type)
     return taken
 
 
 def plan(spec: IndexSpec, count: int) -> IndexSpec:
     """The kind to build over so many rows of this spec: never ``AUTO``, and no more cells than can be trained."""
-    spec = _on_this_machine(choose(count, gpu=gpus() > 0) if spec.kind == AUTO else spec)
+    spec = _on_this_machine(choose(count, gpu=gpus() > 0) if spec.index_type == AUTO else spec)
     if cells := cells_of(spec):
         if count < FEWEST_CELLS * CELL_ROWS:
             return IndexSpec("GPU_BRUTE_FORCE" if spec.needs_gpu else "FLAT")
@@ -111,8 +113,8 @@ def plan(spec: IndexSpec, count: int) -> IndexSpec:
     return spec
 
 
-def _count(rows: Transaction, found: Collection, kind: str) -> int:
-    return rows.count(found, ("kind = ?", [kind]))
+def _count(transaction: Transaction, collection: Collection, kind: str) -> int:
+    return transaction.count(collection, ("kind = ?", [kind]))
 
 
 def _on_this_machine(spec: IndexSpec) -> IndexSpec:
@@ -122,4 +124,4 @@ def _on_this_machine(spec: IndexSpec) -> IndexSpec:
         return spec.on_cpu()
     # FAISS has CAGRA in some builds only and adds no rows to it, and its PQ wants parameters that fit the card.
     nearest = {"GPU_CAGRA": "GPU_BRUTE_FORCE", "GPU_IVF_PQ": "GPU_IVF_FLAT"}
-    return IndexSpec(nearest[spec.kind]) if spec.kind in nearest else spec
+    return IndexSpec(nearest[spec.index_type]) if spec.index_type in nearest else spec

@@ -30,43 +30,43 @@ Vectors = Callable[[Sequence[int]], Array]
 """The vectors of these pks, which ascend, as they were written."""
 
 
-def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> Part:
+def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
     """An empty index of a kind that :func:`plan` gave, its cells trained on the sample."""
     faiss, metric = load_faiss(), load_faiss().METRIC_INNER_PRODUCT
     params = {name: int(value) for name, value in spec.build_params(dim).items() if isinstance(value, int)}
-    if spec.kind == "FLAT":
-        return Flat(spec, faiss.IndexFlatIP(dim))
-    if spec.kind == "HNSW":
+    if spec.index_type == "FLAT":
+        return FlatIndex(spec, faiss.IndexFlatIP(dim))
+    if spec.index_type == "HNSW":
         graph = faiss.IndexHNSWFlat(dim, params["M"], metric)
         graph.hnsw.efConstruction = params["efConstruction"]
         # A vector much longer than the rest crowds all others out of every list of links. Filling the lists up again
         # takes the build half as long again or twice as long, and recall where such vectors are from 0.97 to 0.99.
         graph.keep_max_size_level0 = True
-        return Graph(spec, graph)
-    if spec.kind.startswith("GPU_"):
-        if spec.kind == "GPU_BRUTE_FORCE":
-            return Device(spec, faiss.IndexFlatIP(dim), faiss.GpuIndexFlatIP(resources(), dim))
+        return HnswIndex(spec, graph)
+    if spec.index_type.startswith("GPU_"):
+        if spec.index_type == "GPU_BRUTE_FORCE":
+            return GpuIndex(spec, faiss.IndexFlatIP(dim), faiss.GpuIndexFlatIP(resources(), dim))
         device = faiss.GpuIndexIVFFlat(resources(), dim, params["nlist"], metric)
         device.train(sample)
-        return Device(spec, faiss.IndexFlatIP(dim), device)
-    if spec.kind == "IVF_SQ8":
+        return GpuIndex(spec, faiss.IndexFlatIP(dim), device)
+    if spec.index_type == "IVF_SQ8":
         cells = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(dim), dim, params["nlist"], faiss.ScalarQuantizer.QT_8bit, metric
         )
     else:
         cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, params["nlist"], metric)
     cells.train(sample)
-    return Cells(spec, cells)
+    return IvfIndex(spec, cells)
 
 
 def cells_of(spec: IndexSpec) -> int:
     """How many cells the kind has; 0 for those without."""
-    return int(spec.build_params(0).get("nlist", 0)) if "IVF" in spec.kind else 0
+    return int(spec.build_params(0).get("nlist", 0)) if "IVF" in spec.index_type else 0
 
 
 def is_exact(spec: IndexSpec) -> bool:
     """Whether the kind compares with every row."""
-    return spec.kind in ("FLAT", "GPU_BRUTE_FORCE")
+    return spec.index_type in ("FLAT", "GPU_BRUTE_FORCE")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Chosen:
         return load_faiss().IDSelectorBitmap(np.packbits(self.mask, bitorder="little"))
 
 
-class Part(ABC):
+class RowIndex(ABC):
     """The rows of one kind in one FAISS index."""
 
     exact = False
@@ -189,7 +189,7 @@ class Part(ABC):
         return self.index
 
 
-class Flat(Part):
+class FlatIndex(RowIndex):
     """Compares with every row."""
 
     exact = True
@@ -206,7 +206,7 @@ class Flat(Part):
         return None
 
 
-class Graph(Part):
+class HnswIndex(RowIndex):
     """HNSW over inner products as they are.
 
     An inner product is no distance, and still the graph works for vectors of any length. Measured with the default
@@ -237,7 +237,7 @@ class Graph(Part):
         return load_faiss().downcast_index(self.index.storage)
 
 
-class Cells(Part):
+class IvfIndex(RowIndex):
     """IVF: cells around centroids of unit length, of which a search visits those of the nearest direction.
 
     A vector's length plays no part in its cell, so it suffers where lengths decide: recall at 10 with 16 of 256 cells
@@ -247,7 +247,7 @@ class Cells(Part):
 
     def __init__(self, spec: IndexSpec, index: Any) -> None:
         super().__init__(spec, index)
-        self.rounded = spec.kind == "IVF_SQ8"
+        self.rounded = spec.index_type == "IVF_SQ8"
 
     def _rough(self, queries: Array, k: int, chosen: _Chosen) -> tuple[Array, Places] | None:
         probes = int(self.spec.search_params(k)["nprobe"]) * len(self.pks) // chosen.count
@@ -262,7 +262,7 @@ class Cells(Part):
         return found
 
 
-class Device(Part):
+class GpuIndex(RowIndex):
     """The rows on a GPU and, for what GPUs refuse (filters, removal, more than 2,048 neighbours), in memory too."""
 
     def __init__(self, spec: IndexSpec, index: Any, device: Any) -> None:

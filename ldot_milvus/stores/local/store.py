@@ -43,52 +43,52 @@ class FaissStore(VectorStore):
     @property
     def model(self) -> str | None:
         """Read from the file each time: another process may bind it."""
-        with self._database.reading() as rows:
-            found = self._find(rows)
-        return None if found is None else found.model
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+        return None if collection is None else collection.model
 
     @property
     def dim(self) -> int | None:
         """Read from the file each time: another process may make the collection."""
-        with self._database.reading() as rows:
-            found = self._find(rows)
-        return None if found is None else found.dim
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+        return None if collection is None else collection.dim
 
     def bind(self, model: str, dim: int) -> None:
         """As the interface says. A collection without a model adopts this one if the width agrees."""
         validation.model_and_dim(model, dim)
-        with self._database.reading() as rows:
-            found = self._find(rows)
-            if found is not None and found.model == model and found.dim == dim:
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            if collection is not None and collection.model == model and collection.dim == dim:
                 return
-        with self._database.writing() as rows:
-            found = self._find(rows)
-            if found is None:
-                rows.create(self.collection, dim, model)
-            elif found.dim != dim or found.model not in (None, model):
+        with self._database.writing() as transaction:
+            collection = self._find(transaction)
+            if collection is None:
+                transaction.create(self.collection, dim, model)
+            elif collection.dim != dim or collection.model not in (None, model):
                 raise ModelMismatch(
                     f"collection {self.collection!r} of {self.address} holds vectors of model "
-                    f"{found.model or 'unknown'} ({found.dim} dimensions), not of {model} ({dim}): choose another "
-                    "collection name, or ingest again with the new model into a new collection"
+                    f"{collection.model or 'unknown'} ({collection.dim} dimensions), not of {model} ({dim}): choose "
+                    "another collection name, or ingest again with the new model into a new collection"
                 )
-            elif found.model is None:
-                rows.adopt(found, model)
+            elif collection.model is None:
+                transaction.adopt(collection, model)
 
     def upsert(self, records: Sequence[Record]) -> int:
         """As the interface says. Where an id comes twice in ``records`` the last one wins and counts once."""
         kept, vectors = validation.records(records)
         if not kept:
             return 0
-        with self._database.writing() as rows:
-            found = self._find(rows)
-            if found is None:
-                found = rows.create(self.collection, vectors.shape[1], None)
-            elif found.dim != vectors.shape[1]:
+        with self._database.writing() as transaction:
+            collection = self._find(transaction)
+            if collection is None:
+                collection = transaction.create(self.collection, vectors.shape[1], None)
+            elif collection.dim != vectors.shape[1]:
                 raise ModelMismatch(
                     f"record {kept[0].id!r} has {vectors.shape[1]} dimensions and collection {self.collection!r} of "
-                    f"{self.address} {found.dim}: use the model that it was made with, or another collection name"
+                    f"{self.address} {collection.dim}: use the model that it was made with, or another collection name"
                 )
-            rows.upsert(found, kept, vectors)
+            transaction.upsert(collection, kept, vectors)
         return len(kept)
 
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
@@ -100,32 +100,32 @@ class FaissStore(VectorStore):
         validation.k(k)
         validation.kind(kind, "search")
         where = _where(filter)
-        with self._database.reading() as rows:
-            found = self._find(rows)
-            if found is None or rows is None:
-                there = ", ".join(rows.names()) if rows is not None else ""
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            if collection is None or transaction is None:
+                there = ", ".join(transaction.names()) if transaction is not None else ""
                 raise CollectionNotFound(
                     f"{self.address} has no collection {self.collection!r} yet: ingest into it first"
                     + (f" (there are: {there})" if there else "")
                 )
-            matrix = validation.queries(queries, found.dim)
-            index = self._caught_up(rows, found)
-            among = None if where == _EVERYTHING else rows.pks(found, kind, where)
-            tops = index.search(matrix, k, kind, among, partial(rows.vectors, found))
+            matrix = validation.queries(queries, collection.dim)
+            index = self._caught_up(transaction, collection)
+            among = None if where == _EVERYTHING else transaction.pks(collection, kind, where)
+            tops = index.search(matrix, k, kind, among, partial(transaction.vectors, collection))
             # Equal scores go by id, and which of them make the first k too; only then are whole rows read.
-            ids = rows.ids_of({pk for top in tops for _, pk in top})
+            ids = transaction.ids_of({pk for top in tops for _, pk in top})
             tops = [sorted(top, key=lambda hit: (-hit[0], ids[hit[1]]))[:k] for top in tops]
-            records = rows.by_pk(found, {pk for top in tops for _, pk in top})
+            records = transaction.by_pk(collection, {pk for top in tops for _, pk in top})
         return [[Match(records[pk], score) for score, pk in top] for top in tops]
 
     def get(self, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
         """As the interface says. An id asked for twice comes twice."""
         listed = validation.ids(ids)
-        with self._database.reading() as rows:
-            found = self._find(rows)
-            if found is None or rows is None or not listed:
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            if collection is None or transaction is None or not listed:
                 return []
-            pairs = rows.select(found, _where({"id": {"$in": listed}}), with_embeddings=with_embeddings)
+            pairs = transaction.select(collection, _where({"id": {"$in": listed}}), with_embeddings=with_embeddings)
         by_id = {record.id: record for _, record in pairs}
         return [by_id[id] for id in listed if id in by_id]
 
@@ -135,9 +135,11 @@ class FaissStore(VectorStore):
             validation.fields(record)
         if not records or not self._exists():
             return 0
-        with self._database.writing() as rows:
-            found = self._find(rows)
-            return 0 if found is None else rows.update(found, {record.id: record for record in records}.values())
+        with self._database.writing() as transaction:
+            collection = self._find(transaction)
+            if collection is None:
+                return 0
+            return transaction.update(collection, {record.id: record for record in records}.values())
 
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
         """As the interface says. ``filter={}`` is refused, because it would delete everything."""
@@ -150,16 +152,16 @@ class FaissStore(VectorStore):
         where = _where(filter if ids is None else {"id": {"$in": validation.ids(ids)}})
         if not self._exists():
             return 0
-        with self._database.writing() as rows:
-            found = self._find(rows)
-            return 0 if found is None else rows.delete(found, where)
+        with self._database.writing() as transaction:
+            collection = self._find(transaction)
+            return 0 if collection is None else transaction.delete(collection, where)
 
     def count(self, filter: Filter | None = None) -> int:
         """As the interface says."""
         where = _where(filter)
-        with self._database.reading() as rows:
-            found = self._find(rows)
-            return 0 if found is None or rows is None else rows.count(found, where)
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            return 0 if collection is None or transaction is None else transaction.count(collection, where)
 
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
@@ -171,21 +173,21 @@ class FaissStore(VectorStore):
     def successor(self) -> VectorStore:
         """As the interface says. An earlier one that was left half filled is emptied."""
         made = FaissStore(self.address.removeprefix("faiss:"), f"{self.collection}__next", self._spec)
-        with self._database.writing() as rows:
-            old = made._find(rows)
+        with self._database.writing() as transaction:
+            old = made._find(transaction)
             if old is not None:
-                rows.drop(old)
+                transaction.drop(old)
         return made
 
     def replace_by(self, successor: VectorStore) -> None:
         """As the interface says, in one transaction."""
-        with self._database.writing() as rows:
-            old, new = self._find(rows), rows.collection(successor.collection)
+        with self._database.writing() as transaction:
+            old, new = self._find(transaction), transaction.collection(successor.collection)
             if new is None:
                 raise CollectionNotFound(f"{self.address} has no collection {successor.collection!r}")
             if old is not None:
-                rows.drop(old)
-            rows.rename(new, self.collection)
+                transaction.drop(old)
+            transaction.rename(new, self.collection)
 
     def close(self) -> None:
         """As the interface says; the index goes too."""
@@ -196,12 +198,12 @@ class FaissStore(VectorStore):
         clause, params = where
         last = ""  # no id is empty
         while True:
-            with self._database.reading() as rows:
-                found = self._find(rows)
-                if found is None or rows is None:
+            with self._database.reading() as transaction:
+                collection = self._find(transaction)
+                if collection is None or transaction is None:
                     return
-                page = rows.select(
-                    found,
+                page = transaction.select(
+                    collection,
                     (f"id > ? AND {clause}", [last, *params]),
                     with_embeddings=with_embeddings,
                     tail=f"ORDER BY id LIMIT {size}",
@@ -211,21 +213,21 @@ class FaissStore(VectorStore):
                 return
             last = page[-1][1].id
 
-    def _find(self, rows: Transaction | None) -> Collection | None:
-        return None if rows is None else rows.collection(self.collection)
+    def _find(self, transaction: Transaction | None) -> Collection | None:
+        return None if transaction is None else transaction.collection(self.collection)
 
     def _exists(self) -> bool:
-        with self._database.reading() as rows:
-            return self._find(rows) is not None
+        with self._database.reading() as transaction:
+            return self._find(transaction) is not None
 
-    def _caught_up(self, rows: Transaction, found: Collection) -> LocalIndex:
+    def _caught_up(self, transaction: Transaction, collection: Collection) -> LocalIndex:
         """The index, with everything that this transaction sees. Runs under the database's lock."""
         index = self._index
-        if index is None or index.collection != found.id or index.is_ahead_of(rows):
+        if index is None or index.collection_id != collection.id or index.is_ahead_of(transaction):
             self._taken = self._taken or available(self._spec)
-            index = LocalIndex(rows, found, self._taken)
+            index = LocalIndex(transaction, collection, self._taken)
         self._index = None  # an error half way leaves no index that is half right
-        index.catch_up(rows, found)
+        index.catch_up(transaction, collection)
         self._index = index
         return index
 

@@ -30,7 +30,7 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
     Raises:
         StoreError: the server cannot build it and ``fallback`` is false.
     """
-    if spec.kind == AUTO:
+    if spec.index_type == AUTO:
         if server.lite:
             return IndexSpec("FLAT")  # its graphs lose rows under a filter
         return choose(rows, gpu=refusal(server, IndexSpec("GPU_CAGRA")) is None)

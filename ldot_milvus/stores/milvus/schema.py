@@ -56,7 +56,7 @@ def index_params(spec: IndexSpec, dim: int) -> Any:
     from pymilvus import MilvusClient
 
     params = MilvusClient.prepare_index_params()
-    params.add_index(VECTOR, index_type=spec.kind, metric_type="IP", params=spec.build_params(dim))
+    params.add_index(VECTOR, index_type=spec.index_type, metric_type="IP", params=spec.build_params(dim))
     return params
 
 

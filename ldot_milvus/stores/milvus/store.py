@@ -132,7 +132,7 @@ class MilvusStore(VectorStore):
         expression = to_milvus(node, lite=self.server.lite)
         if expression.exact:
             results = self._search(found, matrix, k, expression.text)
-            if all(len(result) == k for result in results) or found.index.kind == "FLAT":
+            if all(len(result) == k for result in results) or found.index.index_type == "FLAT":
                 return results
             # An approximate index under a filter, or asked for nearly everything, may find less than there is.
             available = min(k, self._count(expression.text))
@@ -243,7 +243,7 @@ class MilvusStore(VectorStore):
         found = described(answer, index, self.address, self.collection)
         if self._known is None or self._known.name != found.name:
             self._load(found.name)
-        if self._index.kind == found.index.kind:
+        if self._index.index_type == found.index.index_type:
             found = replace(found, index=self._index)  # with the caller's parameters for searching
         self._known = found
         return found

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.stores import Record, faiss_index, faiss_kinds, index
+from ldot_milvus.stores import Record, index_spec
 from ldot_milvus.stores.base import Array, Match
 from ldot_milvus.stores.index_spec import IndexSpec
+from ldot_milvus.stores.local import collection_index, indexes
 from ldot_milvus.stores.local.store import FaissStore
 
 DIM = 32
@@ -53,7 +54,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
-    monkeypatch.setattr(faiss_kinds, "resources", object)
+    monkeypatch.setattr(indexes, "resources", object)
     monkeypatch.setattr(faiss, "GpuIndexFlatIP", lambda _, dim: FakeGPU(faiss.IndexFlatIP(dim)), raising=False)
     monkeypatch.setattr(faiss, "GpuIndexIVFFlat", cells, raising=False)
 
@@ -61,9 +62,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are enough for cells and graphs, which then answer although a scan were faster."""
-    monkeypatch.setattr(faiss_kinds, "GRAPH_COST", 0)
-    monkeypatch.setattr(faiss_index, "CELL_ROWS", 8)
-    monkeypatch.setattr(faiss_index, "FEWEST_CELLS", 2)
+    monkeypatch.setattr(indexes, "GRAPH_COST", 0)
+    monkeypatch.setattr(collection_index, "CELL_ROWS", 8)
+    monkeypatch.setattr(collection_index, "FEWEST_CELLS", 2)
 
 
 class Truth:
@@ -129,9 +130,9 @@ def opened(folder: Path, spec: str) -> FaissStore:
     return FaissStore(folder, "photos", IndexSpec.parse(spec))
 
 
-def part(store: FaissStore, kind: str = "image") -> faiss_kinds.Part:
+def part(store: FaissStore, kind: str = "image") -> indexes.RowIndex:
     assert store._index is not None
-    return store._index._kinds[kind]
+    return store._index._indexes[kind]
 
 
 def pass_only(store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +219,7 @@ def test_many_queries_and_one_give_the_same(shared: tuple[Path, Truth], queries:
 
 @pytest.mark.parametrize("spec", ["auto", *KINDS])
 def test_random_changes(spec: str, folder: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "EXACT_UP_TO", {False: 60, True: 60})
+    monkeypatch.setattr(index_spec, "EXACT_UP_TO", {False: 60, True: 60})
     changes(spec, folder)
 
 
@@ -226,7 +227,7 @@ def test_random_changes(spec: str, folder: Path, eager: None, monkeypatch: pytes
 def test_random_changes_on_a_gpu(
     spec: str, folder: Path, eager: None, gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "EXACT_UP_TO", {False: 60, True: 60})
+    monkeypatch.setattr(index_spec, "EXACT_UP_TO", {False: 60, True: 60})
     changes(spec, folder)
 
 
@@ -296,20 +297,20 @@ def test_only_new_rows_are_added_until_a_fifth_is_dead(
         assert len(store.search(rows[:1], 210)[0]) == 168
         assert part(store) is not first
         assert (part(store).count, part(store).dead) == (168, 0)
-        assert part(store).spec.kind == first.spec.kind
+        assert part(store).spec.index_type == first.spec.index_type
 
 
 def test_auto_is_exact_first_and_a_graph_when_it_has_grown(
     folder: Path, eager: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(index.EXACT_UP_TO, False, 100)
+    monkeypatch.setitem(index_spec.EXACT_UP_TO, False, 100)
     rows = vectors(np.random.default_rng(4), 200)
     with FaissStore(folder, "photos") as store:
 
         def after(first: int, last: int, kind: str = "image") -> str:
             store.upsert([Record(f"{kind}{i:03}", rows[i], kind) for i in range(first, last)])
             store.search(rows[:1], 1)
-            return part(store, kind).spec.kind
+            return part(store, kind).spec.index_type
 
         assert after(0, 100) == "FLAT"
         assert after(100, 101) == "HNSW"
@@ -324,8 +325,8 @@ def test_auto_is_exact_first_and_a_graph_when_it_has_grown(
         assert after(0, 40) == "HNSW"
         with FaissStore(folder, "photos") as other:
             other.search(rows[:1], 1)
-            assert part(other).spec.kind == "HNSW"
-            assert part(other, "text").spec.kind == "FLAT"
+            assert part(other).spec.index_type == "HNSW"
+            assert part(other, "text").spec.index_type == "FLAT"
 
 
 def test_cells_come_with_the_rows(folder: Path) -> None:
@@ -335,7 +336,7 @@ def test_cells_come_with_the_rows(folder: Path) -> None:
         for first, last in ((0, 1000), (1000, 1024), (1024, 4000), (4000, 4200)):
             store.upsert([Record(f"r{i:04}", rows[i]) for i in range(first, last)])
             store.search(rows[:1], 1)
-            seen.append((part(store).spec.kind, getattr(part(store).index, "nlist", None)))
+            seen.append((part(store).spec.index_type, getattr(part(store).index, "nlist", None)))
         assert seen == [("FLAT", None), ("IVF_FLAT", 16), ("IVF_FLAT", 16), ("IVF_FLAT", 65)]
 
 
@@ -379,10 +380,11 @@ def test_a_graph_goes_on_after_a_fork(folder: Path) -> None:
 import os, sys
 os.environ["OMP_NUM_THREADS"] = "2"
 import numpy as np
-from ldot_milvus.stores import Record, faiss_kinds
+from ldot_milvus.stores import Record
+from ldot_milvus.stores.local import indexes
 from ldot_milvus.stores.local.store import FaissStore
 from ldot_milvus.stores.index_spec import IndexSpec
-faiss_kinds.GRAPH_COST = 0
+indexes.GRAPH_COST = 0
 rows = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
 store = FaissStore(sys.argv[1], "photos", IndexSpec("HNSW"))
 store.upsert([Record(f"r{i}", row) for i, row in enumerate(rows)])
@@ -423,7 +425,7 @@ def test_without_a_gpu_the_nearest_kind_answers_and_says_so_once(
         assert caplog.records[0].levelno == logging.WARNING
         kind = asked.partition(":")[0]
         assert message == (f"index {kind} was asked for, but FAISS sees no GPU here: this local store uses {taken}")
-        assert part(store).spec.kind == taken
+        assert part(store).spec.index_type == taken
 
 
 def test_kinds_on_a_gpu(
@@ -437,9 +439,9 @@ def test_kinds_on_a_gpu(
             recalls = [truth.check(answer, query, 10) for query, answer in zip(queries, answers, strict=True)]
             assert np.mean(recalls) >= 0.95
             answering = part(store)
-            assert isinstance(answering, faiss_kinds.Device)
+            assert isinstance(answering, indexes.GpuIndex)
             assert answering._device.searches == 1
-            taken[spec.partition(":")[0]] = answering.spec.kind
+            taken[spec.partition(":")[0]] = answering.spec.index_type
             answers = store.search(queries, 10, filter={"width": {"$gte": ROWS // 10}})
             for query, answer in zip(queries, answers, strict=True):
                 truth.check(answer, query, 10, least=ROWS // 10)

@@ -22,8 +22,9 @@ import pytest
 
 import ldot_milvus
 from ldot_milvus.errors import CollectionNotFound, LdotError, ModelMismatch, StoreError, UsageError
-from ldot_milvus.stores import Record, VectorStore, open_store, sqlite
+from ldot_milvus.stores import Record, VectorStore, open_store
 from ldot_milvus.stores.base import Array, Filter
+from ldot_milvus.stores.local import database
 from ldot_milvus.stores.local.store import FaissStore
 
 DIM = 8
@@ -674,7 +675,7 @@ def test_a_full_disk_writes_nothing(store: FaissStore) -> None:
 
 
 def test_a_writer_that_never_ends(store: FaissStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     store.upsert(rows(2))
     other = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -698,7 +699,7 @@ def test_an_error_while_catching_up_does_not_leave_half_an_index(
         raise MemoryError
 
     # The images go in, the texts do not.
-    monkeypatch.setattr(store._index._kinds["text"], "add_with_ids", fail)
+    monkeypatch.setattr(store._index._indexes["text"], "add_with_ids", fail)
     with pytest.raises(MemoryError):
         store.search(vector(1)[None], 10)
     assert ids_of(store, vector(1), 10) == ["r00000", "r00001", "r00002", "x"]

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from ldot_milvus.errors import InputError, ModelMismatch, StoreError, UsageError
-from ldot_milvus.ingest.chunks import MAX_ATTEMPTS, Chunk, chunks_of, patiently, unfinished, work_off, work_off_here
+from ldot_milvus.ingest.chunks import (
+    MAX_ATTEMPTS,
+    Chunk,
+    chunks_of,
+    process_chunk,
+    process_chunks_inline,
+    retry_while_unavailable,
+    unfinished,
+)
 from ldot_milvus.ingest.ingestor import Failure, Report
 from ldot_milvus.ingest.journal import Journal, Run, open_journal
 
@@ -49,15 +57,15 @@ def test_chunks_travel_and_split_the_same_way_each_time(journal: Journal) -> Non
 def test_what_is_unfinished(journal: Journal) -> None:
     run, chunks = started(journal, 130)
     assert list(unfinished(chunks, journal.ended(run.id))) == chunks
-    work_off(chunks[0], journal, added, pytest.fail)
+    process_chunk(chunks[0], journal, added, pytest.fail)
     journal.begin(run.id, "1")  # its worker died; the second one splits it, and all parts but one are lost
     parts: list[Chunk] = []
-    work_off(chunks[1], journal, added, parts.append)
-    work_off(parts[3], journal, added, pytest.fail)
+    process_chunk(chunks[1], journal, added, parts.append)
+    process_chunk(parts[3], journal, added, pytest.fail)
     left = list(unfinished(chunks, journal.ended(run.id)))
     assert [chunk.id for chunk in left] == [*(f"1.{n}" for n in (0, 1, 2, 4, 5, 6, 7)), "2"]
     for chunk in left:
-        work_off(chunk, journal, added, pytest.fail)
+        process_chunk(chunk, journal, added, pytest.fail)
     assert list(unfinished(chunks, journal.ended(run.id))) == []
     progress = journal.progress(run.id)
     assert progress is not None
@@ -66,8 +74,8 @@ def test_what_is_unfinished(journal: Journal) -> None:
 
 def test_done_twice_counts_once(journal: Journal) -> None:
     run, (chunk,) = started(journal, 5)
-    assert work_off(chunk, journal, added, pytest.fail) == Report(added=5)
-    assert work_off(chunk, journal, lambda items: pytest.fail("it was done"), pytest.fail) is None
+    assert process_chunk(chunk, journal, added, pytest.fail) == Report(added=5)
+    assert process_chunk(chunk, journal, lambda items: pytest.fail("it was done"), pytest.fail) is None
     progress = journal.progress(run.id)
     assert progress is not None
     assert (progress.complete, progress.sums["added"]) == (True, 5)
@@ -75,10 +83,10 @@ def test_done_twice_counts_once(journal: Journal) -> None:
 
 def test_what_an_item_fails_with_is_recorded_and_forgotten_when_it_succeeds(journal: Journal) -> None:
     _, (chunk,) = started(journal, 3)
-    work_off(chunk, journal, lambda items: Report(added=2, failed=[Failure("1.jpg", "empty")]), pytest.fail)
+    process_chunk(chunk, journal, lambda items: Report(added=2, failed=[Failure("1.jpg", "empty")]), pytest.fail)
     assert names(journal) == {"1.jpg": "empty"}
     _, (again,) = started(journal, 3)
-    work_off(again, journal, added, pytest.fail)
+    process_chunk(again, journal, added, pytest.fail)
     assert names(journal) == {}
 
 
@@ -86,10 +94,10 @@ def test_a_chunk_that_was_begun_before_is_split(journal: Journal) -> None:
     run, (chunk,) = started(journal, 20)
     journal.begin(run.id, chunk.id)  # and its worker died
     sent: list[Chunk] = []
-    assert work_off(chunk, journal, lambda items: pytest.fail("it is suspicious"), sent.append) is None
+    assert process_chunk(chunk, journal, lambda items: pytest.fail("it is suspicious"), sent.append) is None
     assert sum(len(part.items) for part in sent) == 20
     for part in sent:
-        work_off(part, journal, added, pytest.fail)
+        process_chunk(part, journal, added, pytest.fail)
     progress = journal.progress(run.id)
     assert progress is not None
     assert (progress.done, progress.sums["added"], progress.working) == (20, 20, 0)
@@ -107,13 +115,13 @@ def test_parts_that_were_not_sent_are_sent_when_the_chunk_comes_again(journal: J
         sent.append(part)
 
     with pytest.raises(StoreError):
-        work_off(chunk, journal, added, send)
-    work_off(sent[0], journal, added, pytest.fail)
+        process_chunk(chunk, journal, added, send)
+    process_chunk(sent[0], journal, added, pytest.fail)
     again: list[Chunk] = []
-    assert work_off(chunk, journal, added, again.append) is None
+    assert process_chunk(chunk, journal, added, again.append) is None
     assert [part.id for part in again] == [f"0.{n}" for n in range(1, 8)]
     for part in [*sent, *again]:
-        work_off(part, journal, added, pytest.fail)
+        process_chunk(part, journal, added, pytest.fail)
     progress = journal.progress(run.id)
     assert progress is not None
     assert (progress.done, progress.sums["added"]) == (16, 16)
@@ -124,13 +132,13 @@ def test_a_slow_worker_and_one_that_splits_its_chunk_count_it_once(journal: Jour
 
     def slow(items: Sequence[Any]) -> Report:
         """While this one works, the broker hands the chunk out again, and that worker splits it."""
-        work_off(chunk, journal, lambda items: pytest.fail("it is suspicious"), parts.append)
+        process_chunk(chunk, journal, lambda items: pytest.fail("it is suspicious"), parts.append)
         return Report(added=len(items))
 
     parts: list[Chunk] = []
-    work_off(chunk, journal, slow, pytest.fail)
+    process_chunk(chunk, journal, slow, pytest.fail)
     for part in parts:
-        work_off(part, journal, lambda items: Report(unchanged=len(items)), pytest.fail)
+        process_chunk(part, journal, lambda items: Report(unchanged=len(items)), pytest.fail)
     progress = journal.progress(run.id)
     assert progress is not None
     assert progress.done == 16
@@ -152,7 +160,7 @@ def test_an_item_that_always_kills_ends_in_the_failures_and_the_rest_is_in(journ
         first = queue.pop(0)
         beginnings = journal.begin  # a death leaves a beginning: begun here, and given back by the exception
         try:
-            work_off(first, journal, deadly, queue.append)
+            process_chunk(first, journal, deadly, queue.append)
         except Killed:
             beginnings(run.id, first.id)
             deaths += 1
@@ -174,7 +182,7 @@ def test_an_error_that_nobody_expected_is_pinned_on_its_item(journal: Journal) -
         return Report(added=len(items))
 
     total = Report()
-    for report in work_off_here(chunks, journal, stumbling):
+    for report in process_chunks_inline(chunks, journal, stumbling):
         total.add(report)
     assert (total.added, len(total.failed)) == (68, 2)
     assert names(journal) == dict.fromkeys(("13.jpg", "65.jpg"), "unexpected error ZeroDivisionError: oops")
@@ -190,7 +198,7 @@ def test_what_waiting_does_not_help_fails_the_whole_chunk(journal: Journal, erro
     def refused(items: Sequence[Any]) -> Report:
         raise error
 
-    report = work_off(chunk, journal, refused, pytest.fail)
+    report = process_chunk(chunk, journal, refused, pytest.fail)
     assert report is not None
     assert len(report.failed) == 3
     assert set(names(journal).values()) == {str(error)}
@@ -204,8 +212,8 @@ def test_a_store_that_is_away_is_no_attempt(journal: Journal) -> None:
 
     for _ in range(5):
         with pytest.raises(StoreError):
-            work_off(chunk, journal, away, pytest.fail)
-    assert work_off(chunk, journal, added, pytest.fail) == Report(added=3)
+            process_chunk(chunk, journal, away, pytest.fail)
+    assert process_chunk(chunk, journal, added, pytest.fail) == Report(added=3)
     assert journal.failures() == []
 
 
@@ -226,7 +234,7 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
             raise outcome
         return outcome
 
-    assert patiently(work, 1000, notes.append) == Report(added=1)
+    assert retry_while_unavailable(work, 1000, notes.append) == Report(added=1)
     assert notes == ["away"] * 8
     assert now[0] == pytest.approx(1 + 2 + 4 + 8 + 16 + 30 + 30 + 30, abs=1)
 
@@ -237,10 +245,10 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         raise StoreError("the journal is away too")
 
     with pytest.raises(StoreError, match="away"):
-        patiently(away, 10, silent)
+        retry_while_unavailable(away, 10, silent)
     before = now[0]
     with pytest.raises(StoreError, match="away"):
-        patiently(away, 1000, notes.append, stopping=lambda: True)
+        retry_while_unavailable(away, 1000, notes.append, stopping=lambda: True)
     assert now[0] == before
 
 
@@ -251,5 +259,5 @@ def test_input_errors_are_for_the_report_and_not_for_here(journal: Journal) -> N
     def refused(items: Sequence[Any]) -> Report:
         raise InputError("the tar is gone")
 
-    work_off(chunk, journal, refused, pytest.fail)
+    process_chunk(chunk, journal, refused, pytest.fail)
     assert names(journal) == {"0.jpg": "the tar is gone", "1.jpg": "the tar is gone"}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldot_milvus.errors import InputError, ModelError, UsageError
 from ldot_milvus.regions import BottomUpExtractor, Regions
-from ldot_milvus.regions.bottom_up.boxes import propose, suppress
+from ldot_milvus.regions.bottom_up.boxes import nms, propose
 from ldot_milvus.regions.bottom_up.pooling import MaximumTable, bin_edges, round_half_up
 from ldot_milvus.regions.bottom_up.preprocessing import resized
 from ldot_milvus.regions.bottom_up.selection import by_any_class, by_best_class
@@ -115,14 +115,14 @@ def test_suppression_is_greedy(threshold: float) -> None:
     for n in (1, 2, 40, 200):
         boxes = random_boxes(rng, n)
         wanted = suppressed_by_hand(boxes, np.arange(n), threshold)
-        assert suppress(torch.from_numpy(boxes), threshold, n).tolist() == wanted
-        assert suppress(torch.from_numpy(boxes), threshold, 7).tolist() == wanted[:7]
+        assert nms(torch.from_numpy(boxes), threshold, n).tolist() == wanted
+        assert nms(torch.from_numpy(boxes), threshold, 7).tolist() == wanted[:7]
 
 
 def test_an_overlap_of_just_the_threshold_survives() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # exactly a half
-    assert suppress(boxes, 0.5, 2).tolist() == [0, 1]
-    assert suppress(boxes, 0.49, 2).tolist() == [0]
+    assert nms(boxes, 0.5, 2).tolist() == [0, 1]
+    assert nms(boxes, 0.49, 2).tolist() == [0]
 
 
 def test_uniters_choice_is_a_suppression_for_each_class() -> None:

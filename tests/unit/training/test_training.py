@@ -11,13 +11,13 @@ import torch
 from transformers import AutoTokenizer
 
 from ldot_milvus.errors import InputError, UsageError
-from ldot_milvus.models.lightningdot.pretraining import NOT_ASKED, cross_modal_retrieval
+from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX, cross_modal_retrieval
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.batches import Batches, by_length, drop_features, drop_words, pad, tokenize
 from ldot_milvus.training.checkpoints import copy_folder, newest, recovered, replace_folder
 from ldot_milvus.training.contrastive import both_directions, fold_scale, soft_targets, standardised, unfold_scale
-from ldot_milvus.training.data import Photos
-from ldot_milvus.training.hard_negatives import mine
+from ldot_milvus.training.data import CaptionedPhotos
+from ldot_milvus.training.hard_negatives import mine_hard_negatives
 from ldot_milvus.training.masking import Vocabulary, mask_regions, mask_words
 from ldot_milvus.training.recipe import Stage
 from ldot_milvus.training.stages import checkpoint_activations
@@ -90,7 +90,7 @@ def test_mining_finds_the_nearest_that_is_wrong() -> None:
     images = (base + 0.1 * rng.normal(size=base.shape)).astype(np.float32)
     owner = np.arange(10).repeat(2)
     texts = (images[owner] + 0.05 * rng.normal(size=(20, 16))).astype(np.float32)
-    hard = mine(texts, images, owner, pool=4)
+    hard = mine_hard_negatives(texts, images, owner, pool=4)
     for photo in range(10):
         assert photo ^ 1 in hard[photo, 0]
         assert photo not in hard[photo, :, 0]
@@ -101,7 +101,7 @@ def test_mining_finds_the_nearest_that_is_wrong() -> None:
 
 
 def test_mining_among_too_few() -> None:
-    hard = mine(np.eye(2, 4, dtype=np.float32), np.eye(2, 4, dtype=np.float32), np.arange(2), pool=6)
+    hard = mine_hard_negatives(np.eye(2, 4, dtype=np.float32), np.eye(2, 4, dtype=np.float32), np.arange(2), pool=6)
     assert hard[0].tolist() == [[1, 0], *[[-1, -1]] * 5]
 
 
@@ -110,7 +110,7 @@ def test_masked_words() -> None:
     ids = [101, *range(104, 128), 102]
     drawn = [mask_words(ids, 0.15, WORDS, rng) for _ in range(400)]
     shown, labels = (np.array(part) for part in zip(*drawn, strict=True))
-    asked = labels != NOT_ASKED
+    asked = labels != IGNORE_INDEX
     assert (labels[asked] == np.tile(ids, (400, 1))[asked]).all()
     assert (shown[~asked] == np.tile(ids, (400, 1))[~asked]).all()
     assert not asked[:, [0, -1]].any()
@@ -119,7 +119,7 @@ def test_masked_words() -> None:
     assert (shown[asked] == WORDS.mask).mean() == pytest.approx(0.8, abs=0.03)
     assert (shown[asked] == labels[asked]).mean() == pytest.approx(0.1, abs=0.03)
     assert shown[asked].min() >= WORDS.mask
-    assert mask_words([101, 110, 102], 1e-9, WORDS, rng)[1] == [NOT_ASKED, 110, NOT_ASKED]
+    assert mask_words([101, 110, 102], 1e-9, WORDS, rng)[1] == [IGNORE_INDEX, 110, IGNORE_INDEX]
 
 
 def test_masked_regions() -> None:
@@ -141,13 +141,13 @@ def test_what_is_left_out() -> None:
 
 def test_regions_that_do_not_fit_are_named() -> None:
     good = Regions(np.ones((2, 4), np.float32), np.ones((2, 7), np.float32), np.ones(2, np.float32))
-    some = Photos(["a.jpg", "b.jpg"], [["x"], ["y"]], [lambda row: good], width=5)
+    some = CaptionedPhotos(["a.jpg", "b.jpg"], [["x"], ["y"]], [lambda row: good], width=5)
     with pytest.raises(InputError, match=r"b\.jpg: its regions have 4 features, the model reads 5"):
         some.regions(1)
 
 
 def test_captions_of_another_vocabulary_are_refused(tiny_model: str) -> None:
-    some = Photos(["a.jpg"], [[[101, 20000, 102]]], [lambda row: None], width=5)
+    some = CaptionedPhotos(["a.jpg"], [[[101, 20000, 102]]], [lambda row: None], width=5)
     with pytest.raises(UsageError, match=r"a\.jpg: a caption has token ids above the model's 156"):
         tokenize(AutoTokenizer.from_pretrained(tiny_model), some, 20, 156)
 
@@ -176,8 +176,8 @@ def test_lengths_are_sorted_and_nothing_is_lost() -> None:
 
 
 def test_soft_targets_share_with_what_means_the_same() -> None:
-    meanings = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]]), dim=1)
-    target = soft_targets(meanings, 0.2, 0.05)
+    caption_embeddings = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]]), dim=1)
+    target = soft_targets(caption_embeddings, 0.2, 0.05)
     assert target[0, 1] == pytest.approx(0.1, abs=1e-3)
     assert target[0, 2] < 1e-6
     torch.testing.assert_close(target.sum(1), torch.ones(3))
