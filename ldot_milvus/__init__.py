@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldot_milvus.integrations.langchain import LightningDOTRetriever as LightningDOTRetriever
-    from ldot_milvus.models.lightningdot.bundle import load_model as load_model
     from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder as LightningDOTEmbedder
+    from ldot_milvus.models.loading import load_model as load_model
     from ldot_milvus.search.retriever import Hit as Hit
     from ldot_milvus.search.retriever import Retriever as Retriever
     from ldot_milvus.settings import Settings as Settings
@@ -23,7 +23,7 @@ _WHERE = {
     "LightningDOTRetriever": "ldot_milvus.integrations.langchain",
     "Retriever": "ldot_milvus.search.retriever",
     "Settings": "ldot_milvus.settings",
-    "load_model": "ldot_milvus.models.lightningdot.bundle",
+    "load_model": "ldot_milvus.models.loading",
     "open_store": "ldot_milvus.stores",
 }
 
