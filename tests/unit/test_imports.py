@@ -74,4 +74,4 @@ def test_every_error_has_a_code_of_its_own() -> None:
         "ModelError": "model", "TrainingError": "training", "StoreError": "store",
         "CollectionNotFound": "collection_not_found", "ModelMismatch": "model_mismatch",
     }  # fmt: skip
-    assert {name for name in codes} <= PUBLIC
+    assert set(codes) <= PUBLIC
