@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 
 from ldot_milvus.errors import InputError, StoreError
 from ldot_milvus.regions import Regions
+from ldot_milvus.stores.registry import absolute_path, parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,28 @@ _T = TypeVar("_T")
 
 
 def open_region_store(store: str, fingerprint: str, address: str | None = None) -> RegionStore:
-    """The region store that goes with a vector store.
+    """The region store that goes with a vector store; nothing is created or read yet.
 
     Args:
         store: address of the vector store.
         fingerprint: of the model.
-        address: of the regions; None takes the setting ``LDOT_REGION_STORE``, else the folder ``regions`` in a local
-            store, ``x.db-regions`` beside Milvus Lite's ``x.db``, else ``./ldot-data/regions``.
+        address: of the regions, a folder or any fsspec address; None takes the setting ``LDOT_REGION_STORE``, else the
+            place beside the vector store that :mod:`~ldot_milvus.stores.registry` names.
+
+    Raises:
+        UsageError: ``store`` is an address of no known form, and nothing else says where the regions are.
+        StoreError: an fsspec address that cannot be opened.
     """
     if address is None:
         from ldot_milvus.settings import Settings
 
         address = Settings().region_store
-    if address is None:
-        folder = store.removeprefix("faiss:") if store.startswith("faiss:") else "./ldot-data"
-        address = f"{store}-regions" if store.endswith(".db") else os.path.join(folder, "regions")
-    return RegionStore(address, fingerprint)
+    return RegionStore(parse_address(store).region_store if address is None else address, fingerprint)
+
+
+def absolute_region_address(address: str) -> str:
+    """A folder's path expanded and absolute; an fsspec address (``s3://...``, ``a::b``) as it is."""
+    return address if _is_fsspec(address) else absolute_path(address)
 
 
 class RegionStore:
@@ -63,12 +70,16 @@ class RegionStore:
             address: a folder, or any fsspec address: ``memory://regions``, ``s3://bucket/regions``.
             fingerprint: of the model whose regions these are; its first 16 characters name the folder.
         """
-        self.address = address
+        self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
-        root = os.path.abspath(os.path.expanduser(address))
-        if "://" in address or "::" in address:
+        if _is_fsspec(address):
             self._fs, root = _connect(address)
         self._root = f"{root.rstrip('/')}/{_safe(fingerprint[:16])}"
+
+    @property
+    def folder(self) -> str | None:
+        """The local folder that the regions are in; None for an object store or a network."""
+        return None if self._fs is not None else self._root
 
     def put(self, items: Mapping[str, Regions]) -> None:
         """Write or replace the regions of these ids; a local file is replaced at once or not at all.
@@ -184,6 +195,10 @@ class RegionStore:
             raise
         except Exception as error:
             raise StoreError(f"region store {self.address} cannot be {done}: {_remedy(error)}") from error
+
+
+def _is_fsspec(address: str) -> bool:
+    return "://" in address or "::" in address
 
 
 def _connect(address: str) -> tuple[Any, str]:
