@@ -47,15 +47,13 @@ class FaissStore(VectorStore):
     @property
     @override
     def model(self) -> str | None:
-        with self._database.reading() as transaction:
-            collection = self._find(transaction)
+        collection = self._now()
         return None if collection is None else collection.model
 
     @property
     @override
     def dim(self) -> int | None:
-        with self._database.reading() as transaction:
-            collection = self._find(transaction)
+        collection = self._now()
         return None if collection is None else collection.dim
 
     @override
@@ -126,7 +124,7 @@ class FaissStore(VectorStore):
     def update(self, records: Sequence[Record]) -> int:
         for record in records:
             validation.fields(record)
-        if not records or not self._exists():
+        if not records or self._now() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
@@ -138,7 +136,7 @@ class FaissStore(VectorStore):
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
         validation.ids_or_filter(ids, filter)
         where = _where(filter if ids is None else {"id": {"$in": validation.ids(ids)}})
-        if not self._exists():
+        if self._now() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
@@ -206,9 +204,9 @@ class FaissStore(VectorStore):
     def _find(self, transaction: Transaction | None) -> Collection | None:
         return None if transaction is None else transaction.collection(self.collection)
 
-    def _exists(self) -> bool:
+    def _now(self) -> Collection | None:
         with self._database.reading() as transaction:
-            return self._find(transaction) is not None
+            return self._find(transaction)
 
     def _caught_up(self, transaction: Transaction, collection: Collection) -> LocalIndex:
         """The index, with everything that this transaction sees. Runs under the database's lock."""
