@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -14,9 +13,6 @@ from ldot_milvus.settings import Settings
 
 if TYPE_CHECKING:
     from ldot_milvus.models.base import ModelFiles, RerankerFiles
-
-GPU_KINDS = ("GPU_BRUTE_FORCE", "GPU_CAGRA", "GPU_IVF_FLAT", "GPU_IVF_PQ")
-CPU_KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8")
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def _store(settings: Settings) -> str:
     from ldot_milvus.stores import open_store
 
     with open_store(settings.store, settings.collection) as store:
-        name = f"{settings.collection!r} in {settings.store}"
+        name = f"{settings.collection!r} in {store.address}"
         if store.dim is None:
             return f"no collection {name} yet: the first ingestion makes it"
         check_model(store, _files(settings)[0])
@@ -89,28 +85,11 @@ def _store(settings: Settings) -> str:
 
 
 def _indexes(settings: Settings) -> str:
-    """The kinds that the store can build; a server is asked, which takes some seconds."""
-    from ldot_milvus.stores.index_spec import IndexSpec
+    """The index types that the store can build; a server is asked, which takes some seconds."""
+    from ldot_milvus.stores.registry import parse_address
 
-    if settings.store.startswith("faiss:"):
-        from ldot_milvus.stores.local.collection_index import plan
-
-        able = [kind for kind in GPU_KINDS if plan(IndexSpec(kind), 10**9).index_type == kind]
-        return ", ".join([*CPU_KINDS, *able]) + ("" if able else "; FAISS sees no GPU")
-    from ldot_milvus.stores.milvus.probing import refusal
-    from ldot_milvus.stores.milvus.server import Server
-
-    server = Server(settings.store, settings.store_token)
-    server.call("list_collections")  # a server that is not there is told here, not once for each kind
-    if server.lite:
-        return ", ".join(CPU_KINDS) + "; Milvus Lite has no GPU indexes"
-    with ThreadPoolExecutor(len(GPU_KINDS)) as threads:  # some servers are silent about some kinds until the limit
-        refused = dict(
-            zip(GPU_KINDS, threads.map(lambda kind: refusal(server, IndexSpec(kind)), GPU_KINDS), strict=True)
-        )
-    able = [kind for kind, why in refused.items() if why is None]
-    why = "" if able else f"; none on a GPU ({refused['GPU_CAGRA']})"
-    return f"server {'.'.join(map(str, server.version))}: " + ", ".join([*CPU_KINDS, *able]) + why
+    support = parse_address(settings.store).index_support(settings.store_token)
+    return ", ".join(support.index_types) + (f"; {support.note}" if support.note else "")
 
 
 def _region_store(settings: Settings) -> str:
@@ -121,9 +100,9 @@ def _region_store(settings: Settings) -> str:
         return "not needed: no re-ranker"
     store = open_region_store(settings.store, reranker.fingerprint, settings.region_store, reranker.former_fingerprints)
     store.has(["0" * 64])
-    if "://" not in store.address:
+    if store.folder is not None:
         try:
-            with TemporaryFile(dir=_nearest_folder(store.address)):
+            with TemporaryFile(dir=_nearest_folder(store.folder)):
                 pass  # not in the region store itself: nothing is to be left behind, a new folder neither
         except OSError as error:
             why = f"{store.address} cannot be written ({error.strerror})"
@@ -132,7 +111,6 @@ def _region_store(settings: Settings) -> str:
 
 
 def _nearest_folder(path: str) -> str:
-    path = os.path.abspath(os.path.expanduser(path))
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path

@@ -26,8 +26,9 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
     from ldot_milvus.stores import open_store
     from ldot_milvus.stores.migration import migrate as copy
     from ldot_milvus.stores.regions import region_store_address, region_stores
+    from ldot_milvus.stores.registry import parse_address
 
-    if source == target:
+    if parse_address(source).address == parse_address(target).address:
         raise UsageError(f"FROM and TO are both {source}: name two stores")
     name = settings_with(collection=collection).collection
     with open_store(source, name) as old, open_store(target, name) as new:

@@ -15,6 +15,7 @@ from ldot_milvus.errors import UsageError
 AUTO = "AUTO"
 FLAGS = ("true", "false")  # Milvus takes them as strings
 CAGRA_BUILDERS = ("IVF_PQ", "NN_DESCENT")
+GPU_PREFIX = "GPU_"
 
 Value = int | str
 Range = tuple[int, int] | tuple[str, ...]
@@ -37,6 +38,9 @@ BUILD: dict[str, dict[str, Range]] = {
     "GPU_IVF_PQ": {**_CELLS, "m": (1, 65536), "nbits": (1, 16), **_CACHED},
 }  # fmt: skip
 """The parameters with which each type is built: a range of whole numbers, or the words allowed."""
+
+CPU_TYPES = tuple(name for name in BUILD if not name.startswith(GPU_PREFIX))
+GPU_TYPES = tuple(name for name in BUILD if name.startswith(GPU_PREFIX))
 
 SEARCH: dict[str, dict[str, Range]] = {
     "FLAT": {},
@@ -115,7 +119,7 @@ class IndexSpec:
     @property
     def needs_gpu(self) -> bool:
         """True for the types that only a server (or FAISS) with a GPU has."""
-        return self.index_type.startswith("GPU_")
+        return self.index_type.startswith(GPU_PREFIX)
 
     def on_cpu(self) -> IndexSpec:
         """The nearest type without a GPU, with its default parameters."""

@@ -51,6 +51,8 @@ def migrate(
     Run it again after an interruption: it goes on. Rows that only the target has are left alone.
 
     Args:
+        source: read only.
+        target: its collection is made for the source's model where it does not exist.
         regions: from where to where the region data goes, a pair for each re-ranker that has kept some.
         progress: called with the number of rows of each batch that is done.
 
@@ -119,7 +121,7 @@ def _rows(source: VectorStore, target: VectorStore) -> Iterator[Record]:
 
 def _copy_regions(source: RegionStore, target: RegionStore, ids: Sequence[str]) -> int:
     there = target.has(ids)
-    found = source.get([id for id in ids if id not in there])
-    if found:
-        target.put(found)
-    return len(found)
+    missing = source.get([id for id in ids if id not in there])
+    if missing:
+        target.put(missing)
+    return len(missing)

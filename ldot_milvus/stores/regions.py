@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.stores.registry import absolute_path, parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -34,31 +35,35 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def region_store_address(store: str, address: str | None = None) -> str:
-    """Where the region data of a vector store lies.
+    """Where the region data of a vector store lies, absolute.
 
     Args:
         store: address of the vector store.
-        address: of the regions; None takes the setting ``LDOT_REGION_STORE``, else the folder ``regions`` in a local
-            store, ``x.db-regions`` beside Milvus Lite's ``x.db``, else ``./ldot-data/regions``.
+        address: of the region data, a folder or any fsspec address; None takes the setting ``LDOT_REGION_STORE``, else
+            the place beside the vector store that :mod:`~ldot_milvus.stores.registry` names.
+
+    Raises:
+        UsageError: ``store`` is an address of no known form, and nothing else says where the region data is.
     """
     if address is None:
         from ldot_milvus.settings import Settings
 
         address = Settings().region_store
-    if address is None:
-        folder = store.removeprefix("faiss:") if store.startswith("faiss:") else "./ldot-data"
-        address = f"{store}-regions" if store.endswith(".db") else os.path.join(folder, "regions")
-    return address
+    return absolute_region_address(parse_address(store).region_store if address is None else address)
 
 
 def open_region_store(
     store: str, fingerprint: str, address: str | None = None, former: Iterable[str] = ()
 ) -> RegionStore:
-    """The region store that goes with a vector store.
+    """The region store that goes with a vector store; nothing is created or read yet.
 
     Args:
         store, address: see :func:`region_store_address`.
         fingerprint, former: see :class:`RegionStore`.
+
+    Raises:
+        UsageError: as of :func:`region_store_address`.
+        StoreError: an fsspec address that cannot be opened.
     """
     return RegionStore(region_store_address(store, address), fingerprint, former)
 
@@ -71,6 +76,11 @@ def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionSto
     """
     names = RegionStore(source, "").fingerprints()
     return [(RegionStore(source, name), RegionStore(target, name)) for name in names]
+
+
+def absolute_region_address(address: str) -> str:
+    """A folder's path expanded and absolute; an fsspec address (``s3://...``, ``a::b``) as it is."""
+    return address if _is_fsspec(address) else absolute_path(address)
 
 
 class RegionStore:
@@ -88,13 +98,17 @@ class RegionStore:
             fingerprint: of the re-ranker that keeps them; its first 16 characters name the folder.
             former: fingerprints under which an earlier version stored the same; read where the folder lacks a photo.
         """
-        self.address = address
+        self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
-        root = os.path.abspath(os.path.expanduser(address))
-        if "://" in address or "::" in address:
+        if _is_fsspec(address):
             self._fs, root = _connect(address)
         names = dict.fromkeys(_safe(name[:16]) for name in (fingerprint, *former))
         self._root, *self._former = (f"{root.rstrip('/')}/{name}" for name in names)
+
+    @property
+    def folder(self) -> str | None:
+        """The local folder that the regions are in; None for an object store or a network."""
+        return None if self._fs is not None else self._root
 
     def put(self, items: Mapping[str, Arrays]) -> None:
         """Write or replace the arrays of these ids; a local file is replaced at once or not at all."""
@@ -224,6 +238,10 @@ class RegionStore:
             raise
         except Exception as error:
             raise StoreError(f"region store {self.address} cannot be {done}: {_remedy(error)}") from error
+
+
+def _is_fsspec(address: str) -> bool:
+    return "://" in address or "::" in address
 
 
 def _connect(address: str) -> tuple[Any, str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ldot_milvus.errors import ModelMismatch, UsageError
-from ldot_milvus.stores.base import KINDS, Array, Record
+from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
+from ldot_milvus.stores.base import KINDS, Array, Filter, Record, VectorStore
 
 MAX_ID = 64
 MAX_NAMESPACE = 64
@@ -41,6 +41,43 @@ def model_and_dim(model: str, dim: int) -> None:
         raise UsageError(f"a model's fingerprint is a non-empty string, not {model!r}")
     if not _is_int(dim) or dim < 1:
         raise UsageError(f"the width of the vectors is a whole number of at least 1, not {dim!r}")
+
+
+def same_model(store: VectorStore, stored: tuple[str | None, int], model: str, dim: int) -> None:
+    """Raise ModelMismatch unless the collection, whose model and width are ``stored``, is or can become the model's."""
+    stored_model, stored_dim = stored
+    if stored_dim != dim or stored_model not in (None, model):
+        raise ModelMismatch(
+            f"collection {store.collection!r} of {store.address} holds vectors of model "
+            f"{stored_model or 'unknown'} ({stored_dim} dimensions), not of {model} ({dim}): choose another "
+            "collection name, or ingest again with the new model into a new collection"
+        )
+
+
+def same_width(store: VectorStore, stored_dim: int, records: Sequence[Record], vectors: Array) -> None:
+    """Raise ModelMismatch unless checked records, at least one, have the width of the collection."""
+    if stored_dim != vectors.shape[1]:
+        raise ModelMismatch(
+            f"record {records[0].id!r} has {vectors.shape[1]} dimensions and collection {store.collection!r} of "
+            f"{store.address} {stored_dim}: use the model that it was made with, or another collection name"
+        )
+
+
+def not_found(store: VectorStore, names: Iterable[str]) -> CollectionNotFound:
+    """The error of a search in a collection that does not exist; ``names`` are those that do."""
+    there = ", ".join(sorted(names))
+    return CollectionNotFound(
+        f"{store.address} has no collection {store.collection!r} yet: ingest into it first"
+        + (f" (there are: {there})" if there else "")
+    )
+
+
+def ids_or_filter(ids: Sequence[str] | None, filter: Filter | None) -> None:
+    """Raise UsageError unless one of them says which rows to delete."""
+    if (ids is None) == (filter is None):
+        raise UsageError("delete takes either ids or a filter")
+    if filter == {}:
+        raise UsageError("an empty filter would delete every row: if that is meant, say so with {'id': {'$ne': ''}}")
 
 
 def kind(value: str, where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,14 @@ LISTED = 20
 
 def target_of(settings: Settings) -> dict[str, Any]:
     """Where a chunk goes: the same from the folder of a worker."""
+    from ldot_milvus.stores.regions import absolute_region_address
+    from ldot_milvus.stores.registry import parse_address
+
     return {
-        "store": absolute(settings.store),
+        "store": parse_address(settings.store).address,
         "collection": settings.collection,
         "model": settings.model,
-        "region_store": settings.region_store,
+        "region_store": settings.region_store and absolute_region_address(settings.region_store),
     }
 
 
@@ -55,6 +57,7 @@ def carry_out(
     """
     from ldot_milvus.ingest.chunks import chunks_of
     from ldot_milvus.ingest.journal import Run
+    from ldot_milvus.stores.registry import parse_address
     from ldot_milvus.workers.broker import check_broker
 
     run = Run.new(task, target or target_of(settings), len(items))
@@ -69,7 +72,7 @@ def carry_out(
     chunks = list(chunks_of(run, items, chunk_size))
     send_all(chunks)
     click.echo(f"Enqueued {_counted(run)} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
-    if not journal.address.startswith("redis") and "://" in settings.store:
+    if not journal.address.startswith("redis") and parse_address(settings.store).journal is None:
         click.echo(
             f"The journal is the file {journal.address}: workers on other machines need one that they share, such as "
             "LDOT_RESULT_BACKEND=redis://HOST/0, here and there.",
@@ -143,14 +146,6 @@ def outcome(progress: Progress) -> str:
     names = ("added", "updated", "unchanged", "failed") if progress.run.task == "ingest" else (
         "deleted", "updated", "unchanged", "failed")  # fmt: skip
     return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
-
-
-def absolute(store: str) -> str:
-    """A local store's address that means the same in a worker's folder."""
-    scheme, _, path = store.partition(":")
-    if scheme == "faiss":
-        return f"faiss:{os.path.abspath(os.path.expanduser(path))}"
-    return store if "://" in store else os.path.abspath(store)  # a file of Milvus Lite
 
 
 def listed(names: Iterable[str], count: int) -> None:

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from ldot_milvus.errors import LdotError
-from ldot_milvus.stores import Record, VectorStore, open_store
+from ldot_milvus.stores import Record, VectorStore, open_store, register_store
 from ldot_milvus.stores.base import Filter
+from ldot_milvus.stores.milvus.store import MilvusStore
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
 DIM = 12
-CASES = 52  # a seed: 520 on each of the two stores that are held against the local one, and four calls a case
+CASES = 52  # a seed: 520 on each of the stores that are held against the local one, and four calls a case
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
 
 Rng = np.random.Generator
@@ -31,9 +32,16 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("lite") / "x.db")
 
 
-@pytest.fixture(scope="module", params=["lite", "server"])
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    register_store("tests.integration.stores.toy_store:ToyAddress")
+    return f"toy:{tmp_path_factory.mktemp('toy')}"
+
+
+@pytest.fixture(scope="module", params=["toy", "lite", "milvus_url"])
 def address(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("lite" if request.param == "lite" else "milvus_url"))
+    """Of the store that is held against the local one; a new store adds a fixture and its name here."""
+    return str(request.getfixturevalue(request.param))
 
 
 Pair = tuple[VectorStore, VectorStore]
@@ -60,8 +68,10 @@ def empty_pair(address: str, folder: Path) -> Iterator[Pair]:
         drop(other)
 
 
-def drop(store: Any) -> None:
+def drop(store: VectorStore) -> None:
     """Leave nothing on a server that others use too."""
+    if not isinstance(store, MilvusStore):
+        return
     physical = store.server.call("describe_collection", store.collection)["collection_name"]
     store.server.call("drop_alias", store.collection)
     store.server.call("drop_collection", physical)

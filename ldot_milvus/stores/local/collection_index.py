@@ -59,7 +59,14 @@ class LocalIndex:
         return self._last_pk > transaction.last_pk()
 
     def search(self, queries: Array, k: int, kind: str, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
-        """The best k of the rows ``among`` (all where None) for each query, in an exact kind with all ties of the k-th.
+        """The best k of the rows ``among`` (all where None) for each query, in an exact index with all ties at k.
+
+        Args:
+            queries: (n, dim) float32.
+            k: at least 1.
+            kind: kind of the rows, "image" or "text".
+            among: pks of the only rows that may be answers.
+            vectors: reads vectors by pk, to score again what the index rounds.
 
         Returns:
             For each query (score, pk) pairs, at least k of them where there are as many, in no promised order.
@@ -95,16 +102,16 @@ class LocalIndex:
 
 
 def available(spec: IndexSpec) -> IndexSpec:
-    """What FAISS on this machine takes for the kind that was asked for, said aloud where it is another."""
+    """What FAISS on this machine takes for the index that was asked for; a warning says where it is another type."""
     taken = _on_this_machine(spec)
     if taken.index_type != spec.index_type:
-        why = "FAISS has no such kind" if gpus() else "FAISS sees no GPU here"
+        why = "FAISS has no such type" if gpus() else "FAISS sees no GPU here"
         log.warning("index %s was asked for, but %s: this local store uses %s", spec.index_type, why, taken.index_type)
     return taken
 
 
 def plan(spec: IndexSpec, count: int) -> IndexSpec:
-    """The kind to build over so many rows of this spec: never ``AUTO``, and no more cells than can be trained."""
+    """What to build over so many rows for this spec: never ``AUTO``, and no more cells than can be trained."""
     spec = _on_this_machine(choose(count, gpu=gpus() > 0) if spec.index_type == AUTO else spec)
     if cells := cells_of(spec):
         if count < FEWEST_CELLS * CELL_ROWS:

@@ -1,7 +1,7 @@
-"""The kinds of FAISS index, each answering the same questions about its rows.
+"""The types of FAISS index, each answering the same questions about its rows.
 
-Whatever the kind, a row's place in its index is its place in ``pks``, which only grow; filters and deletions become a
-mask over places. Answers that an approximate kind cannot give in full are taken from a comparison with every row that
+Whatever the type, a row's place in its index is its place in ``pks``, which only grow; filters and deletions become a
+mask over places. Answers that an approximate type cannot give in full are taken from a comparison with every row that
 passes, so a filter never costs rows.
 """
 
@@ -31,7 +31,13 @@ Vectors = Callable[[Sequence[int]], Array]
 
 
 def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
-    """An empty index of a kind that :func:`plan` gave, its cells trained on the sample."""
+    """An empty index.
+
+    Args:
+        spec: as :func:`~ldot_milvus.stores.local.collection_index.plan` gave it.
+        dim: width of the vectors.
+        sample: (n, dim) float32, on which cells are trained; None for a type without cells.
+    """
     faiss, metric = load_faiss(), load_faiss().METRIC_INNER_PRODUCT
     params = {name: int(value) for name, value in spec.build_params(dim).items() if isinstance(value, int)}
     if spec.index_type == "FLAT":
@@ -60,12 +66,12 @@ def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
 
 
 def cells_of(spec: IndexSpec) -> int:
-    """How many cells the kind has; 0 for those without."""
+    """How many cells the index type has; 0 for those without."""
     return int(spec.build_params(0).get("nlist", 0)) if "IVF" in spec.index_type else 0
 
 
 def is_exact(spec: IndexSpec) -> bool:
-    """Whether the kind compares with every row."""
+    """Whether the index type compares with every row."""
     return spec.index_type in ("FLAT", "GPU_BRUTE_FORCE")
 
 
@@ -181,8 +187,8 @@ class RowIndex(ABC):
     def _scan(self, queries: Array, fetch: int, selector: Any) -> tuple[Array, Places]:
         """The best of everything that the selector lets through."""
         params = None if selector is None else load_faiss().SearchParameters(sel=selector)
-        found: tuple[Array, Places] = self._flat.search(queries, fetch, params=params)
-        return found
+        neighbours: tuple[Array, Places] = self._flat.search(queries, fetch, params=params)
+        return neighbours
 
     @property
     def _flat(self) -> Any:
@@ -229,8 +235,8 @@ class HnswIndex(RowIndex):
             return None
         # Should a selector ever be given here: with bounded_queue=False FAISS 1.15 ignores it.
         params = load_faiss().SearchParametersHNSW(efSearch=ef)
-        found: tuple[Array, Places] = self.index.search(queries, fetch, params=params)
-        return found
+        neighbours: tuple[Array, Places] = self.index.search(queries, fetch, params=params)
+        return neighbours
 
     @property
     def _flat(self) -> Any:
@@ -242,7 +248,7 @@ class IvfIndex(RowIndex):
 
     A vector's length plays no part in its cell, so it suffers where lengths decide: recall at 10 with 16 of 256 cells
     is 1.000 for norms all alike, 0.95 for norms spread over 100x, and 0.23 where one vector in a thousand is 100 times
-    as long as the rest. HNSW is the kind for such vectors.
+    as long as the rest. HNSW is the index type for such vectors.
     """
 
     def __init__(self, spec: IndexSpec, index: Any) -> None:
@@ -258,8 +264,8 @@ class IvfIndex(RowIndex):
 
     def _visit(self, queries: Array, fetch: int, selector: Any, probes: int) -> tuple[Array, Places]:
         params = load_faiss().SearchParametersIVF(nprobe=probes, sel=selector)
-        found: tuple[Array, Places] = self.index.search(queries, fetch, params=params)
-        return found
+        neighbours: tuple[Array, Places] = self.index.search(queries, fetch, params=params)
+        return neighbours
 
 
 class GpuIndex(RowIndex):
@@ -290,8 +296,8 @@ class GpuIndex(RowIndex):
         if not self.exact:
             probes = int(self.spec.search_params(k)["nprobe"]) * total // chosen.count
             self._device.nprobe = min(probes, cells_of(self.spec), DEVICE_MOST)
-        found: tuple[Array, Places] = self._device.search(queries, fetch)
-        return found
+        neighbours: tuple[Array, Places] = self._device.search(queries, fetch)
+        return neighbours
 
 
 def _scored(query: Array, hits: Hits, vectors: Vectors) -> Hits:

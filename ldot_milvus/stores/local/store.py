@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
+from typing_extensions import override
+
+from ldot_milvus.errors import CollectionNotFound
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
 from ldot_milvus.stores.filters import parse, to_sql
@@ -14,6 +16,7 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.collection_index import LocalIndex, available
 from ldot_milvus.stores.local.database import Database
 from ldot_milvus.stores.local.transaction import Collection, Transaction, Where
+from ldot_milvus.stores.registry import absolute_path
 
 _EVERYTHING: Where = ("1", [])
 
@@ -25,37 +28,36 @@ class FaissStore(VectorStore):
     :meth:`search`.
 
     Args:
-        folder: where ``store.sqlite`` is or will be.
+        folder: where ``store.sqlite`` is or will be; expanded and made absolute here.
         collection: letters, digits and underscores.
-        index: the kind of index that each process builds in its memory at its first search; none of it is in the file.
-            HNSW takes one core about half a second per 1,000 rows. Without a GPU in reach of FAISS the GPU kinds become
-            the nearest ones without, which is logged as a warning.
+        index: the index that each process builds in its memory at its first search; none of it is in the file. HNSW
+            takes one core about half a second per 1,000 rows. Without a GPU in reach of FAISS a GPU type becomes the
+            nearest one without, which is logged as a warning.
     """
 
     def __init__(self, folder: str | Path, collection: str, index: IndexSpec = IndexSpec()) -> None:  # noqa: B008
-        self.address = f"faiss:{folder}"
+        self._folder = absolute_path(folder)
+        self.address = f"faiss:{self._folder}"
         self.collection = validation.collection_name(collection)
-        self._database = Database(Path(folder).expanduser() / "store.sqlite")
+        self._database = Database(Path(self._folder) / "store.sqlite")
         self._spec = index.checked()
         self._taken: IndexSpec | None = None  # known at the first search, which imports FAISS
         self._index: LocalIndex | None = None
 
     @property
+    @override
     def model(self) -> str | None:
-        """Read from the file each time: another process may bind it."""
-        with self._database.reading() as transaction:
-            collection = self._find(transaction)
+        collection = self._now()
         return None if collection is None else collection.model
 
     @property
+    @override
     def dim(self) -> int | None:
-        """Read from the file each time: another process may make the collection."""
-        with self._database.reading() as transaction:
-            collection = self._find(transaction)
+        collection = self._now()
         return None if collection is None else collection.dim
 
+    @override
     def bind(self, model: str, dim: int) -> None:
-        """As the interface says. A collection without a model adopts this one if the width agrees."""
         validation.model_and_dim(model, dim)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
@@ -65,17 +67,13 @@ class FaissStore(VectorStore):
             collection = self._find(transaction)
             if collection is None:
                 transaction.create(self.collection, dim, model)
-            elif collection.dim != dim or collection.model not in (None, model):
-                raise ModelMismatch(
-                    f"collection {self.collection!r} of {self.address} holds vectors of model "
-                    f"{collection.model or 'unknown'} ({collection.dim} dimensions), not of {model} ({dim}): choose "
-                    "another collection name, or ingest again with the new model into a new collection"
-                )
-            elif collection.model is None:
+                return
+            validation.same_model(self, (collection.model, collection.dim), model, dim)
+            if collection.model is None:
                 transaction.adopt(collection, model)
 
+    @override
     def upsert(self, records: Sequence[Record]) -> int:
-        """As the interface says. Where an id comes twice in ``records`` the last one wins and counts once."""
         kept, vectors = validation.records(records)
         if not kept:
             return 0
@@ -83,19 +81,16 @@ class FaissStore(VectorStore):
             collection = self._find(transaction)
             if collection is None:
                 collection = transaction.create(self.collection, vectors.shape[1], None)
-            elif collection.dim != vectors.shape[1]:
-                raise ModelMismatch(
-                    f"record {kept[0].id!r} has {vectors.shape[1]} dimensions and collection {self.collection!r} of "
-                    f"{self.address} {collection.dim}: use the model that it was made with, or another collection name"
-                )
+            validation.same_width(self, collection.dim, kept, vectors)
             transaction.upsert(collection, kept, vectors)
         return len(kept)
 
+    @override
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
-        """As the interface says: the filter comes first, and the whole search sees one state of the store.
+        """The filter comes before the search, and the whole search sees one state of the store.
 
-        Exactly with the kinds FLAT and GPU_BRUTE_FORCE, which ``AUTO`` takes for small collections. The others may
-        miss neighbours, but they never give fewer rows and their scores are exact too.
+        The index types FLAT and GPU_BRUTE_FORCE, which ``AUTO`` takes for small collections, are exact. The others may
+        miss neighbours, but they never give fewer rows, and their scores are exact too.
         """
         validation.k(k)
         validation.kind(kind, "search")
@@ -103,11 +98,7 @@ class FaissStore(VectorStore):
         with self._database.reading() as transaction:
             collection = self._find(transaction)
             if collection is None or transaction is None:
-                there = ", ".join(transaction.names()) if transaction is not None else ""
-                raise CollectionNotFound(
-                    f"{self.address} has no collection {self.collection!r} yet: ingest into it first"
-                    + (f" (there are: {there})" if there else "")
-                )
+                raise validation.not_found(self, [] if transaction is None else transaction.names())
             matrix = validation.queries(queries, collection.dim)
             index = self._caught_up(transaction, collection)
             among = None if where == _EVERYTHING else transaction.pks(collection, kind, where)
@@ -118,8 +109,8 @@ class FaissStore(VectorStore):
             records = transaction.by_pk(collection, {pk for top in tops for _, pk in top})
         return [[Match(records[pk], score) for score, pk in top] for top in tops]
 
+    @override
     def get(self, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
-        """As the interface says. An id asked for twice comes twice."""
         listed = validation.ids(ids)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
@@ -129,11 +120,11 @@ class FaissStore(VectorStore):
         by_id = {record.id: record for _, record in pairs}
         return [by_id[id] for id in listed if id in by_id]
 
+    @override
     def update(self, records: Sequence[Record]) -> int:
-        """As the interface says; returns how many of the ids exist. Embedding, kind, width and height are ignored."""
         for record in records:
             validation.fields(record)
-        if not records or not self._exists():
+        if not records or self._now() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
@@ -141,46 +132,42 @@ class FaissStore(VectorStore):
                 return 0
             return transaction.update(collection, {record.id: record for record in records}.values())
 
+    @override
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
-        """As the interface says. ``filter={}`` is refused, because it would delete everything."""
-        if (ids is None) == (filter is None):
-            raise UsageError("delete takes either ids or a filter")
-        if filter == {}:
-            raise UsageError(
-                "an empty filter would delete every row: if that is meant, say so with {'id': {'$ne': ''}}"
-            )
+        validation.ids_or_filter(ids, filter)
         where = _where(filter if ids is None else {"id": {"$in": validation.ids(ids)}})
-        if not self._exists():
+        if self._now() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
             return 0 if collection is None else transaction.delete(collection, where)
 
+    @override
     def count(self, filter: Filter | None = None) -> int:
-        """As the interface says."""
         where = _where(filter)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
             return 0 if collection is None or transaction is None else transaction.count(collection, where)
 
+    @override
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        """As the interface says. Each batch sees the store as it is then, so writing while iterating is safe."""
         validation.k(batch_size, "batch_size")
         return self._pages(_where(filter), batch_size, with_embeddings)
 
+    @override
     def successor(self) -> VectorStore:
-        """As the interface says. An earlier one that was left half filled is emptied."""
-        made = FaissStore(self.address.removeprefix("faiss:"), f"{self.collection}__next", self._spec)
+        made = FaissStore(self._folder, f"{self.collection}__next", self._spec)
         with self._database.writing() as transaction:
             old = made._find(transaction)
             if old is not None:
                 transaction.drop(old)
         return made
 
+    @override
     def replace_by(self, successor: VectorStore) -> None:
-        """As the interface says, in one transaction."""
+        """One transaction, so no process sees the collection missing."""
         with self._database.writing() as transaction:
             old, new = self._find(transaction), transaction.collection(successor.collection)
             if new is None:
@@ -189,8 +176,9 @@ class FaissStore(VectorStore):
                 transaction.drop(old)
             transaction.rename(new, self.collection)
 
+    @override
     def close(self) -> None:
-        """As the interface says; the index goes too."""
+        """The index in memory goes too."""
         self._index = None
         self._database.close()
 
@@ -216,9 +204,9 @@ class FaissStore(VectorStore):
     def _find(self, transaction: Transaction | None) -> Collection | None:
         return None if transaction is None else transaction.collection(self.collection)
 
-    def _exists(self) -> bool:
+    def _now(self) -> Collection | None:
         with self._database.reading() as transaction:
-            return self._find(transaction) is not None
+            return self._find(transaction)
 
     def _caught_up(self, transaction: Transaction, collection: Collection) -> LocalIndex:
         """The index, with everything that this transaction sees. Runs under the database's lock."""

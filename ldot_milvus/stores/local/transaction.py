@@ -154,43 +154,43 @@ class Transaction:
         """The (pk, record) pairs that pass; ``tail`` may order and limit them."""
         clause, params = where
         embedding, join = ("embedding", "JOIN vectors USING (pk)") if with_embeddings else ("NULL", "")
-        rows = self._sql.execute(
+        selected = self._sql.execute(
             f"SELECT pk, {embedding}, {_FIELDS} FROM records {join} WHERE collection = ? AND {clause} {tail}",
             [collection.id, *params],
         )
-        return [(row[0], self._record(row, collection.dim)) for row in rows]
+        return [(row[0], self._record(row, collection.dim)) for row in selected]
 
     def pks(self, collection: Collection, kind: str, where: Where) -> list[int]:
         """The pks of the rows of one kind that pass."""
         clause, params = where
-        rows = self._sql.execute(
+        selected = self._sql.execute(
             f"SELECT pk FROM records WHERE collection = ? AND kind = ? AND {clause}", [collection.id, kind, *params]
         )
-        return [pk for (pk,) in rows]
+        return [pk for (pk,) in selected]
 
     def ids_of(self, pks: Iterable[int]) -> dict[int, str]:
         """pk → id; rows that do not exist are left out."""
-        rows = self._sql.execute("SELECT pk, id FROM records WHERE pk IN (SELECT value FROM json_each(?))",
+        selected = self._sql.execute("SELECT pk, id FROM records WHERE pk IN (SELECT value FROM json_each(?))",
                                  (_json(list(pks)),))  # fmt: skip
-        return dict(rows)
+        return dict(selected)
 
     def by_pk(self, collection: Collection, pks: Iterable[int]) -> dict[int, Record]:
         """pk → record, without embeddings; rows that do not exist are left out."""
         # Not through select: with the collection in the condition SQLite walks the whole collection.
-        rows = self._sql.execute(
+        selected = self._sql.execute(
             f"SELECT pk, NULL, {_FIELDS} FROM records WHERE pk IN (SELECT value FROM json_each(?))", (_json(list(pks)),)
         )
-        return {row[0]: self._record(row, collection.dim) for row in rows}
+        return {row[0]: self._record(row, collection.dim) for row in selected}
 
     def added(self, collection: Collection, after: int, limit: int) -> tuple[list[int], list[str], Array]:
         """Rows with a pk above ``after``, oldest first, at most ``limit``: pks, kinds and float32 (n, dim)."""
-        rows = self._sql.execute(
+        selected = self._sql.execute(
             "SELECT pk, kind, embedding FROM records LEFT JOIN vectors USING (pk) "
             "WHERE collection = ? AND pk > ? ORDER BY pk LIMIT ?",
             (collection.id, after, limit),
         ).fetchall()
-        matrix = self._matrix(collection, [blob for _, _, blob in rows])
-        return [pk for pk, _, _ in rows], [kind for _, kind, _ in rows], matrix
+        matrix = self._matrix(collection, [blob for _, _, blob in selected])
+        return [pk for pk, _, _ in selected], [kind for _, kind, _ in selected], matrix
 
     def last_pk(self) -> int:
         """The highest pk that was ever given, in any collection."""
@@ -199,16 +199,18 @@ class Transaction:
 
     def vectors(self, collection: Collection, pks: Sequence[int]) -> Array:
         """float32 (n, dim), in ascending order of pk; rows that do not exist are left out."""
-        rows = self._sql.execute(
+        selected = self._sql.execute(
             "SELECT embedding FROM vectors WHERE pk IN (SELECT value FROM json_each(?)) ORDER BY pk",
             (_json(list(pks)),),
         )
-        return self._matrix(collection, [blob for (blob,) in rows])
+        return self._matrix(collection, [blob for (blob,) in selected])
 
     def removed(self, collection: Collection, after: int) -> list[int]:
         """The pks of the tombstones with a sequence number above ``after``."""
-        rows = self._sql.execute("SELECT pk FROM tombstones WHERE collection = ? AND seq > ?", (collection.id, after))
-        return [pk for (pk,) in rows]
+        selected = self._sql.execute(
+            "SELECT pk FROM tombstones WHERE collection = ? AND seq > ?", (collection.id, after)
+        )
+        return [pk for (pk,) in selected]
 
     def last_tombstone(self, collection: Collection) -> int:
         """The highest sequence number of the collection's tombstones, 0 where it has none."""

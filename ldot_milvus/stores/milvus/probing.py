@@ -5,27 +5,34 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from ldot_milvus.errors import StoreError
-from ldot_milvus.stores.index_spec import AUTO, IndexSpec, choose
+from ldot_milvus.stores.index_spec import AUTO, CPU_TYPES, GPU_TYPES, IndexSpec, choose
 from ldot_milvus.stores.milvus.schema import VECTOR, index_params, schema
 from ldot_milvus.stores.milvus.server import Server
+from ldot_milvus.stores.registry import IndexSupport
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0
 """Some servers accept a GPU index that they never build."""
 _PROBE_DIM = 32
-_PROBE_ROWS = 2048  # a server builds no index over a segment of fewer than 1,024 rows, whatever its kind
+_PROBE_ROWS = 2048  # a server builds no index over a segment of fewer than 1,024 rows, whatever its type
 
 
 def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows: int = 0) -> IndexSpec:
     """The index to build: ``spec`` itself, or what ``auto`` means for this many rows on this server.
 
-    A kind that needs a GPU is tried out first. Where the server cannot build it, the nearest kind without a GPU is
+    A type that needs a GPU is tried out first. Where the server cannot build it, the nearest type without a GPU is
     taken and a warning logged.
+
+    Args:
+        spec: what was asked for.
+        fallback: whether another type may be taken; else the server's refusal is an error.
+        rows: how many are expected.
 
     Raises:
         StoreError: the server cannot build it and ``fallback`` is false.
@@ -49,6 +56,23 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
     return spec.on_cpu()
 
 
+def index_support(server: Server) -> IndexSupport:
+    """The index types that a server can build; each type that needs a GPU is tried, all at the same time.
+
+    Raises:
+        StoreError: the server does not answer.
+    """
+    server.call("list_collections")  # a server that is not there is told here, not once for each type
+    if server.lite:
+        return IndexSupport(CPU_TYPES, "Milvus Lite has no GPU indexes")
+    with ThreadPoolExecutor(len(GPU_TYPES)) as threads:  # some servers are silent about some types until the limit
+        refusals = threads.map(lambda name: refusal(server, IndexSpec(name)), GPU_TYPES)
+        refused = dict(zip(GPU_TYPES, refusals, strict=True))
+    on_gpu = tuple(name for name, why in refused.items() if why is None)
+    version = f"server {server.version[0]}.{server.version[1]}"
+    return IndexSupport(CPU_TYPES + on_gpu, version if on_gpu else f"none on a GPU ({refused['GPU_CAGRA']}); {version}")
+
+
 def refusal(server: Server, spec: IndexSpec) -> str | None:
     """Why the server cannot build this index; None if it built one over a few rows within ``PROBE_SECONDS``."""
     name, seconds = f"ldot_probe_{secrets.token_hex(8)}", PROBE_SECONDS
@@ -59,8 +83,8 @@ def refusal(server: Server, spec: IndexSpec) -> str | None:
         server.call("create_index", name, index_params(spec, _PROBE_DIM), timeout=seconds, sync=False)
         vectors = np.random.default_rng(0).normal(size=(_PROBE_ROWS, _PROBE_DIM)).astype(np.float32)
         plain = {"kind": "image", "namespace": "", "source": "", "caption": "", "width": 0, "height": 0, "metadata": {}}
-        rows = [{"id": str(n), VECTOR: vector.tolist(), **plain} for n, vector in enumerate(vectors)]
-        server.call("insert", name, rows)
+        entities = [{"id": str(n), VECTOR: vector.tolist(), **plain} for n, vector in enumerate(vectors)]
+        server.call("insert", name, entities)
         server.call("flush", name, timeout=seconds)
         while time.monotonic() < deadline:
             state = server.call("describe_index", name, VECTOR)

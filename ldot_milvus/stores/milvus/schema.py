@@ -60,8 +60,14 @@ def index_params(spec: IndexSpec, dim: int) -> Any:
     return params
 
 
-def described(answer: Mapping[str, Any], index: Mapping[str, Any], address: str, asked: str) -> Described:
-    """What ``describe_collection`` and ``describe_index`` said.
+def read_description(answer: Mapping[str, Any], index: Mapping[str, Any], address: str, asked: str) -> Described:
+    """What a server says of a collection, read.
+
+    Args:
+        answer: of ``describe_collection``.
+        index: of ``describe_index``; empty where there is none.
+        address: of the store, for messages.
+        asked: the name, possibly an alias, that was asked for.
 
     Raises:
         StoreError: it is not a collection of this schema, or its metric is another one.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldot_milvus.errors import CollectionNotFound, StoreError
+from ldot_milvus.stores.milvus.address import LiteAddress
 
 TIMEOUT = 30.0
 """Seconds that one call may take, retries included."""
@@ -47,13 +48,14 @@ class Server:
     """One address. Connects at the first call, and again in every process that a fork makes of this one.
 
     Args:
-        address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``.
+        address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``; made absolute here.
         token: ``user:password`` or an API key.
+        timeout: seconds that one call may take, retries included.
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
-        self.address = address
-        self.lite = address.endswith(".db")
+        self.lite = LiteAddress.claims(address)
+        self.address = LiteAddress(address).address if self.lite else address
         self.timeout = timeout
         self._token = token
         self._lock = threading.Lock()
@@ -123,7 +125,7 @@ class Server:
 
                 more: dict[str, Any] = {"token": self._token} if self._token else {}
                 if self.lite:
-                    Path(self.address).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
+                    Path(self.address).parent.mkdir(parents=True, exist_ok=True)
                     more["grpc_options"] = _NO_PINGS
                 client = MilvusClient(self.address, timeout=timeout, dedicated=not self.lite, **more)
                 self._connected = os.getpid(), client

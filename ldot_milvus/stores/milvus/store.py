@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from ldot_milvus.batches import batched
-from ldot_milvus.errors import CollectionNotFound, ModelMismatch, StoreError, UsageError
+from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
 from ldot_milvus.stores.filters import And, Compare, Field, Node, matches, parse
@@ -25,8 +26,8 @@ from ldot_milvus.stores.milvus.schema import (
     MODEL,
     VECTOR,
     Described,
-    described,
     index_params,
+    read_description,
     record,
     schema,
 )
@@ -45,6 +46,8 @@ class MilvusStore(VectorStore):
     first search of a process all of it.
 
     Args:
+        address: ``http://host:19530``, or a path that ends in ``.db``, which is expanded and made absolute here.
+        collection: letters, digits and underscores.
         token: ``user:password`` or an API key.
         index: asked for when the collection is made here.
         fallback: take the nearest index without a GPU where the server has none, with a warning; else refuse.
@@ -61,9 +64,9 @@ class MilvusStore(VectorStore):
         fallback: bool = True,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.address = address
         self.collection = validation.collection_name(collection)
         self.server = Server(address, token, timeout)
+        self.address = self.server.address
         self._index = (index or IndexSpec()).checked()
         self._fallback = fallback
         self._known: Described | None = None
@@ -73,88 +76,77 @@ class MilvusStore(VectorStore):
         self._wrote = False
 
     @property
+    @override
     def model(self) -> str | None:
-        """Asked of the server each time: another process may bind it."""
-        found = self._find()
-        return None if found is None else found.model
+        described = self._describe()
+        return None if described is None else described.model
 
     @property
+    @override
     def dim(self) -> int | None:
-        """Asked of the server each time: another process may make the collection."""
-        found = self._find()
-        return None if found is None else found.dim
+        described = self._describe()
+        return None if described is None else described.dim
 
+    @override
     def bind(self, model: str, dim: int) -> None:
-        """As the interface says. A collection without a model adopts this one if the width agrees."""
         validation.model_and_dim(model, dim)
-        found = self._find() or self._create(dim, model)
-        if found.dim != dim or found.model not in (None, model):
-            raise ModelMismatch(
-                f"collection {self.collection!r} of {self.address} holds vectors of model "
-                f"{found.model or 'unknown'} ({found.dim} dimensions), not of {model} ({dim}): choose another "
-                "collection name, or ingest again with the new model into a new collection"
-            )
-        if found.model is None:
-            self.server.call("alter_collection_properties", found.name, {MODEL: model})
-            self._known = replace(found, model=model)
+        described = self._describe() or self._create(dim, model)
+        validation.same_model(self, (described.model, described.dim), model, dim)
+        if described.model is None:
+            self.server.call("alter_collection_properties", described.name, {MODEL: model})
+            self._known = replace(described, model=model)
 
+    @override
     def upsert(self, records: Sequence[Record]) -> int:
-        """As the interface says, except that only each request of up to 16 MB is written as a whole or not at all."""
+        """Each request of up to 16 MB is written as a whole or not at all: Milvus has no larger transactions."""
         kept, vectors = validation.records(records)
         if not kept:
             return 0
-        found = self._known or self._find() or self._create(vectors.shape[1], None)
-        if found.dim != vectors.shape[1]:
-            raise ModelMismatch(
-                f"record {kept[0].id!r} has {vectors.shape[1]} dimensions and collection {self.collection!r} of "
-                f"{self.address} {found.dim}: use the model that it was made with, or another collection name"
-            )
+        described = self._known or self._describe() or self._create(vectors.shape[1], None)
+        validation.same_width(self, described.dim, kept, vectors)
         for batch in requests(kept, vectors):
             self.server.call("upsert", self.collection, batch)
             self._wrote = True
         return len(kept)
 
+    @override
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
-        """As the interface says; which rows of equal score come last among the first k is the server's choice."""
+        """Which rows of equal score come last among the first k is the server's choice."""
         validation.k(k)
         validation.kind(kind, "search")
         node = And((Compare(Field("kind"), "$eq", kind), parse(filter)))
-        found = self._find() if self._known is None else self._known
-        if found is None:
-            there = ", ".join(sorted(self._names()))
-            raise CollectionNotFound(
-                f"{self.address} has no collection {self.collection!r} yet: ingest into it first"
-                + (f" (there are: {there})" if there else "")
-            )
-        matrix = validation.queries(queries, found.dim)
+        described = self._describe() if self._known is None else self._known
+        if described is None:
+            raise validation.not_found(self, self._names())
+        matrix = validation.queries(queries, described.dim)
         if not len(matrix):
             return []
         expression = to_milvus(node, lite=self.server.lite)
         if expression.exact:
-            results = self._search(found, matrix, k, expression.text)
-            if all(len(result) == k for result in results) or found.index.index_type == "FLAT":
+            results = self._search(described, matrix, k, expression.text)
+            if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
                 return results
             # An approximate index under a filter, or asked for nearly everything, may find less than there is.
             available = min(k, self._count(expression.text))
             if all(len(result) >= available for result in results):
                 return results
-        return _exactly(matrix, k, self._rows(node, PAGE, with_embeddings=True))
+        return _exactly(matrix, k, self._records(node, PAGE, with_embeddings=True))
 
+    @override
     def get(self, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
-        """As the interface says. An id asked for twice comes twice."""
         listed = validation.ids(ids)
-        found = self._find() if listed else None
-        if found is None:
+        described = self._describe() if listed else None
+        if described is None:
             return []
         by_id = {}
-        size = page_size(found.dim) if with_embeddings else PAGE
+        size = page_size(described.dim) if with_embeddings else PAGE
         for part in batched(dict.fromkeys(listed), size):
             for read in self._query(among(part), len(part), with_embeddings):
                 by_id[read.id] = read
         return [by_id[id] for id in listed if id in by_id]
 
+    @override
     def update(self, records: Sequence[Record]) -> int:
-        """As the interface says; returns how many of the ids exist. Embedding, kind, width and height are ignored."""
         for given in records:
             validation.fields(given)
         latest = {given.id: given for given in records}
@@ -168,43 +160,43 @@ class MilvusStore(VectorStore):
         )
         return len(stored)
 
+    @override
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
-        """As the interface says. ``filter={}`` is refused, because it would delete everything."""
-        if (ids is None) == (filter is None):
-            raise UsageError("delete takes either ids or a filter")
-        if filter == {}:
-            raise UsageError(
-                "an empty filter would delete every row: if that is meant, say so with {'id': {'$ne': ''}}"
-            )
+        validation.ids_or_filter(ids, filter)
         if ids is not None:
             going = [read.id for read in self.get(list(dict.fromkeys(validation.ids(ids))))]
         else:
-            going = [read.id for read in self._rows(parse(filter), PAGE)]
+            going = [read.id for read in self._records(parse(filter), PAGE)]
         # By id even for a filter: a server counts ids that it does not have, and not every one takes every filter.
         for part in batched(going, IDS_AT_A_TIME):
             self.server.call("delete", self.collection, filter=among(part))
             self._wrote = True
         return len(going)
 
+    @override
     def count(self, filter: Filter | None = None) -> int:
-        """As the interface says."""
         node = parse(filter)
-        if self._find() is None:
+        if self._describe() is None:
             return 0
         expression = to_milvus(node, lite=self.server.lite)
-        return self._count(expression.text) if expression.exact else sum(1 for _ in self._rows(node, PAGE))
+        return self._count(expression.text) if expression.exact else sum(1 for _ in self._records(node, PAGE))
 
+    @override
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        """As the interface says. Each batch sees the store as it is then, so writing while iterating is safe."""
         validation.k(batch_size, "batch_size")
-        return self._rows(parse(filter), batch_size, with_embeddings=with_embeddings)
+        return self._records(parse(filter), batch_size, with_embeddings=with_embeddings)
 
+    @override
     def successor(self) -> VectorStore:
-        """As the interface says. An earlier one that was left half filled is dropped."""
-        found = self._find()
-        head, _, number = (found.name if found else self.collection).rpartition("__")
+        """The collection whose number is one higher; the alias does not lead to it yet.
+
+        Raises:
+            StoreError: the name is that of a collection that another program made, and not an alias.
+        """
+        described = self._describe()
+        head, _, number = (described.name if described else self.collection).rpartition("__")
         if not (head == self.collection and number.isdigit()):
             raise StoreError(
                 f"{self.collection!r} of {self.address} is a collection and not an alias, so another one cannot take "
@@ -218,21 +210,22 @@ class MilvusStore(VectorStore):
         made._aliased = False
         return made
 
+    @override
     def replace_by(self, successor: VectorStore) -> None:
-        """As the interface says: the alias moves, then the old collection is dropped."""
-        old = self._find()
+        """The alias moves, then the old collection is dropped."""
+        old = self._describe()
         self.server.call("alter_alias", successor.collection, self.collection)
         self._known = None
         if old is not None:
             self.server.call("drop_collection", old.name)
 
+    @override
     def close(self) -> None:
-        """As the interface says."""
         self.server.close()
 
     # ---- the collection
 
-    def _find(self) -> Described | None:
+    def _describe(self) -> Described | None:
         """The collection as the server describes it now, loaded; None where there is none."""
         try:
             answer = self.server.call("describe_collection", self.collection)
@@ -240,13 +233,13 @@ class MilvusStore(VectorStore):
             self._known = None
             return None
         index = self.server.call("describe_index", answer["collection_name"], VECTOR) or {}
-        found = described(answer, index, self.address, self.collection)
-        if self._known is None or self._known.name != found.name:
-            self._load(found.name)
-        if self._index.index_type == found.index.index_type:
-            found = replace(found, index=self._index)  # with the caller's parameters for searching
-        self._known = found
-        return found
+        described = read_description(answer, index, self.address, self.collection)
+        if self._known is None or self._known.name != described.name:
+            self._load(described.name)
+        if self._index.index_type == described.index.index_type:
+            described = replace(described, index=self._index)  # with the caller's parameters for searching
+        self._known = described
+        return described
 
     def _load(self, name: str) -> None:
         state = self.server.call("get_load_state", name)
@@ -269,15 +262,15 @@ class MilvusStore(VectorStore):
             try:
                 step()
             except StoreError:
-                found = self._find()
-                if found is None and not self.server.call("has_collection", name):
+                described = self._describe()
+                if described is None and not self.server.call("has_collection", name):
                     raise
-                if found is not None:
-                    return found
-        found = self._find()
-        if found is None:
+                if described is not None:
+                    return described
+        described = self._describe()
+        if described is None:
             raise StoreError(f"Milvus at {self.address} made collection {self.collection!r}, but does not show it")
-        return found
+        return described
 
     def _names(self) -> set[str]:
         """Collections as users call them: by their alias where they have one."""
@@ -287,9 +280,9 @@ class MilvusStore(VectorStore):
             names.update(str(alias) for alias in aliases)
         return names
 
-    # ---- rows
+    # ---- records
 
-    def _search(self, found: Described, queries: Array, k: int, expression: str) -> list[list[Match]]:
+    def _search(self, described: Described, queries: Array, k: int, expression: str) -> list[list[Match]]:
         try:
             answers = self._read(
                 "search",
@@ -298,7 +291,7 @@ class MilvusStore(VectorStore):
                 limit=k,
                 filter=expression,
                 output_fields=list(FIELDS),
-                search_params={"metric_type": "IP", "params": found.index.search_params(k)},
+                search_params={"metric_type": "IP", "params": described.index.search_params(k)},
                 consistency_level=self._consistency(),
             )
         except StoreError:
@@ -326,20 +319,20 @@ class MilvusStore(VectorStore):
 
     def _query(self, expression: str, limit: int, with_embeddings: bool = False) -> list[Record]:
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
-        rows = self._read("query", filter=expression, limit=limit, output_fields=fields, consistency_level="Strong")
-        return [record(row) for row in rows]
+        answer = self._read("query", filter=expression, limit=limit, output_fields=fields, consistency_level="Strong")
+        return [record(entity) for entity in answer]
 
     def _count(self, expression: str) -> int:
         answer = self._read("query", filter=expression, output_fields=["count(*)"], consistency_level="Strong")
         return int(answer[0]["count(*)"])
 
-    def _rows(self, node: Node, size: int, *, with_embeddings: bool = False) -> Iterator[Record]:
+    def _records(self, node: Node, size: int, *, with_embeddings: bool = False) -> Iterator[Record]:
         """All rows that pass, by id: pages of a query for what the server can tell, the rest looked at here."""
-        found = self._find()
-        if found is None:
+        described = self._describe()
+        if described is None:
             return
         expression = to_milvus(node, lite=self.server.lite)
-        size = min(size, page_size(found.dim)) if with_embeddings else size
+        size = min(size, page_size(described.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
         options = {"output_fields": fields, "consistency_level": "Strong"}
         if self.server.lite:  # whose queries come in no order
@@ -361,10 +354,10 @@ class MilvusStore(VectorStore):
             after = f"({expression}) and id > {json.dumps(page[-1]['id'], ensure_ascii=False)}"
 
 
-def _exactly(queries: Array, k: int, rows: Iterator[Record]) -> list[list[Match]]:
-    """The best k of some rows, compared here; a page at a time."""
+def _exactly(queries: Array, k: int, records: Iterator[Record]) -> list[list[Match]]:
+    """The best k of some records, compared here; a page at a time."""
     best: list[list[Match]] = [[] for _ in queries]
-    for page in batched(rows, PAGE):
+    for page in batched(records, PAGE):
         scores = queries @ np.stack([read.embedding for read in page if read.embedding is not None]).T
         for number, line in enumerate(scores.tolist()):
             fresh = [Match(replace(read, embedding=None), score) for read, score in zip(page, line, strict=True)]

@@ -149,18 +149,22 @@ def test_a_journal_that_cannot_be_used_is_an_error_with_a_remedy(tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "address"),
     [
-        ({}, "./ldot-data/ingestion.sqlite"),
+        ({}, "HERE/ldot-data/ingestion.sqlite"),
         ({"store": "faiss:/s", "broker": "redis://h/0"}, "/s/ingestion.sqlite"),
         ({"store": "/s/x.db"}, "/s/x.db-ingestion.sqlite"),
         ({"store": "http://m:19530", "broker": "redis://h/0"}, "redis://h/0"),
-        ({"store": "http://m:19530", "broker": "amqp://h"}, "./ldot-data/ingestion.sqlite"),
+        ({"store": "http://m:19530", "broker": "amqp://h"}, "HERE/ldot-data/ingestion.sqlite"),
+        ({"result_backend": "journal.sqlite"}, "HERE/journal.sqlite"),
         ({"store": "http://m:19530", "broker": "amqp://h", "result_backend": "rediss://r/1"}, "rediss://r/1"),
         ({"store": "faiss:/s", "result_backend": "/mnt/shared/journal.sqlite"}, "/mnt/shared/journal.sqlite"),
         ({"store": "faiss:/s", "result_backend": "rpc://"}, "/s/ingestion.sqlite"),
     ],
 )
-def test_where_the_journal_is(settings: dict[str, str], address: str) -> None:
-    assert journal_address(Settings(**settings)) == address
+def test_where_the_journal_is(
+    settings: dict[str, str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert journal_address(Settings(**settings)) == address.replace("HERE", str(tmp_path))
 
 
 def test_a_source_is_known_whatever_is_said_of_it() -> None:

@@ -1,4 +1,4 @@
-"""The local store's kinds of index: recall, filters, changes, kinds that are not there; all against plain NumPy."""
+"""The local store's index types: recall, filters, changes, types that are not there; all against plain NumPy."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Truth:
         return [id for _, id in heapq.nsmallest(k, zip((-scores).tolist(), (r.id for r in rows), strict=True))]
 
     def check(self, answer: list[Match], query: Array, k: int, kind: str = "image", least: int = 0) -> float:
-        """What no kind of index may get wrong; returns the recall."""
+        """What no index may get wrong; returns the recall."""
         best = self.best(query, k, kind, least)
         ids = [match.record.id for match in answer]
         assert len(ids) == len(set(ids)) == len(best)
@@ -399,7 +399,7 @@ print(os.waitpid(child, 0)[1], len(store.search(rows[:50], 3)))
     assert done.stdout.split() == ["0", "50"], done.stderr
 
 
-# ---- kinds that are not there
+# ---- index types that are not there
 
 
 @pytest.fixture
@@ -413,7 +413,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     [("GPU_BRUTE_FORCE", "FLAT"), ("GPU_CAGRA:graph_degree=32", "HNSW"), ("GPU_IVF_FLAT", "IVF_FLAT"),
      ("GPU_IVF_PQ:m=4", "IVF_SQ8")],
 )  # fmt: skip
-def test_without_a_gpu_the_nearest_kind_answers_and_says_so_once(
+def test_without_a_gpu_the_nearest_type_answers_and_says_so_once(
     asked: str, taken: str, shared: tuple[Path, Truth], queries: Array, eager: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, _ = shared
@@ -423,12 +423,14 @@ def test_without_a_gpu_the_nearest_kind_answers_and_says_so_once(
             assert store.search(queries, 10) == same.search(queries, 10)
         [message] = caplog.messages
         assert caplog.records[0].levelno == logging.WARNING
-        kind = asked.partition(":")[0]
-        assert message == (f"index {kind} was asked for, but FAISS sees no GPU here: this local store uses {taken}")
+        index_type = asked.partition(":")[0]
+        assert message == (
+            f"index {index_type} was asked for, but FAISS sees no GPU here: this local store uses {taken}"
+        )
         assert part(store).spec.index_type == taken
 
 
-def test_kinds_on_a_gpu(
+def test_index_types_on_a_gpu(
     shared: tuple[Path, Truth], queries: Array, eager: None, gpu: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, truth = shared
@@ -453,8 +455,8 @@ def test_kinds_on_a_gpu(
         "GPU_IVF_FLAT": "GPU_IVF_FLAT", "GPU_IVF_PQ": "GPU_IVF_FLAT",
     }  # fmt: skip
     assert [message.split(":")[0] for message in caplog.messages] == [
-        "index GPU_CAGRA was asked for, but FAISS has no such kind",
-        "index GPU_IVF_PQ was asked for, but FAISS has no such kind",
+        "index GPU_CAGRA was asked for, but FAISS has no such type",
+        "index GPU_IVF_PQ was asked for, but FAISS has no such type",
     ]
 
 

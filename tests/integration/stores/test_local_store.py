@@ -721,22 +721,6 @@ def test_open_store_by_address(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert store.count() == 0
 
 
-@pytest.mark.parametrize("address", ["http://localhost:19530", "https://host", "./x.db"])
-def test_milvus_addresses_open_without_a_connection(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with open_store(address, "photos") as store:
-        assert (type(store).__name__, store.address) == ("MilvusStore", address)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("address", ["", "faiss:", "./folder", "redis://x", "FAISS:x"])
-def test_unknown_addresses(address: str) -> None:
-    with pytest.raises(UsageError, match="faiss:PATH"):
-        open_store(address, "photos")
-
-
 @pytest.mark.parametrize("name", ["", "1a", "a-b", "a b", "é", "a" * 256, "a\n", "../x", 5])
 def test_bad_collection_names(name: Any) -> None:
     with pytest.raises(UsageError, match="collection name"):

@@ -87,19 +87,22 @@ def test_the_command(run, tmp_path: Path) -> None:
     assert list((tmp_path / "x.db-regions").rglob("00003*"))
     missing = run("ldot", "migrate", "faiss:./nothing", "./y.db")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
-    same = run("ldot", "migrate", "./x.db", "./x.db")
+    same = run("ldot", "migrate", "./x.db", f"{tmp_path}/x.db")
     assert same.returncode == 2
     assert "name two stores" in same.stderr
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["HNSW:M=8,ef=64", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("IVF_FLAT:nlist=4,nprobe=4", "FLAT"))],
+    "index",
+    [
+        "HNSW:M=8,ef=64",
+        *(pytest.param(index, marks=pytest.mark.slow) for index in ("IVF_FLAT:nlist=4,nprobe=4", "FLAT")),
+    ],
 )
-def test_a_new_index_takes_the_place_of_the_old_one(address: str, kind: str) -> None:
+def test_a_new_index_takes_the_place_of_the_old_one(address: str, index: str) -> None:
     name = f"m{secrets.token_hex(6)}"
     query = np.ones((1, DIM), np.float32)
-    with open_store(address, name) as store, open_store(address, name, kind) as other:
+    with open_store(address, name) as store, open_store(address, name, index) as other:
         fill(store, 300)
         before = [match.record.id for match in store.search(query, 10)[0]]
         assert rebuild_index(other) == 300

@@ -1,0 +1,63 @@
+"""The addresses of Milvus servers and of Milvus Lite."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from typing_extensions import override
+
+from ldot_milvus.stores.base import VectorStore
+from ldot_milvus.stores.index_spec import IndexSpec
+from ldot_milvus.stores.registry import IndexSupport, StoreAddress, absolute_path
+
+
+class ServerAddress(StoreAddress):
+    """``http://HOST:PORT`` or ``https://HOST:PORT``: a Milvus server."""
+
+    form = "http://HOST:19530 (a Milvus server)"
+
+    @classmethod
+    @override
+    def claims(cls, address: str) -> bool:
+        return address.startswith(("http://", "https://"))
+
+    @override
+    def open(
+        self, collection: str, index: IndexSpec, *, token: str | None = None, index_fallback: bool = True
+    ) -> VectorStore:
+        """Connects at the first call."""
+        from ldot_milvus.stores.milvus.store import MilvusStore
+
+        return MilvusStore(self.address, collection, token=token, index=index, fallback=index_fallback)
+
+    @override
+    def index_support(self, token: str | None = None) -> IndexSupport:
+        from ldot_milvus.stores.milvus.probing import index_support
+        from ldot_milvus.stores.milvus.server import Server
+
+        with closing(Server(self.address, token)) as server:
+            return index_support(server)
+
+
+class LiteAddress(ServerAddress):
+    """``PATH.db``: Milvus Lite in a file, with region data and journal in files beside it."""
+
+    form = "PATH.db (Milvus Lite)"
+
+    def __init__(self, address: str) -> None:
+        super().__init__(absolute_path(address))
+
+    @classmethod
+    @override
+    def claims(cls, address: str) -> bool:
+        return address.endswith(".db") and "://" not in address
+
+    @property
+    @override
+    def region_store(self) -> str:
+        return f"{self.address}-regions"
+
+    @property
+    @override
+    def journal(self) -> str | None:
+        return f"{self.address}-ingestion.sqlite"

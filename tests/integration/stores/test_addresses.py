@@ -1,0 +1,90 @@
+"""Addresses: which store each form opens, what lies beside it, and that a path means one place for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldot_milvus.errors import UsageError
+from ldot_milvus.ingest.journal import Run, open_journal
+from ldot_milvus.regions import Regions
+from ldot_milvus.settings import Settings
+from ldot_milvus.stores import Record, open_store
+from ldot_milvus.stores.regions import RegionStore, open_region_store
+from ldot_milvus.stores.registry import parse_address
+from ldot_milvus.workers.running import target_of
+
+ROWS = [Record("a", np.ones(4, np.float32))]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder and the home of whoever runs the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("address", "store", "regions", "journal"),
+    [
+        ("faiss:./x", "faiss:HOME/x", "HOME/x/regions", "HOME/x/ingestion.sqlite"),
+        ("faiss:~/x", "faiss:HOME/x", "HOME/x/regions", "HOME/x/ingestion.sqlite"),
+        ("faiss:a/../x.db", "faiss:HOME/x.db", "HOME/x.db/regions", "HOME/x.db/ingestion.sqlite"),
+        ("./x.db", "HOME/x.db", "HOME/x.db-regions", "HOME/x.db-ingestion.sqlite"),
+        ("~/x.db", "HOME/x.db", "HOME/x.db-regions", "HOME/x.db-ingestion.sqlite"),
+        ("http://localhost:19530", "http://localhost:19530", "HOME/ldot-data/regions", None),
+        ("https://host.db", "https://host.db", "HOME/ldot-data/regions", None),
+    ],
+)
+def test_each_form(address: str, store: str, regions: str, journal: str | None, home: Path) -> None:
+    """Nothing is connected to, made or written."""
+    expected = [text and text.replace("HOME", str(home)) for text in (store, regions, journal)]
+    parsed = parse_address(address)
+    with open_store(address, "photos") as opened:
+        found = [opened.address, open_region_store(opened.address, "m").address, parsed.journal]
+    assert found == expected
+    assert parse_address(parsed.address).address == parsed.address == opened.address
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("address", ["", "faiss:", "./folder", "redis://x", "FAISS:x", "s3://bucket/x.db", None, 5])
+def test_an_address_of_no_known_form(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = r"faiss:PATH \(a local folder\), PATH.db \(Milvus Lite\) or http://HOST:19530 \(a Milvus server\)"
+    with pytest.raises(UsageError, match=forms):
+        parse_address(address)
+
+
+@pytest.mark.parametrize("address", ["faiss:./store", "./x.db"])
+def test_a_store_stays_where_it_was_opened(address: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "elsewhere").mkdir()
+    with open_store(address, "photos") as store:
+        monkeypatch.chdir(home / "elsewhere")
+        regions = open_region_store(store.address, "m")
+        regions.put({"a": Regions(*(np.ones((1, n), np.float32) for n in (4, 7)), np.ones(1, np.float32))})
+        assert store.upsert(ROWS) == store.count() == 1
+        with store.successor() as successor:
+            assert successor.address == store.address
+    assert not list((home / "elsewhere").iterdir())
+    assert regions.has(["a"]) == {"a"}
+    assert list(home.rglob("*.safetensors"))
+
+
+def test_region_store_and_journal_stay_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    regions, journal = RegionStore("./regions", "m"), open_journal("~/journal.sqlite")
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    assert regions.address == regions.folder.rpartition("/")[0] == f"{home}/regions"
+    run = Run.new("ingest", {"store": "faiss:x"}, 1)
+    journal.start(run)
+    assert (home / "journal.sqlite").exists()
+    assert RegionStore("memory://regions", "m").folder is None
+
+
+def test_a_chunk_says_where_it_goes_for_every_working_folder(home: Path) -> None:
+    target = target_of(Settings(store="faiss:~/x", region_store="./regions"))
+    assert (target["store"], target["region_store"]) == (f"faiss:{home}/x", f"{home}/regions")
+    assert target_of(Settings(region_store="s3://bucket/regions"))["region_store"] == "s3://bucket/regions"
+    assert target_of(Settings())["region_store"] is None
