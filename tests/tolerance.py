@@ -1,0 +1,116 @@
+"""What processors may differ by: figures that hang on ties, and orders of scores that are nearly the same.
+
+Floating-point sums are ordered otherwise by other instructions, threads and batches, so scores differ in their last
+digits. Two that are nearer to each other than that are a tie here, which may fall either way. All else is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldot_milvus.evaluation.recall import CUTS
+
+Scores = NDArray[np.floating]
+Marks = NDArray[np.bool_]
+Ranks = NDArray[np.int64]
+Bounds = dict[str, tuple[float, float]]
+
+NEAR = 1e-5
+"""How much nearer than the largest score two scores must be to each other to be a tie: float32, some hundred terms."""
+FEW = 0.1
+"""The share of the queries whose ranks may hang on ties: with more of them a figure says too little."""
+
+
+def slack(scores: Scores, near: float = NEAR) -> float:
+    """The difference below which two of ``scores`` are a tie."""
+    return near * float(np.abs(scores).max())
+
+
+def rank_bounds(
+    scores: Scores, right: Marks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
+) -> tuple[Ranks, Ranks]:
+    """The best and the worst rank (queries,) of each query's first right candidate, ties decided for and against it.
+
+    Args:
+        scores, right: (queries, candidates); which of them are right.
+        crossed: the scores by which the first ``count`` are re-ranked.
+        near: see :data:`NEAR`; both for ``scores`` and for ``crossed``.
+    """
+    best, worst = _among(scores, right, right, ~right, ~right, slack(scores, near))
+    if crossed is None or count == 0:
+        return best, worst
+    tie = slack(scores, near)
+    ahead = (scores[:, None] > scores[:, :, None] + tie).sum(2)
+    level = (scores[:, None] >= scores[:, :, None] - tie).sum(2) - 1  # itself is one of them
+    may, must = ahead < count, level < count  # be among the first
+    first = _among(crossed, right & may, right & must, ~right & must, ~right & may, slack(crossed, near))
+    return (np.where((right & may).any(1), first[0], np.maximum(best, count)),
+            np.where((right & must).any(1), np.minimum(first[1], count - 1), np.maximum(worst, count)))  # fmt: skip
+
+
+def _among(scores: Scores, lucky: Marks, sure: Marks, least: Marks, most: Marks, tie: float) -> tuple[Ranks, Ranks]:
+    """Ranks of the best of the ``lucky`` among ``least``, and of the best of those that are ``sure`` among ``most``."""
+    best, safe = (np.where(right, scores, -np.inf).max(1, keepdims=True) for right in (lucky, sure))
+    return (least & (scores > best + tie)).sum(1), (most & (scores >= safe - tie)).sum(1)
+
+
+def recall_bounds(
+    scores: Scores, right: Marks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
+) -> Bounds:
+    """Recall in percent at each cut, ties decided against the model and for it; arguments as above.
+
+    Only a :data:`FEW` of the queries hang on ties, or this fails.
+    """
+    best, worst = rank_bounds(scores, right, crossed=crossed, count=count, near=near)
+    bounds = {}
+    for cut in CUTS:
+        least, most = worst < cut, best < cut
+        assert (least != most).sum() <= max(1, FEW * len(scores)), f"{(least != most).sum()} of {len(scores)} are ties"
+        bounds[f"R@{cut}"] = round(100 * float(least.mean()), 2), round(100 * float(most.mean()), 2)
+    return bounds
+
+
+def both_bounds(
+    scores: Scores, owner: Ranks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
+) -> dict[str, Bounds]:
+    """Of both directions.
+
+    Args:
+        scores, crossed: (captions, photos); see above.
+        owner: (captions,) the photo that each caption describes.
+    """
+    right = owner[:, None] == np.arange(scores.shape[1])
+    other = None if crossed is None else crossed.T
+    return {"text_to_image": recall_bounds(scores, right, crossed=crossed, count=count, near=near),
+            "image_to_text": recall_bounds(scores.T, right.T, crossed=other, count=count, near=near)}  # fmt: skip
+
+
+def mean_bounds(parts: Sequence[dict[str, Bounds]]) -> dict[str, Bounds]:
+    """Of recalls that are averaged."""
+    return {
+        way: {cut: tuple(round(float(np.mean([part[way][cut][end] for part in parts])), 2) for end in (0, 1))
+              for cut in cuts}
+        for way, cuts in parts[0].items()
+    }  # fmt: skip
+
+
+def assert_recall(figures: dict[str, dict[str, float]], bounds: dict[str, Bounds]) -> None:
+    """Every figure of both directions lies where ties let it."""
+    for way, cuts in bounds.items():
+        assert figures[way].keys() == cuts.keys()
+        for cut, (least, most) in cuts.items():
+            assert least <= figures[way][cut] <= most, f"{way} {cut} is {figures[way][cut]}, not {least} to {most}"
+
+
+def assert_first(found: Sequence[str], scores: dict[str, float], near: float = NEAR) -> None:
+    """What was found are the first of all that have ``scores``, in order; ties may come in any."""
+    tie = slack(np.array(list(scores.values())), near)
+    told = [scores[name] for name in found]
+    assert len(set(found)) == len(found)
+    assert all(later <= earlier + tie for earlier, later in pairwise(told)), (found, told)
+    missed = [name for name in scores.keys() - set(found) if scores[name] > min(told, default=np.inf) + tie]
+    assert not missed, (missed, found)
