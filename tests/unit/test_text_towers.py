@@ -56,7 +56,7 @@ def test_saved_loaded_and_evaluated(kind: str, tokenizer: XLMRobertaTokenizer, t
     embedder = LightningDOTEmbedder(str(tmp_path), device="cpu")
     together = embedder.encode_texts(SENTENCES)
     alone = np.concatenate([embedder.encode_texts([sentence]) for sentence in SENTENCES])
-    np.testing.assert_allclose(together, alone, atol=1e-5)  # padding changes nothing
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=2e-6)  # padding changes nothing
     assert np.unique(together.round(4), axis=0).shape == (len(SENTENCES), 12)
     again = LightningDOT.from_pretrained(tmp_path)
     assert all(torch.equal(ours, theirs) for ours, theirs in
