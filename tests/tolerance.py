@@ -1,7 +1,8 @@
-"""What processors may differ by: figures that hang on ties, and orders of scores that are nearly the same.
+"""What ties leave open: the recalls that a matrix of scores allows, and the orders of what was found.
 
-Floating-point sums are ordered otherwise by other instructions, threads and batches, so scores differ in their last
-digits. Two that are nearer to each other than that are a tie here, which may fall either way. All else is exact.
+Other instructions, numbers of threads and batches add floating-point numbers in another order, so processors disagree
+about the last digits of a score. Two scores that are nearer to each other than that are a tie here, and a tie may fall
+either way. Everything else is exact.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Bounds = dict[str, tuple[float, float]]
 
 NEAR = 1e-5
 """How much nearer than the largest score two scores must be to each other to be a tie: float32, some hundred terms."""
-FEW = 0.1
+FEW = 1 / 8
 """The share of the queries whose ranks may hang on ties: with more of them a figure says too little."""
 
 

@@ -8,6 +8,7 @@ import pytest
 from ldot_milvus.evaluation import ranking
 from ldot_milvus.evaluation.ranking import first_columns, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
+from tests.tolerance import rank_bounds, slack
 
 CUTS = (1, 5, 10)
 
@@ -114,6 +115,31 @@ def test_re_ranking_the_first_few(seed: int) -> None:
             "text_to_image": numpy_reranked(dots, matrix, right, count),
             "image_to_text": numpy_reranked(dots.T, matrix.T, right.T, count),
         }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bounds_of_ties_hold_whichever_way_they_fall(seed: int) -> None:
+    """Of tests/tolerance.py: by dot product, and with the first ten re-ranked."""
+    rng = np.random.default_rng(seed)
+    texts, images, owner = a_set(seed)
+    right = owner[:, None] == np.arange(len(images))
+    dots, crossed = texts @ images.T, rng.integers(1, 40, right.shape).astype(np.float32)
+    for count in (0, 10):
+        best, worst = rank_bounds(dots, right, crossed=crossed, count=count)
+        seen = []
+        for _ in range(30):
+            noisy, again = (scores + rng.uniform(-0.4, 0.4, right.shape) * slack(scores) for scores in (dots, crossed))
+            order = np.argsort(-noisy, axis=1)
+            first = order[:, :count]
+            order[:, :count] = np.take_along_axis(first, np.argsort(-np.take_along_axis(again, first, 1), axis=1), 1)
+            hits = np.take_along_axis(right, order, 1)
+            seen.append((np.cumsum(~hits, axis=1) * hits + len(images) * ~hits).min(1))
+        assert (best <= np.min(seen, axis=0)).all()
+        assert (np.max(seen, axis=0) <= worst).all()
+        assert (best == np.min(seen, axis=0)).mean() > 0.6  # and they are no wider than they must be
+        assert (np.max(seen, axis=0) == worst).mean() > 0.6
+        apart = dots + rng.random(right.shape), crossed + rng.random(right.shape)
+        np.testing.assert_array_equal(*rank_bounds(apart[0], right, crossed=apart[1], count=count, near=0))  # no ties
 
 
 def test_what_is_only_searched_asks_nothing() -> None:
