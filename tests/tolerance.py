@@ -21,20 +21,20 @@ Ranks = NDArray[np.int64]
 Bounds = dict[str, tuple[float, float]]
 
 NEAR = 1e-5
-"""How much nearer than the largest score two scores must be to each other to be a tie: float32, some hundred terms."""
+"""Two scores are a tie when they differ by at most this share of the largest: float32 sums of some hundred terms."""
 FEW = 1 / 8
-"""The share of the queries whose ranks may hang on ties: with more of them a figure says too little."""
+"""At most this share of the queries may hang on ties: with more of them a recall says too little."""
 
 
 def slack(scores: Scores, near: float = NEAR) -> float:
-    """The difference below which two of ``scores`` are a tie."""
+    """The largest difference at which two of ``scores`` are a tie."""
     return near * float(np.abs(scores).max())
 
 
 def rank_bounds(
     scores: Scores, right: Marks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
 ) -> tuple[Ranks, Ranks]:
-    """The best and the worst rank (queries,) of each query's first right candidate, ties decided for and against it.
+    """The lowest and the highest rank (queries,) that ties allow each query's best right candidate; 0 is the first.
 
     Args:
         scores, right: (queries, candidates); which of them are right.
@@ -64,7 +64,8 @@ def recall_bounds(
 ) -> Bounds:
     """Recall in percent at each cut, ties decided against the model and for it; arguments as above.
 
-    Only a :data:`FEW` of the queries hang on ties, or this fails.
+    Raises:
+        AssertionError: more than :data:`FEW` of the queries hang on ties.
     """
     best, worst = rank_bounds(scores, right, crossed=crossed, count=count, near=near)
     bounds = {}
