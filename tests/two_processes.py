@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from ldot_milvus.evaluation.recall import both_ways
 from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.batches import Batches
@@ -101,11 +103,21 @@ def losses_and_gradients(folder: Path) -> None:
 
 
 def run(folder: Path, recipe: Path) -> None:
-    """All of the above, and a whole run by a recipe."""
-    processes = Accelerator(cpu=True).num_processes
+    """All of the above, and a whole run by a recipe of two stages; the scores of each evaluation to ``scores.npz``."""
+    accelerator = Accelerator(cpu=True)
+    processes = accelerator.num_processes
     mine = folder / f"{processes}-processes"
     losses_and_gradients(mine)
-    train(read_recipe(str(recipe), {"stages.0.batch_size": 8 // processes}), mine / "run")
+    evaluated: list[np.ndarray] = []
+
+    def kept(scores: np.ndarray, owner: np.ndarray) -> dict[str, dict[str, float]]:
+        evaluated.append(scores)
+        return both_ways(scores, owner)
+
+    with patch("ldot_milvus.training.dual.both_ways", kept):
+        train(read_recipe(str(recipe), {f"stages.{n}.batch_size": 8 // processes for n in (0, 1)}), mine / "run")
+    if accelerator.is_main_process:
+        np.savez(mine / "scores.npz", *evaluated)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def reindex(collection: str | None, store: str | None, model: str | None, index:
             click.echo(f"{rows} rows of {settings.collection!r} have a new index")
         else:
             report = reembed(
-                opened, model, region_store=settings.region_store, device=settings.device, dtype=settings.dtype,
+                opened, model, reranker=settings.reranker, region_store=settings.region_store,
+                device=settings.device, dtype=settings.dtype,
                 progress=bar.update,
             )  # fmt: skip
             click.echo(f"{report.added} rows of {settings.collection!r} have vectors of {model}")

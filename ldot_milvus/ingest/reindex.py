@@ -36,6 +36,7 @@ def reembed(
     store: VectorStore,
     model: str,
     *,
+    reranker: str | None = None,
     region_store: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -50,7 +51,7 @@ def reembed(
     """
     _check_there(store)
     successor = store.successor()
-    ingestor = Ingestor(successor, model, region_store=region_store, device=device, dtype=dtype)
+    ingestor = Ingestor(successor, model, reranker=reranker, region_store=region_store, device=device, dtype=dtype)
     report = Report()
     for rows in batched(store.iterate(), CHUNK_SIZE):
         sources: list[Source] = []

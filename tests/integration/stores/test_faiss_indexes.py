@@ -21,6 +21,7 @@ from ldot_milvus.stores.base import Array, Match
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local import collection_index, indexes
 from ldot_milvus.stores.local.store import FaissStore
+from tests.tolerance import assert_first, slack
 
 DIM = 32
 ROWS = 5000
@@ -73,14 +74,16 @@ class Truth:
     def __init__(self, records: list[Record]) -> None:
         self.records = {record.id: record for record in records}
 
-    def best(self, query: Array, k: int, kind: str = "image", least: int = 0) -> list[str]:
+    def scores(self, query: Array, kind: str = "image", least: int = 0) -> dict[str, float]:
+        """Of the rows among which the answer is."""
         rows = [r for r in self.records.values() if r.kind == kind and r.width >= least]
-        scores = np.array([r.embedding for r in rows]).reshape(-1, DIM) @ query
-        return [id for _, id in heapq.nsmallest(k, zip((-scores).tolist(), (r.id for r in rows), strict=True))]
+        products = np.array([r.embedding for r in rows]).reshape(-1, DIM) @ query
+        return dict(zip((r.id for r in rows), products.tolist(), strict=True))
 
     def check(self, answer: list[Match], query: Array, k: int, kind: str = "image", least: int = 0) -> float:
-        """What no index may get wrong; returns the recall."""
-        best = self.best(query, k, kind, least)
+        """What no kind of index may get wrong; returns the recall, to which a tie with the best k's last counts."""
+        scores = self.scores(query, kind, least)
+        best = heapq.nlargest(k, scores.values())
         ids = [match.record.id for match in answer]
         assert len(ids) == len(set(ids)) == len(best)
         for match in answer:
@@ -89,7 +92,7 @@ class Truth:
             assert row.width >= least
             assert match.score == pytest.approx(float(row.embedding @ query), rel=1e-4, abs=1e-3)  # type: ignore[operator]
         assert answer == sorted(answer, key=lambda match: (-match.score, match.record.id))
-        return len(set(ids) & set(best)) / len(best) if best else 1.0
+        return float(np.mean([scores[id] >= best[-1] - slack(np.array(best)) for id in ids])) if best else 1.0
 
 
 def vectors(random: np.random.Generator, n: int) -> Array:
@@ -173,7 +176,7 @@ def test_a_selective_filter_gives_the_exact_answer(spec: str, shared: tuple[Path
                 answers = store.search(queries[:5], k, filter={"metadata.n": {"$in": numbers}})
                 for query, answer in zip(queries, answers, strict=False):
                     among.check(answer, query, k)
-                    assert [match.record.id for match in answer] == among.best(query, k)
+                    assert_first([match.record.id for match in answer], among.scores(query))
 
 
 @pytest.mark.parametrize("spec", KINDS)
@@ -204,14 +207,18 @@ def test_more_than_there_are_and_kinds_apart(
 
 
 def test_many_queries_and_one_give_the_same(shared: tuple[Path, Truth], queries: Array, eager: None) -> None:
-    folder, _ = shared
+    """Ties aside: FAISS multiplies many queries at once in another way than one."""
+    folder, truth = shared
     for spec in KINDS:
         with opened(folder, spec) as store:
             together = store.search(queries, 5)
             for query, answer in zip(queries, together, strict=True):
                 [alone] = store.search(query[None], 5)
-                assert [m.record.id for m in alone] == [m.record.id for m in answer]
                 assert [m.score for m in alone] == pytest.approx([m.score for m in answer], rel=1e-5)
+                scores = truth.scores(query)
+                tie = slack(np.array([match.score for match in answer]))
+                for one, other in zip(alone, answer, strict=True):
+                    assert abs(scores[one.record.id] - scores[other.record.id]) <= tie
 
 
 # ---- changes

@@ -17,10 +17,10 @@ from ldot_milvus.evaluation import curve, report
 from ldot_milvus.evaluation import evaluate as module
 from ldot_milvus.evaluation.datasets import Pair
 from ldot_milvus.evaluation.evaluate import evaluate
-from ldot_milvus.evaluation.recall import both_ways
 from ldot_milvus.models.base import KeptImage
 from ldot_milvus.regions import Regions
 from tests.conftest import make_photo
+from tests.tolerance import assert_recall, both_bounds, mean_bounds, recall_bounds
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,26 @@ def dot_products(embedder: LightningDOTEmbedder, pairs: list[Pair]) -> tuple[np.
     return texts @ images.T, np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
 
 
+def cross_scores(embedder: LightningDOTEmbedder, pairs: list[Pair]) -> np.ndarray:
+    """The re-ranker's scores (captions, photos) of regions as they are stored, in half precision."""
+    captions = [caption for pair in pairs for caption in pair.captions]
+    kept = embedder.reranker.keep(embedder.image_features([pair.load() for pair in pairs]))
+    return np.stack([embedder.reranker.score(captions, [one] * len(captions)) for one in kept], axis=1)
+
+
 def test_one_pass_gives_every_number_re_ranked(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
     result = evaluate(tiny, pairs, rerank=7, curve=(0, 5, 10, 20))
     scores, owner = dot_products(tiny, pairs)
-    assert {way: result[way] for way in ("text_to_image", "image_to_text")} == both_ways(scores, owner)
+    crossed = cross_scores(tiny, pairs) + tiny.reranker.dot_weight * scores
+    assert_recall(result, both_bounds(scores, owner))
     assert [point["M"] for point in result["curve"]] == [0, 5, 7, 10, 20]
+    assert_recall(result["curve"][0], both_bounds(scores, owner))
     for point in result["curve"][1:]:
+        bounds = both_bounds(scores, owner, crossed=crossed, count=point["M"])
         alone = evaluate(tiny, pairs, rerank=point["M"])
-        assert alone["reranked"] == point
+        for figures in (point, alone["reranked"]):
+            assert figures["M"] == point["M"]
+            assert_recall(figures, bounds)
         assert alone.keys() == {"images", "captions", "text_to_image", "image_to_text", "reranked", "seconds"}
     assert result["reranked"] == result["curve"][2]
     assert len({json.dumps(point["text_to_image"]) for point in result["curve"]}) > 1
@@ -65,25 +77,23 @@ def test_each_pair_is_scored_once(tiny: LightningDOTEmbedder, pairs: list[Pair],
 
 
 def test_re_ranking_everything_is_the_re_rankers_own_order(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
-    captions = [caption for pair in pairs for caption in pair.captions]
-    kept = tiny.reranker.keep(tiny.image_features([pair.load() for pair in pairs]))
-    matrix = np.stack([tiny.reranker.score(captions, [one] * len(captions)) for one in kept], axis=1)
     scores, owner = dot_products(tiny, pairs)
     figures = evaluate(tiny, pairs, rerank=1000)["reranked"]
-    assert {way: figures[way] for way in ("text_to_image", "image_to_text")} == both_ways(
-        matrix + tiny.reranker.dot_weight * scores, owner
-    )
+    assert_recall(figures, both_bounds(cross_scores(tiny, pairs) + tiny.reranker.dot_weight * scores, owner))
 
 
 def test_folds_are_averaged(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
     result = evaluate(tiny, pairs, rerank=4, folds=3)
-    parts = [evaluate(tiny, pairs[start : start + 8], rerank=4) for start in (0, 8, 16)]
     assert (result["folds"], result["images"], result["captions"]) == (3, 24, 48)
-    for way in ("text_to_image", "image_to_text"):
-        for cut, value in result[way].items():
-            assert value == pytest.approx(np.mean([part[way][cut] for part in parts]), abs=0.01)
-        for cut, value in result["reranked"][way].items():
-            assert value == pytest.approx(np.mean([part["reranked"][way][cut] for part in parts]), abs=0.01)
+    plain, reranked = [], []
+    for start in (0, 8, 16):
+        part = pairs[start : start + 8]
+        scores, owner = dot_products(tiny, part)
+        crossed = cross_scores(tiny, part) + tiny.reranker.dot_weight * scores
+        plain.append(both_bounds(scores, owner))
+        reranked.append(both_bounds(scores, owner, crossed=crossed, count=4))
+    assert_recall(result, mean_bounds(plain))
+    assert_recall(result["reranked"], mean_bounds(reranked))
     with pytest.raises(UsageError, match="24 photos cannot be cut into 5 equal folds"):
         evaluate(tiny, pairs, folds=5)
 
@@ -93,9 +103,9 @@ def test_a_pool_is_searched_and_asks_nothing(tiny: LightningDOTEmbedder, pairs: 
     assert (result["images"], result["captions"], result["pool"]) == (6, 12, {"images": 24, "captions": 48})
     scores, _ = dot_products(tiny, pairs)
     owner = np.repeat(np.arange(24), [len(pair.captions) for pair in pairs])
-    own = scores[np.arange(12), owner[:12]]
-    ranks = (scores[:12] >= own[:, None]).sum(1) - 1
-    assert result["text_to_image"]["R@5"] == round(100 * float((ranks < 5).mean()), 2)
+    right = owner[:, None] == np.arange(24)
+    assert_recall(result, {"text_to_image": recall_bounds(scores[:12], right[:12]),
+                           "image_to_text": recall_bounds(scores.T[:6], right.T[:6])})  # fmt: skip
     with pytest.raises(UsageError, match="05 is there twice: asked for, and in the pool"):
         evaluate(tiny, pairs[:6], pool=pairs[5:])
     with pytest.raises(UsageError, match="give no pool"):

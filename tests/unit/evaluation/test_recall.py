@@ -8,6 +8,7 @@ import pytest
 from ldot_milvus.evaluation import ranking
 from ldot_milvus.evaluation.ranking import first_columns, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
+from tests.tolerance import rank_bounds, slack
 
 CUTS = (1, 5, 10)
 
@@ -99,16 +100,46 @@ def test_re_ranking_the_first_few(seed: int) -> None:
     """No two dot products of a query are the same, but many of the re-ranker's scores are."""
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(40), rng.integers(1, 6, 40))
-    images = rng.normal(size=(40, 6)).astype(np.float32)
-    texts = (images[owner] + rng.normal(size=(len(owner), 6))).astype(np.float32)
+    while True:  # in steps of 1/512, so that every product is exact whatever the order in which it is summed
+        images = (rng.normal(size=(40, 6)) * 512).round().astype(np.float32) / 512
+        texts = images[owner] + (rng.normal(size=(len(owner), 6)) * 512).round().astype(np.float32) / 512
+        dots = texts @ images.T
+        if all(len(np.unique(row)) == len(row) for scores in (dots, dots.T) for row in scores):
+            break
+    assert np.abs(texts).max() * np.abs(images).max() * 6 * 512**2 < 2**25
     matrix = rng.integers(0, 6, (len(owner), 40)).astype(np.float32)
     right = owner[:, None] == np.arange(40)
     crossed = search_both_ways(texts, images, owner, 20).cross(lambda rows, columns: matrix[rows, columns])
     for count in (1, 2, 5, 10, 20):
         assert crossed.recall(count) == {
-            "text_to_image": numpy_reranked(texts @ images.T, matrix, right, count),
-            "image_to_text": numpy_reranked((texts @ images.T).T, matrix.T, right.T, count),
+            "text_to_image": numpy_reranked(dots, matrix, right, count),
+            "image_to_text": numpy_reranked(dots.T, matrix.T, right.T, count),
         }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bounds_of_ties_hold_whichever_way_they_fall(seed: int) -> None:
+    """Of tests/tolerance.py: by dot product, and with the first ten re-ranked."""
+    rng = np.random.default_rng(seed)
+    texts, images, owner = a_set(seed)
+    right = owner[:, None] == np.arange(len(images))
+    dots, crossed = texts @ images.T, rng.integers(1, 40, right.shape).astype(np.float32)
+    for count in (0, 10):
+        best, worst = rank_bounds(dots, right, crossed=crossed, count=count)
+        seen = []
+        for _ in range(30):
+            noisy, again = (scores + rng.uniform(-0.4, 0.4, right.shape) * slack(scores) for scores in (dots, crossed))
+            order = np.argsort(-noisy, axis=1)
+            first = order[:, :count]
+            order[:, :count] = np.take_along_axis(first, np.argsort(-np.take_along_axis(again, first, 1), axis=1), 1)
+            hits = np.take_along_axis(right, order, 1)
+            seen.append((np.cumsum(~hits, axis=1) * hits + len(images) * ~hits).min(1))
+        assert (best <= np.min(seen, axis=0)).all()
+        assert (np.max(seen, axis=0) <= worst).all()
+        assert (best == np.min(seen, axis=0)).mean() > 0.6  # and they are no wider than they must be
+        assert (np.max(seen, axis=0) == worst).mean() > 0.6
+        apart = dots + rng.random(right.shape), crossed + rng.random(right.shape)
+        np.testing.assert_array_equal(*rank_bounds(apart[0], right, crossed=apart[1], count=count, near=0))  # no ties
 
 
 def test_what_is_only_searched_asks_nothing() -> None:

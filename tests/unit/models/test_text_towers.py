@@ -16,6 +16,7 @@ from ldot_milvus.evaluation.datasets import Pair
 from ldot_milvus.evaluation.evaluate import evaluate
 from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
 from ldot_milvus.regions import Regions
+from tests.tolerance import assert_recall, both_bounds
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOWERS = {
@@ -55,7 +56,7 @@ def test_saved_loaded_and_evaluated(kind: str, tokenizer: XLMRobertaTokenizer, t
     embedder = LightningDOTEmbedder(str(tmp_path), device="cpu")
     together = embedder.encode_texts(SENTENCES)
     alone = np.concatenate([embedder.encode_texts([sentence]) for sentence in SENTENCES])
-    np.testing.assert_allclose(together, alone, atol=1e-5)  # padding changes nothing
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=2e-6)  # padding changes nothing
     assert np.unique(together.round(4), axis=0).shape == (len(SENTENCES), 12)
     again = LightningDOT.from_pretrained(tmp_path)
     assert all(torch.equal(ours, theirs) for ours, theirs in
@@ -67,8 +68,8 @@ def test_saved_loaded_and_evaluated(kind: str, tokenizer: XLMRobertaTokenizer, t
     pairs = [Pair(f"{n}", lambda photo=photo: photo, [sentence])
              for n, (photo, sentence) in enumerate(zip(photos, SENTENCES, strict=True))]  # fmt: skip
     figures = evaluate(embedder, pairs)
-    best = (together @ embedder.encode_images(photos).T).argmax(1)
-    assert figures["text_to_image"]["R@1"] == round(100 * float((best == np.arange(len(photos))).mean()), 2)
+    scores = together @ embedder.encode_images(photos).T
+    assert_recall(figures, both_bounds(scores, np.arange(len(photos))))
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "distilbert"])
