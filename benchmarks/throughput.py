@@ -46,7 +46,9 @@ def bare(photos: list[Path], threads: int) -> float:
         for start in range(0, len(paths), IMAGE_BATCH):
             datas = [path.read_bytes() for path in paths[start : start + IMAGE_BATCH]]
             images = [decode(data, draft_to=embedder.least_side).image for data in datas]
-            embedder.encode_for_store(embedder.regions(images))
+            features = embedder.image_features(images)
+            embedder.encode_features(features)
+            embedder.reranker.keep(features)
 
     run(photos[:IMAGE_BATCH])
     started = time.perf_counter()

@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from ldot_milvus.errors import LdotError, StoreError
 from ldot_milvus.settings import Settings
+
+if TYPE_CHECKING:
+    from ldot_milvus.models.base import ModelFiles, RerankerFiles
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _device(settings: Settings) -> str:
     import torch
 
-    from ldot_milvus.models.lightningdot.bundle import choose_device
+    from ldot_milvus.models.loading import choose_device
 
     device = choose_device(settings.device)
     if device.type == "cuda":
@@ -54,33 +58,30 @@ def _device(settings: Settings) -> str:
 
 
 def _model(settings: Settings) -> str:
-    from ldot_milvus.models.lightningdot.bundle import find_model
+    files, reranker = _files(settings)
+    stage = "no re-ranker" if reranker is None else f"re-ranker {reranker.name}"
+    if settings.reranker is None and reranker is not None:
+        stage = "with a re-ranker"
+    return f"{settings.model}: {files.summary}, {stage}, fingerprint {files.fingerprint[:16]}"
+
+
+def _files(settings: Settings) -> tuple[ModelFiles, RerankerFiles | None]:
+    from ldot_milvus.models.registry import find_model, find_reranker
 
     files = find_model(settings.model)
-    reranker = "no re-ranker" if files.reranker_config is None else "with a re-ranker"
-    extractor = files.config.get("region_extractor")
-    regions = "no region extractor" if extractor is None else f"{extractor.get('kind')} regions"
-    if extractor is not None and not files.extractor_files:
-        regions += f" by {files.extractor_weights}, fetched when a photo needs it"
-    return f"{settings.model}: vectors of {files.dim}, {regions}, {reranker}, fingerprint {files.fingerprint[:16]}"
+    return files, find_reranker(settings.reranker, files)
 
 
 def _store(settings: Settings) -> str:
-    from ldot_milvus.errors import ModelMismatch
-    from ldot_milvus.models.lightningdot.bundle import find_model
+    from ldot_milvus.search.retriever import check_model
     from ldot_milvus.stores import open_store
 
     with open_store(settings.store, settings.collection) as store:
-        model, name = store.model, f"{settings.collection!r} in {store.address}"
+        name = f"{settings.collection!r} in {store.address}"
         if store.dim is None:
             return f"no collection {name} yet: the first ingestion makes it"
-        rows = store.count()
-    if model not in (None, find_model(settings.model).fingerprint):
-        raise ModelMismatch(
-            f"collection {name} ({rows} rows) was filled with another model than {settings.model!r}: set LDOT_MODEL to "
-            "that model, or LDOT_COLLECTION to another name"
-        )
-    return f"collection {name}: {rows} rows"
+        check_model(store, _files(settings)[0])
+        return f"collection {name}: {store.count()} rows"
 
 
 def _indexes(settings: Settings) -> str:
@@ -92,10 +93,12 @@ def _indexes(settings: Settings) -> str:
 
 
 def _region_store(settings: Settings) -> str:
-    from ldot_milvus.models.lightningdot.bundle import find_model
     from ldot_milvus.stores.regions import open_region_store
 
-    store = open_region_store(settings.store, find_model(settings.model).fingerprint, settings.region_store)
+    reranker = _files(settings)[1]
+    if reranker is None:
+        return "not needed: no re-ranker"
+    store = open_region_store(settings.store, reranker.fingerprint, settings.region_store, reranker.former_fingerprints)
     store.has(["0" * 64])
     if store.folder is not None:
         try:

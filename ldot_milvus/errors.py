@@ -3,41 +3,67 @@
 A message names the input and says what to do next; commands print it as one line.
 """
 
+from __future__ import annotations
+
+from typing import ClassVar
+
 
 class LdotError(Exception):
-    """Base class of all errors of this project."""
+    """Base class of all errors of this project.
+
+    Attributes:
+        code: a word for programs, the same in every version; the message is for people.
+    """
+
+    code: ClassVar[str] = "error"
 
 
 class UsageError(LdotError):
     """The caller asked for something that cannot be: a bad argument, an unknown name, a missing path."""
 
+    code = "usage"
+
 
 class FilterError(UsageError):
     """A filter with an unknown operator or field, or a value of the wrong type."""
+
+    code = "filter"
 
 
 class InputError(LdotError):
     """One photo or text cannot be used. In a batch the others go on and this one is recorded."""
 
+    code = "input"
+
 
 class ModelError(LdotError):
     """A model's files are missing, incomplete or do not fit its configuration."""
+
+    code = "model"
 
 
 class TrainingError(LdotError):
     """A training run cannot go on."""
 
+    code = "training"
+
 
 class StoreError(LdotError):
     """A store cannot be opened, read or written."""
+
+    code = "store"
 
 
 class CollectionNotFound(StoreError):
     """The store has no collection of that name yet."""
 
+    code = "collection_not_found"
+
 
 class ModelMismatch(StoreError):
     """The collection holds vectors of another model or dimension."""
+
+    code = "model_mismatch"
 
 
 def printable(path: str) -> str:

@@ -16,6 +16,7 @@ class Settings(BaseSettings):
     store_token: str | None = None
     collection: str = "images"
     model: str = "ldot-mini"
+    reranker: str | None = None  # the model's own unless named; "none" for the dot product alone
     region_store: str | None = None  # beside a local store unless named
     index: str = "auto"
     index_fallback: bool = True  # take the nearest index without a GPU where the server has none

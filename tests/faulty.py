@@ -46,15 +46,18 @@ class QuickModel:
 
     least_side = None
 
-    def regions(self, images):
-        from ldot_milvus.regions import Regions
+    @property
+    def reranker(self):
+        return self
 
-        features = [np.asarray(image.convert("L").resize((4, 4)), np.float32).reshape(1, 16) / 255 for image in images]
-        return [Regions(feature, np.zeros((1, 7), np.float32), np.ones(1, np.float32)) for feature in features]
+    def image_features(self, images):
+        return [np.asarray(image.convert("L").resize((4, 4)), np.float32).reshape(1, 16) / 255 for image in images]
 
-    def encode_for_store(self, regions):
-        vectors = [one.features[0] for one in regions]
-        return np.stack(vectors) if vectors else np.zeros((0, 16), np.float32), regions
+    def encode_features(self, features):
+        return np.concatenate(features) if features else np.zeros((0, 16), np.float32)
+
+    def keep(self, features):
+        return [{"features": one.astype(np.float16)} for one in features]
 
     def encode_texts(self, texts):
         return np.ones((len(texts), 16), np.float32)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+    from ldot_milvus.models.base import Embedder
     from ldot_milvus.settings import Settings
+
+RERANKER_HELP = "Re-ranker: folder, hub id, or 'none' (default: LDOT_RERANKER, the model's own)."
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -40,11 +42,11 @@ def settings_with(**chosen: str | None) -> Settings:
     return Settings().model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
 
-def embedder_of(settings: Settings) -> LightningDOTEmbedder:
+def embedder_of(settings: Settings) -> Embedder:
     """The embedder that the settings name."""
-    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+    from ldot_milvus.models.loading import load_embedder
 
-    return LightningDOTEmbedder(settings.model, device=settings.device, dtype=settings.dtype)
+    return load_embedder(settings.model, device=settings.device, dtype=settings.dtype)
 
 
 def parse_filter(text: str | None) -> dict[str, Any] | None:

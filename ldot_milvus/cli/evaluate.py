@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ldot_milvus.cli.common import embedder_of, one_line_errors, settings_with
+from ldot_milvus.cli.common import RERANKER_HELP, embedder_of, one_line_errors, settings_with
 
 
 @click.command("eval")
@@ -22,6 +22,7 @@ from ldot_milvus.cli.common import embedder_of, one_line_errors, settings_with
 @click.option("--rerank", type=int, default=0, show_default=True, metavar="M", help="Re-rank the first M too.")
 @click.option("--curve", metavar="OUT.png", help="Draw R@1 against the number re-ranked, up to 100 (.png or .svg).")
 @click.option("--model", help="Model: packaged name, folder or hub id (default: LDOT_MODEL, 'ldot-mini').")
+@click.option("--reranker", help=RERANKER_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("more", nargs=-1, metavar="[PATH]...")
 @one_line_errors
@@ -36,6 +37,7 @@ def evaluate(
     rerank: int,
     curve: str | None,
     model: str | None,
+    reranker: str | None,
     as_json: bool,
     more: tuple[str, ...],
 ) -> None:
@@ -62,13 +64,14 @@ def evaluate(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if sys.stderr.isatty():
         logging.getLogger("ldot_milvus.evaluation").setLevel(logging.INFO)
-    settings = settings_with(model=model)
+    settings = settings_with(model=model, reranker=reranker)
     asked = read_data_set([*data, *more], regions=regions, photos=photos, split=split, language=language)
     others = DataSet("", [])
     if pool:
         others = read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language)
     result = measure(
-        embedder_of(settings), asked.pairs, rerank=rerank, curve=NUMBERS if curve else (), folds=folds,
+        embedder_of(settings), asked.pairs, reranker=settings.reranker, rerank=rerank,
+        curve=NUMBERS if curve else (), folds=folds,
         pool=others.pairs, vocabulary=asked.vocabulary or others.vocabulary,
     )  # fmt: skip
     if curve is not None:

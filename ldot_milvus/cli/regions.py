@@ -39,7 +39,7 @@ def regions(
     """
     from tqdm import tqdm
 
-    from ldot_milvus.models.lightningdot.bundle import choose_device, choose_dtype
+    from ldot_milvus.models.loading import choose_device, choose_dtype
     from ldot_milvus.regions import BottomUpExtractor
     from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
     from ldot_milvus.regions.export import extract

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldot_milvus.cli.common import embedder_of, one_line_errors, parse_filter, settings_with
+from ldot_milvus.cli.common import RERANKER_HELP, embedder_of, one_line_errors, parse_filter, settings_with
 
 if TYPE_CHECKING:
     from ldot_milvus.search.retriever import Hit
-    from ldot_milvus.settings import Settings
 
 
 @click.command()
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--collection", help="Collection to search (default: LDOT_COLLECTION, 'images').")
 @click.option("--store", help="Address of the store (default: LDOT_STORE, 'faiss:./ldot-data').")
 @click.option("--model", help="Model: packaged name, folder or hub id (default: LDOT_MODEL, 'ldot-mini').")
+@click.option("--reranker", help=RERANKER_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", metavar="OUT.html", help="Also write one self-contained page with the pictures.")
 @one_line_errors
@@ -37,6 +37,7 @@ def search(
     collection: str | None,
     store: str | None,
     model: str | None,
+    reranker: str | None,
     as_json: bool,
     html: str | None,
 ) -> None:
@@ -51,7 +52,7 @@ def search(
         raise UsageError(f"--rerank is {rerank}: it must be 0 or more")
     if any(not text.strip() for text in texts):
         raise UsageError("the text is empty: describe what to look for")
-    settings = settings_with(collection=collection, store=store, model=model)
+    settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
     parsed = parse_filter(filter_)
 
     from ldot_milvus.stores import open_store
@@ -62,10 +63,11 @@ def search(
                 f"there is no collection {settings.collection!r} in {settings.store}: "
                 'ingest photos first with "celery -A workers enqueue PATH..."'
             )
-        _check_model(opened.model, settings)
-        from ldot_milvus.search.retriever import Retriever
+        from ldot_milvus.models.registry import find_model
+        from ldot_milvus.search.retriever import Retriever, check_model
 
-        retriever = Retriever(embedder_of(settings), opened)
+        check_model(opened, find_model(settings.model))  # before seconds go into loading the model
+        retriever = Retriever(embedder_of(settings), opened, reranker=settings.reranker)
         options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
         answers = [(text, retriever.search(text, **options)) for text in texts]
         if image is not None:
@@ -75,25 +77,13 @@ def search(
 
         write_page(html, answers)
     if as_json:
-        found = [{"query": query, "hits": [vars(hit) for hit in hits]} for query, hits in answers]
+        found = [{"query": query, "hits": [hit.to_dict() for hit in hits]} for query, hits in answers]
         click.echo(json.dumps(found if len(found) > 1 else found[0], ensure_ascii=False, indent=2))
     else:
         for query, hits in answers:
             _print_hits(query, hits)
     if html:
         click.echo(f"Page: {html}", err=as_json)
-
-
-def _check_model(stored: str | None, settings: Settings) -> None:
-    """Refuse another model's collection before seconds go into loading the model."""
-    from ldot_milvus.errors import ModelMismatch
-    from ldot_milvus.models.lightningdot.bundle import find_model
-
-    if stored not in (None, find_model(settings.model).fingerprint):
-        raise ModelMismatch(
-            f"collection {settings.collection!r} in {settings.store} was filled with another model than "
-            f"{settings.model!r}: name that model with --model, or ingest into another --collection"
-        )
 
 
 def _print_hits(query: str, hits: list[Hit]) -> None:

@@ -25,21 +25,18 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
     from ldot_milvus.errors import UsageError
     from ldot_milvus.stores import open_store
     from ldot_milvus.stores.migration import migrate as copy
-    from ldot_milvus.stores.regions import open_region_store
+    from ldot_milvus.stores.regions import region_store_address, region_stores
     from ldot_milvus.stores.registry import parse_address
 
     if parse_address(source).address == parse_address(target).address:
         raise UsageError(f"FROM and TO are both {source}: name two stores")
     name = settings_with(collection=collection).collection
     with open_store(source, name) as old, open_store(target, name) as new:
-        regions = None
-        if old.model is not None:
-            regions = [open_region_store(*store) for store in
-                       ((source, old.model, regions_from), (target, old.model, regions_to))]  # fmt: skip
-            if regions[0].address == regions[1].address:
-                regions = None  # both stores read the same ones
+        place_from = region_store_address(source, regions_from)
+        place_to = region_store_address(target, regions_to)
+        regions = region_stores(place_from, place_to) if place_from != place_to else []
         with tqdm(total=old.count(), unit=" rows", disable=None) as bar:
-            done = copy(old, new, *(regions or (None, None)), progress=bar.update)
+            done = copy(old, new, regions, progress=bar.update)
     click.echo(f"{done.rows} rows of {source}: {done.copied} copied, {done.rows - done.copied} were there already")
     click.echo(f"region data of {done.regions} photos copied; {done.checked} rows compared by checksum: all the same")
 

@@ -6,21 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.evaluation.photos import Caption, Pair
 from ldot_milvus.evaluation.ranking import Indices, Scores, search_both_ways
 from ldot_milvus.images import decode
+from ldot_milvus.models.loading import load_reranker
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+    from ldot_milvus.models.base import Embedder, KeptImage, Reranker
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +31,14 @@ Recall = dict[str, dict[str, float]]
 
 
 def evaluate(
-    embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, rerank: int = 0, curve: Sequence[int] = (),
-    folds: int = 1, pool: Sequence[Pair] = (), vocabulary: int | None = None,
+    embedder: Embedder, pairs: Sequence[Pair], *, reranker: Reranker | str | None = None, rerank: int = 0,
+    curve: Sequence[int] = (), folds: int = 1, pool: Sequence[Pair] = (), vocabulary: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Recall@1/5/10 in percent: every caption finds its photo, every photo finds one of its captions.
 
     Args:
-        rerank: M, how many of the first the cross-attention re-ranks in each direction; 0 for none.
+        reranker: what re-ranks: None for the embedder's own, a folder or hub id, or one that is loaded.
+        rerank: M, how many of the first are re-ranked in each direction; 0 for none.
         curve: more such numbers. One pass scores the first of the largest, and every M is told from it.
         folds: cut the photos into so many equal parts, in their order, and average (COCO 1K: five of the 5,000).
         pool: photos and captions that are searched too, and not asked for.
@@ -53,13 +54,14 @@ def evaluate(
         InputError: a photo or its regions cannot be used; the record is named.
     """
     numbers = sorted({0, rerank, *curve})
-    if numbers[-1] and not embedder.can_rerank:
+    second = load_reranker(reranker, embedder) if numbers[-1] else None
+    if numbers[-1] and second is None:
         raise UsageError("this model has no re-ranker: evaluate with --rerank 0 and no --curve")
-    reads = embedder.bundle.encoder.config.text_config.vocab_size
+    reads = embedder.vocabulary_size
     if vocabulary not in (None, reads):
         raise UsageError(
-            f"the captions are token ids of a vocabulary of {vocabulary:,} entries and the model's has {reads:,}: give "
-            "it texts, as in Karpathy's JSON"
+            f"the captions are token ids of a vocabulary of {vocabulary:,} entries and the model's has {reads or 0:,}: "
+            "give it texts, as in Karpathy's JSON"
         )
     if len(pairs) % folds:
         raise UsageError(f"{len(pairs)} photos cannot be cut into {folds} equal folds")
@@ -70,12 +72,12 @@ def evaluate(
         if pair.name in known:
             raise UsageError(f"{printable(pair.name)} is there twice: asked for, and in the pool")
     started = time.perf_counter()
-    encoded = _encode(embedder, [*pairs, *pool], keep_regions=numbers[-1] > 0)
+    encoded = _encode(embedder, [*pairs, *pool], second)
     captions = sum(len(pair.captions) for pair in pairs)
     size = (len(pairs) + len(pool)) // folds
     asked = (captions, len(pairs)) if pool else None
     parts = [
-        _recall(embedder, encoded.part(start, start + size), asked, numbers) for start in range(0, size * folds, size)
+        _recall(second, encoded.part(start, start + size), asked, numbers) for start in range(0, size * folds, size)
     ]
     recall = {number: _mean([part[number] for part in parts]) for number in numbers}
     result: dict[str, Any] = {"images": len(pairs), "captions": captions, **recall[0]}
@@ -91,17 +93,6 @@ def evaluate(
     return result
 
 
-class _Kept(NamedTuple):
-    """Regions in half precision, as the region store gives them to a search."""
-
-    features: NDArray[np.float16]
-    boxes: Scores
-    confidence: Scores
-
-    def regions(self) -> Regions:
-        return Regions(self.features.astype(np.float32), self.boxes, self.confidence)
-
-
 @dataclass(frozen=True)
 class _Encoded:
     """P photos and their captions in order of photo; ``owner`` (captions,) is the photo that each describes."""
@@ -110,75 +101,69 @@ class _Encoded:
     owner: Indices
     texts: Scores
     images: Scores
-    regions: list[_Kept]
+    kept: list[KeptImage]
 
     def part(self, start: int, stop: int) -> _Encoded:
         """The photos from ``start`` to ``stop``, with their captions."""
         first, last = np.searchsorted(self.owner, [start, stop])
         return _Encoded(self.captions[first:last], self.owner[first:last] - start, self.texts[first:last],
-                        self.images[start:stop], self.regions[start:stop])  # fmt: skip
+                        self.images[start:stop], self.kept[start:stop])  # fmt: skip
 
 
-def _encode(embedder: LightningDOTEmbedder, pairs: Sequence[Pair], *, keep_regions: bool) -> _Encoded:
+def _encode(embedder: Embedder, pairs: Sequence[Pair], reranker: Reranker | None) -> _Encoded:
     captions = [caption for pair in pairs for caption in pair.captions]
     owner = np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
     images = np.empty((len(pairs), embedder.dim), np.float32)
-    regions: list[_Kept] = []
+    kept: list[KeptImage] = []
     for start in range(0, len(pairs), PHOTO_BLOCK):
         loaded = [_load(embedder, pair) for pair in pairs[start : start + PHOTO_BLOCK]]
-        images[start : start + len(loaded)], kept = embedder.encode_for_store(loaded)
-        if keep_regions:
-            regions += [_Kept(one.features.astype(np.float16), one.boxes, one.confidence) for one in kept]
+        features = embedder.image_features(loaded)
+        images[start : start + len(loaded)] = embedder.encode_features(features)
+        if reranker is not None:
+            kept += reranker.keep(features)
         if start % (10 * PHOTO_BLOCK) == 0:
             log.info("photos: %d of %d", start, len(pairs))
     log.info("texts: %d", len(captions))
-    return _Encoded(captions, owner, embedder.encode_texts(captions), images, regions)
+    return _Encoded(captions, owner, embedder.encode_texts(captions), images, kept)
 
 
-def _load(embedder: LightningDOTEmbedder, pair: Pair) -> Image | Regions:
+def _load(embedder: Embedder, pair: Pair) -> Image | Regions:
     loaded = pair.load()
     if isinstance(loaded, bytes):
-        if embedder.bundle.extractor is None:
-            raise UsageError("this model has no region extractor: give the region features with --regions")
         return decode(loaded, name=pair.name, draft_to=embedder.least_side).image
     try:
-        return embedder.regions([loaded])[0]
+        embedder.image_features([loaded])  # refuses another extractor's
     except InputError as error:
         raise InputError(f"{printable(pair.name)}: {error}") from error
+    return loaded
 
 
 def _recall(
-    embedder: LightningDOTEmbedder, encoded: _Encoded, asked: tuple[int, int] | None, numbers: Sequence[int]
+    reranker: Reranker | None, encoded: _Encoded, asked: tuple[int, int] | None, numbers: Sequence[int]
 ) -> dict[int, Recall]:
     """Recall with the first M re-ranked, for each M of ``numbers``."""
     found = search_both_ways(encoded.texts, encoded.images, encoded.owner, numbers[-1], asked=asked)
-    if not numbers[-1]:
+    if reranker is None:
         return {0: found.recall()}
-
-    def regions(photo: int) -> Regions:
-        return encoded.regions[photo].regions()
-
-    crossed = found.cross(pair_scores(embedder, encoded.captions, regions))
-    return {number: crossed.recall(number, embedder.dot_weight) for number in numbers}
+    crossed = found.cross(pair_scores(reranker, encoded.captions, encoded.kept))
+    return {number: crossed.recall(number, reranker.dot_weight) for number in numbers}
 
 
 def pair_scores(
-    embedder: LightningDOTEmbedder, captions: Sequence[Caption], regions: Callable[[int], Regions]
+    reranker: Reranker, captions: Sequence[Caption], kept: Sequence[KeptImage]
 ) -> Callable[[Indices, Indices], Scores]:
     """What :meth:`~ldot_milvus.evaluation.ranking.BothWays.cross` asks: the re-ranker's scores of some pairs.
 
     Args:
-        regions: what re-ranking needs of photo i.
+        kept: what the re-ranker keeps of photo i.
     """
 
     def score(rows: Indices, columns: Indices) -> Scores:
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), PAIR_BLOCK):
             block = slice(start, start + PAIR_BLOCK)
-            photos = columns[block].tolist()
-            once = {photo: regions(photo) for photo in set(photos)}
             texts = [captions[row] for row in rows[block]]
-            scores[block] = embedder.rerank(texts, [once[photo] for photo in photos])
+            scores[block] = reranker.score(texts, [kept[photo] for photo in columns[block]])
             if start % (10 * PAIR_BLOCK) == 0:
                 log.info("re-ranking: %d of %d pairs", start, len(rows))
         return scores

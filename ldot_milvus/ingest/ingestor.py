@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Union
 from ldot_milvus.batches import batched, prefetch
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id, decode
-from ldot_milvus.models.lightningdot.bundle import find_model
+from ldot_milvus.ingest.region_data import region_store_of
+from ldot_milvus.models.base import Embedder, KeptImage, Reranker
+from ldot_milvus.models.loading import load_reranker
+from ldot_milvus.models.registry import find_model, find_reranker
 from ldot_milvus.sources import Source, read_all
 from ldot_milvus.sources.region_files import regions_of
 from ldot_milvus.stores import Record, VectorStore, validation
-from ldot_milvus.stores.regions import open_region_store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
     from ldot_milvus.regions import Regions
 
 Opened = tuple[Record, Union["Image", "Regions", None]]
@@ -110,7 +111,11 @@ class Ingestor:
     Args:
         store: filled with, or still empty for, this model; another one's collection is refused here.
         model: packaged name, folder or hub id.
-        region_store: address for re-ranking data; None takes the setting, else the folder beside a local store.
+        reranker: whose region data is kept: None for the model's own, "none" for none, else a folder or hub id.
+        region_store: address for region data; None takes the setting, else the place beside the store.
+
+    Attributes:
+        region_store: None where nothing is kept for re-ranking.
     """
 
     def __init__(
@@ -118,27 +123,41 @@ class Ingestor:
         store: VectorStore,
         model: str = "ldot-mini",
         *,
+        reranker: str | None = None,
         region_store: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
         files = find_model(model)
+        kept = find_reranker(reranker, files)
         self.store = store
-        self.region_store = open_region_store(store.address, files.fingerprint, region_store)
-        self._embedder_arguments = (model, device, dtype)
-        self._embedder: LightningDOTEmbedder | None = None
+        self.region_store = region_store_of(store, kept, region_store)
+        self._files, self._reranker_name = files, reranker
+        self._device, self._dtype = device, dtype
+        self._embedder: Embedder | None = None
+        self._reranker: Reranker | None = None
         self._loading = threading.Lock()
-        store.bind(files.fingerprint, files.dim)
+        stored = store.model
+        store.bind(stored if stored in files.former_fingerprints else files.fingerprint, files.dim)
 
     @property
-    def embedder(self) -> LightningDOTEmbedder:
+    def embedder(self) -> Embedder:
         """The model, loaded on first use: a run that finds nothing new never loads it."""
         with self._loading:  # a worker of threads works on several chunks at once
             if self._embedder is None:
-                from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
-
-                self._embedder = LightningDOTEmbedder(*self._embedder_arguments)
+                self._embedder = self._files.load(device=self._device, dtype=self._dtype)
             return self._embedder
+
+    @property
+    def reranker(self) -> Reranker | None:
+        """What decides which region data is kept; None where none is."""
+        if self.region_store is None:
+            return None
+        embedder = self.embedder
+        with self._loading:
+            if self._reranker is None:
+                self._reranker = load_reranker(self._reranker_name, embedder)
+            return self._reranker
 
     def ingest(self, sources: Sequence[Source]) -> Report:
         """Ingest one chunk. A source that fails is reported and the others go on.
@@ -157,10 +176,10 @@ class Ingestor:
                 if opened is None:
                     break
                 if opened:
-                    records, regions = chunk.encode(opened)
+                    records, kept = chunk.encode(opened)
                     if written is not None:
                         written.result()
-                    written = writer.submit(chunk.write, records, regions)
+                    written = writer.submit(chunk.write, records, kept)
             if written is not None:
                 written.result()
         finally:
@@ -200,24 +219,28 @@ class _Chunk:
         with self.clock("decode"):
             return self._open(new, readers, embedder)
 
-    def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, Regions]]:
-        """The rows of one part with their vectors, and by id what re-ranking needs of the photos."""
-        embedder = self._ingestor.embedder
+    def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, KeptImage]]:
+        """The rows of one part with their vectors, and by id what the re-ranker keeps of the photos."""
+        embedder, reranker = self._ingestor.embedder, self._ingestor.reranker
         photos = [(row, photo) for row, photo in opened if photo is not None]
         texts = [row for row, photo in opened if photo is None]
         with self.clock("regions"):
-            found = embedder.regions([photo for _, photo in photos])
+            features = embedder.image_features([photo for _, photo in photos])
         with self.clock("encode"):
-            vectors, kept = embedder.encode_for_store(found)
+            vectors = embedder.encode_features(features)
+            kept = [] if reranker is None else reranker.keep(features)
             text_vectors = embedder.encode_texts([row.caption for row in texts])
         records = [replace(row, embedding=vector) for (row, _), vector in zip(photos, vectors, strict=True)]
         records += [replace(row, embedding=vector) for row, vector in zip(texts, text_vectors, strict=True)]
-        return records, {row.id: regions for (row, _), regions in zip(photos, kept, strict=True)}
+        if reranker is None:
+            return records, {}
+        return records, {row.id: one for (row, _), one in zip(photos, kept, strict=True)}
 
-    def write(self, records: list[Record], regions: dict[str, Regions]) -> None:
+    def write(self, records: list[Record], kept: dict[str, KeptImage]) -> None:
         """Region data first: whatever a search finds can be re-ranked."""
         with self.clock("write"):
-            self._ingestor.region_store.put(regions)
+            if self._ingestor.region_store is not None:
+                self._ingestor.region_store.put(kept)
             self._ingestor.store.upsert(records)
         self._report.added += len(records)
 
@@ -251,7 +274,8 @@ class _Chunk:
             else:
                 found[row.id] = Unread(source, row, data)
         known = {row.id: row for row in store.get(list(found))}
-        ready = regions.has([id for id, row in known.items() if row.kind == "image"])
+        photos = [id for id, row in known.items() if row.kind == "image"]
+        ready = set(photos) if regions is None else regions.has(photos)
         new: list[Unread] = []
         changed: list[Record] = []
         for id, unread in found.items():
@@ -266,7 +290,7 @@ class _Chunk:
                 changed.append(described)
         return new, changed
 
-    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: LightningDOTEmbedder) -> list[Opened]:
+    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder) -> list[Opened]:
         opened: list[Opened] = []
         for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, embedder), new), strict=True):
             if isinstance(outcome, InputError):
@@ -278,15 +302,15 @@ class _Chunk:
         return opened
 
 
-def _opened(unread: Unread, embedder: LightningDOTEmbedder) -> Opened | InputError:
+def _opened(unread: Unread, embedder: Embedder) -> Opened | InputError:
     source, row = unread.source, unread.row
     try:
         if source.kind == "text":
             return row, None
         if source.kind == "regions":
             ready, width, height = regions_of(source, unread.data)
-            (regions,) = embedder.regions([ready])  # refuses another extractor's
-            return replace(row, width=width, height=height), regions
+            embedder.image_features([ready])  # refuses another extractor's
+            return replace(row, width=width, height=height), ready
         photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
         return replace(row, width=photo.width, height=photo.height), photo.image
     except InputError as error:

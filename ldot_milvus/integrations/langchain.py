@@ -9,9 +9,10 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SkipValidation
 
-from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.base import Embedder, Reranker
+from ldot_milvus.models.loading import load_embedder
 from ldot_milvus.search.retriever import Hit, Retriever
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import VectorStore, open_store
@@ -32,7 +33,8 @@ class LightningDOTRetriever(BaseRetriever):
 
     store: str | VectorStore | None = None
     collection: str | None = None
-    model: str | LightningDOTEmbedder | None = None
+    model: str | SkipValidation[Embedder] | None = None
+    reranker: str | SkipValidation[Reranker] | None = None
     k: int = 5
     rerank: int | None = None
     filter: dict[str, Any] | None = None
@@ -41,14 +43,10 @@ class LightningDOTRetriever(BaseRetriever):
     @cached_property
     def retriever(self) -> Retriever:
         """The two-stage retriever behind this one, made at the first question."""
-        settings = Settings()
-        embedder = self.model
-        if not isinstance(embedder, LightningDOTEmbedder):
-            embedder = LightningDOTEmbedder(embedder or settings.model, settings.device, settings.dtype)
         store = self.store
         if not isinstance(store, VectorStore):
             store = open_store(store, self.collection)
-        return Retriever(embedder, store)
+        return Retriever(_embedder(self.model), store, reranker=self.reranker or Settings().reranker)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **given: Any
@@ -73,11 +71,8 @@ class LightningDOTRetriever(BaseRetriever):
 class LightningDOTEmbeddings(Embeddings):
     """Vectors of texts and photos for LangChain's vector stores; compare them by inner product."""
 
-    def __init__(self, model: str | LightningDOTEmbedder | None = None) -> None:
-        settings = Settings()
-        if not isinstance(model, LightningDOTEmbedder):
-            model = LightningDOTEmbedder(model or settings.model, settings.device, settings.dtype)
-        self.embedder = model
+    def __init__(self, model: str | Embedder | None = None) -> None:
+        self.embedder = _embedder(model)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector a text."""
@@ -90,6 +85,14 @@ class LightningDOTEmbeddings(Embeddings):
     def embed_image(self, uris: list[str]) -> list[list[float]]:
         """One vector a photo, given by path."""
         return self.embedder.encode_images(uris).tolist()  # type: ignore[no-any-return]
+
+
+def _embedder(model: str | Embedder | None) -> Embedder:
+    """The model itself, or the one that the name or the settings say."""
+    if model is not None and not isinstance(model, str):
+        return model
+    settings = Settings()
+    return load_embedder(model or settings.model, device=settings.device, dtype=settings.dtype)
 
 
 def _document(hit: Hit) -> Document:

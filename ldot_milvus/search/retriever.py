@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from ldot_milvus.errors import UsageError
-from ldot_milvus.stores import Match, VectorStore
-from ldot_milvus.stores.base import Array
+from ldot_milvus.errors import InputError, ModelMismatch, UsageError
+from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
+from ldot_milvus.models.loading import load_embedder, load_reranker
+from ldot_milvus.settings import Settings
+from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.regions import RegionStore, open_region_store
-
-if TYPE_CHECKING:
-    from ldot_milvus.models.lightningdot.embedder import ImageInput, LightningDOTEmbedder
-    from ldot_milvus.regions import Regions
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,13 @@ class Hit:
     """One answer.
 
     Attributes:
+        id: the row's; the SHA-256 of the photo's contents in hex unless the caller chose another.
         score: inner product of the query's and the row's vectors.
         rerank_score: the re-ranker's score, by which the first ones are ordered; None where it was not asked.
+        source: path or URL of the photo.
+        caption: the text that came with the photo, or the text itself.
+        kind: "image" or "text".
+        width, height: pixels after EXIF rotation; 0 for texts.
         metadata: the caller's own fields.
     """
 
@@ -46,22 +50,56 @@ class Hit:
     height: int
     metadata: dict[str, Any]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, by the names of the attributes."""
+        return asdict(self)
+
 
 class Retriever:
-    """Finds photos for a sentence, and photos or sentences for a photo.
+    """Finds photos for a sentence, and photos or sentences for a photo. Searching writes nothing.
 
     Args:
         embedder: the model that also filled ``store``; another one is refused at the first search.
-        region_store: where re-ranking data lies; None takes the setting, else the folder beside a local store.
+        store: the collection to search.
+        region_store: where region data lies; None takes the setting, else the place beside the store.
+        reranker: None for the embedder's own, "none" for none, a folder or hub id of another, or one that is loaded.
+
+    Raises:
+        UsageError: no such re-ranker.
+        ModelError: a re-ranker that does not read this embedder's features.
     """
 
     def __init__(
-        self, embedder: LightningDOTEmbedder, store: VectorStore, region_store: RegionStore | None = None
+        self,
+        embedder: Embedder,
+        store: VectorStore,
+        region_store: RegionStore | None = None,
+        *,
+        reranker: Reranker | str | None = None,
     ) -> None:
         self.embedder = embedder
         self.store = store
-        self.region_store = region_store or open_region_store(store.address, embedder.fingerprint)
+        self.reranker = load_reranker(reranker, embedder)
+        self.region_store = region_store
+        if region_store is None and self.reranker is not None:
+            self.region_store = open_region_store(
+                store.address, self.reranker.fingerprint, former=self.reranker.former_fingerprints
+            )
         self._checked = False
+
+    @classmethod
+    def from_settings(cls, settings: Settings | None = None) -> Retriever:
+        """The retriever that the settings name: store, collection, model, re-ranker, device.
+
+        Args:
+            settings: None reads the environment.
+
+        Raises:
+            UsageError, ModelError, StoreError: a setting names what is not there.
+        """
+        settings = settings or Settings()
+        embedder = load_embedder(settings.model, device=settings.device, dtype=settings.dtype)
+        return cls(embedder, open_store(settings.store, settings.collection), reranker=settings.reranker)
 
     def search(
         self,
@@ -77,13 +115,19 @@ class Retriever:
 
         Args:
             text, image: the query, exactly one of them.
-            rerank: how many of the first to re-rank: 0 for the dot product alone; None for 20 where the model
-                has a re-ranker and the query and the rows are a text and images (or the reverse), else 0.
+            k: how many rows at most.
+            rerank: how many of the first to re-rank: 0 for the dot product alone; None for 20 where there is a
+                re-ranker and the query and the rows are a text and images (or the reverse), else 0.
             filter: see ``docs/filters.md``.
             kind: "image" or "text", what to find.
 
+        Returns:
+            At most k hits; re-ranked ones first, by ``rerank_score``, then the others by ``score``.
+
         Raises:
             UsageError: no query or two, an empty text, k or rerank out of range.
+            InputError: a query image that cannot be read.
+            CollectionNotFound: nothing was ingested yet.
             ModelMismatch: the collection was filled with another model.
         """
         if (text is None) == (image is None):
@@ -91,26 +135,29 @@ class Retriever:
         _check_count("k", k, 1)
         crosses = (text is None) == (kind == "text")
         if rerank is None:
-            rerank = RERANK if crosses and self.embedder.can_rerank else 0
+            rerank = RERANK if crosses and self.reranker is not None else 0
         _check_count("rerank", rerank, 0)
         if rerank and not crosses:
             raise UsageError("re-ranking compares a text with an image: use rerank=0 here")
-        if rerank and not self.embedder.can_rerank:
+        if rerank and self.reranker is None:
             raise UsageError("this model has no re-ranker: use rerank=0")
-        self._check_model()
+        if not self._checked:  # once is enough: a collection never changes its model
+            self._checked = check_model(self.store, self.embedder)
 
-        regions: Regions | None = None
+        kept: list[KeptImage] = []
         if text is not None:
             vectors = self.embedder.encode_texts([text])
         else:
             assert image is not None
-            vectors, kept = self.embedder.encode_for_store([image])
-            regions = kept[0]
+            features = self.embedder.image_features([image])
+            vectors = self.embedder.encode_features(features)
+            if rerank and self.reranker is not None:
+                kept = self.reranker.keep(features)
         matches = self.store.search(vectors, max(k, rerank), kind=kind, filter=filter)[0]
         hits = [_hit(match) for match in matches]
         if rerank and hits:
             first = hits[:rerank]
-            scored = self._by_images(text, first) if regions is None else self._by_texts(regions, first)
+            scored = self._by_images(text, first) if text is not None else self._by_texts(kept[0], first)
             hits = scored + hits[rerank:]
         return hits[:k]
 
@@ -118,36 +165,67 @@ class Retriever:
         """:meth:`search` without blocking the event loop; the arguments are the same."""
         return await asyncio.to_thread(self.search, text, **arguments)
 
-    def _check_model(self) -> None:
-        # Once is enough: a collection never changes its model. One that does not exist yet is left alone.
-        if not self._checked and self.store.dim is not None:
-            self.store.bind(self.embedder.fingerprint, self.embedder.dim)
-            self._checked = True
-
-    def _by_images(self, text: str | None, hits: list[Hit]) -> list[Hit]:
-        assert text is not None
-        regions = self.region_store.get([hit.id for hit in hits])
-        scored = [hit for hit in hits if hit.id in regions]
-        unscored = [hit for hit in hits if hit.id not in regions]
+    def _by_images(self, text: str, hits: list[Hit]) -> list[Hit]:
+        kept = self._kept([hit.id for hit in hits])
+        scored = [hit for hit in hits if hit.id in kept]
+        unscored = [hit for hit in hits if hit.id not in kept]
         if unscored:
+            assert self.region_store is not None
             log.warning(
                 "%d of %d photos have no region data in %s and are ranked last: ingest them again (first: %s)",
                 len(unscored), len(hits), self.region_store.address, unscored[0].source,
             )  # fmt: skip
-        scores = self.embedder.rerank([text] * len(scored), [regions[hit.id] for hit in scored])
-        return self._ordered(scored, scores) + unscored
+        return self._ordered(scored, [text] * len(scored), [kept[hit.id] for hit in scored]) + unscored
 
-    def _by_texts(self, regions: Regions, hits: list[Hit]) -> list[Hit]:
-        scores = self.embedder.rerank([hit.caption for hit in hits], [regions] * len(hits))
-        return self._ordered(hits, scores)
+    def _by_texts(self, kept: KeptImage, hits: list[Hit]) -> list[Hit]:
+        return self._ordered(hits, [hit.caption for hit in hits], [kept] * len(hits))
 
-    def _ordered(self, hits: list[Hit], scores: Array) -> list[Hit]:
-        weight = self.embedder.dot_weight
+    def _kept(self, ids: Sequence[str]) -> dict[str, KeptImage]:
+        """The region data of these ids, without what is not there or not of this re-ranker's making."""
+        assert self.region_store is not None
+        assert self.reranker is not None
+        kept = dict(self.region_store.get(ids))
+        for id in list(kept):
+            try:
+                self.reranker.check(kept[id])
+            except InputError as error:
+                log.warning("region data of %s is damaged (%s): ingest the photo again", id, error)
+                del kept[id]
+        return kept
+
+    def _ordered(self, hits: list[Hit], texts: Sequence[str], kept: Sequence[KeptImage]) -> list[Hit]:
+        assert self.reranker is not None
+        scores: Array = self.reranker.score(texts, kept)
+        weight = self.reranker.dot_weight
         ranked = [
             replace(hit, rerank_score=float(score) + weight * hit.score)
             for hit, score in zip(hits, scores, strict=True)
         ]
         return sorted(ranked, key=lambda hit: -(hit.rerank_score or 0.0))
+
+
+def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
+    """Whether there is a collection; if so, it holds this model's vectors as far as can be told.
+
+    Args:
+        model: loaded, or its files.
+
+    Raises:
+        ModelMismatch: the collection was filled with another model.
+    """
+    stored = store.model
+    if stored not in (None, model.fingerprint, *model.former_fingerprints):
+        raise ModelMismatch(
+            f"collection {store.collection!r} in {store.address} was filled with another model than {model.name!r}: "
+            "name that model (LDOT_MODEL, --model), or ingest into another collection"
+        )
+    dim = store.dim
+    if dim not in (None, model.dim):
+        raise ModelMismatch(
+            f"collection {store.collection!r} in {store.address} holds vectors of {dim} dimensions, and model "
+            f"{model.name!r} gives {model.dim}: name the model that filled it, or another collection"
+        )
+    return dim is not None
 
 
 def _check_count(name: str, value: int, least: int) -> None:

@@ -42,8 +42,7 @@ class Migration:
 def migrate(
     source: VectorStore,
     target: VectorStore,
-    regions_from: RegionStore | None = None,
-    regions_to: RegionStore | None = None,
+    regions: Sequence[tuple[RegionStore, RegionStore]] = (),
     *,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Migration:
@@ -54,7 +53,7 @@ def migrate(
     Args:
         source: read only.
         target: its collection is made for the source's model where it does not exist.
-        regions_from, regions_to: region stores of the two, both or neither.
+        regions: from where to where the region data goes, a pair for each re-ranker that has kept some.
         progress: called with the number of rows of each batch that is done.
 
     Raises:
@@ -67,9 +66,9 @@ def migrate(
         ids = [row.id for row in batch]
         there = {row.id: checksum(row) for row in target.get(ids, with_embeddings=True)}
         fresh = [row for row in batch if there.get(row.id) != checksum(row)]
-        if regions_from is not None and regions_to is not None:
+        for kept_from, kept_to in regions:
             # Region data first, as in ingestion: whatever a search finds can be re-ranked.
-            done.regions += _copy_regions(regions_from, regions_to, ids)
+            done.regions += _copy_regions(kept_from, kept_to, ids)
         target.upsert(fresh)
         done.rows += len(batch)
         done.copied += len(fresh)

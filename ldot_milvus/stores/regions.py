@@ -1,6 +1,6 @@
-"""What re-ranking needs of each photo, kept as one small safetensors file a photo, in any folder or bucket.
+"""What a re-ranker keeps of each photo, in one small safetensors file a photo, in any folder or bucket.
 
-A file holds ``features`` float16 (n, d), ``boxes`` float32 (n, 7) and ``confidence`` float16 (n,).
+A file holds named arrays, in whatever precision the re-ranker chose; nothing here knows what they mean.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ldot_milvus.errors import InputError, StoreError
-from ldot_milvus.regions import Regions
+from ldot_milvus.errors import StoreError
 from ldot_milvus.stores.registry import absolute_path, parse_address
 
 logger = logging.getLogger(__name__)
@@ -30,25 +30,26 @@ _THREADS = 16  # requests under way at a time to a remote store
 _NAME_MAX = 200  # bytes of a file name; most file systems take 255, and the suffix needs some
 _T = TypeVar("_T")
 
+Arrays = Mapping[str, NDArray[Any]]
+"""What is kept of one photo: named arrays."""
 
-def open_region_store(store: str, fingerprint: str, address: str | None = None) -> RegionStore:
-    """The region store that goes with a vector store; nothing is created or read yet.
+
+def region_store_address(store: str, address: str | None = None) -> str:
+    """Where the region data of a vector store lies; a folder's path is absolute.
 
     Args:
         store: address of the vector store.
-        fingerprint: of the model.
         address: of the regions, a folder or any fsspec address; None takes the setting ``LDOT_REGION_STORE``, else the
             place beside the vector store that :mod:`~ldot_milvus.stores.registry` names.
 
     Raises:
         UsageError: ``store`` is an address of no known form, and nothing else says where the regions are.
-        StoreError: an fsspec address that cannot be opened.
     """
     if address is None:
         from ldot_milvus.settings import Settings
 
         address = Settings().region_store
-    return RegionStore(parse_address(store).region_store if address is None else address, fingerprint)
+    return absolute_region_address(parse_address(store).region_store if address is None else address)
 
 
 def absolute_region_address(address: str) -> str:
@@ -56,75 +57,116 @@ def absolute_region_address(address: str) -> str:
     return address if _is_fsspec(address) else absolute_path(address)
 
 
+def open_region_store(
+    store: str, fingerprint: str, address: str | None = None, former: Iterable[str] = ()
+) -> RegionStore:
+    """The region store that goes with a vector store; nothing is created or read yet.
+
+    Args:
+        store, address: see :func:`region_store_address`.
+        fingerprint, former: see :class:`RegionStore`.
+
+    Raises:
+        StoreError: an fsspec address that cannot be opened.
+    """
+    return RegionStore(region_store_address(store, address), fingerprint, former)
+
+
+def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionStore]]:
+    """For every re-ranker that has kept something at one address, its region store there and at another one.
+
+    Raises:
+        StoreError: the first address cannot be listed.
+    """
+    names = RegionStore(source, "").fingerprints()
+    return [(RegionStore(source, name), RegionStore(target, name)) for name in names]
+
+
 class RegionStore:
-    """Regions by photo id, apart for each model: another extractor's regions are of no use to this one.
+    """Named arrays by photo id, apart for each re-ranker: what another one keeps is of no use to it.
 
     Every method raises :class:`~ldot_milvus.errors.StoreError`, saying what to do, when the store cannot be used.
     Several processes may read and write at once; the last writer of an id wins, and readers see whole files.
     """
 
-    def __init__(self, address: str, fingerprint: str) -> None:
+    def __init__(self, address: str, fingerprint: str, former: Iterable[str] = ()) -> None:
         """Nothing is created or read yet.
 
         Args:
             address: a folder, or any fsspec address: ``memory://regions``, ``s3://bucket/regions``.
-            fingerprint: of the model whose regions these are; its first 16 characters name the folder.
+            fingerprint: of the re-ranker that keeps them; its first 16 characters name the folder.
+            former: fingerprints under which an earlier version stored the same; read where the folder lacks a photo.
         """
         self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
         if _is_fsspec(address):
             self._fs, root = _connect(address)
-        self._root = f"{root.rstrip('/')}/{_safe(fingerprint[:16])}"
+        names = dict.fromkeys(_safe(name[:16]) for name in (fingerprint, *former))
+        self._root, *self._former = (f"{root.rstrip('/')}/{name}" for name in names)
 
     @property
     def folder(self) -> str | None:
         """The local folder that the regions are in; None for an object store or a network."""
         return None if self._fs is not None else self._root
 
-    def put(self, items: Mapping[str, Regions]) -> None:
-        """Write or replace the regions of these ids; a local file is replaced at once or not at all.
-
-        Raises:
-            InputError: features that float16 cannot hold; nothing has been written then.
-        """
-        files = [(self._path(id), _pack(id, regions)) for id, regions in items.items()]
+    def put(self, items: Mapping[str, Arrays]) -> None:
+        """Write or replace the arrays of these ids; a local file is replaced at once or not at all."""
+        files = [(self._path(id), _pack(arrays)) for id, arrays in items.items()]
         with self._explained("written"):
             self._map(lambda file: self._write(*file), files)
 
-    def get(self, ids: Sequence[str]) -> dict[str, Regions]:
-        """The regions of these ids, as float32; an id that is not there, or whose file is damaged, is left out.
+    def get(self, ids: Sequence[str]) -> dict[str, Arrays]:
+        """The arrays of these ids, as they were put; an id that is not there, or whose file is damaged, is left out.
 
         A crash of the machine can leave an empty or torn file: it is logged, and :meth:`put` mends it.
         """
-        paths = {self._path(id): id for id in ids}
-        with self._explained("read"):
-            found = self._read(list(paths))
-        result = {}
-        for path, id in paths.items():
-            if path in found:
+        wanted = list(dict.fromkeys(ids))
+        found: dict[str, Arrays] = {}
+        for root in (self._root, *self._former):
+            paths = {self._path(id, root): id for id in wanted if id not in found}
+            with self._explained("read"):
+                files = self._read(list(paths))
+            for path, data in files.items():
                 try:
-                    result[id] = _unpack(found[path])
-                except (SafetensorError, InputError, KeyError, ValueError) as error:
+                    found[paths[path]] = load(data)
+                except (SafetensorError, KeyError, ValueError) as error:
                     logger.warning("%s is damaged (%s): ingest the photo again", path, error)
-        return result
+        return {id: found[id] for id in wanted if id in found}
 
     def has(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids whose regions are there; an empty file, as a crash leaves it, does not count."""
-        ids = list(dict.fromkeys(ids))
-        with self._explained("read"):
-            sizes = self._map(self._size, [self._path(id) for id in ids])
-        return {id for id, size in zip(ids, sizes, strict=True) if size}
+        """Those of the ids whose arrays are there; an empty file, as a crash leaves it, does not count."""
+        there: set[str] = set()
+        for root in (self._root, *self._former):
+            missing = [id for id in dict.fromkeys(ids) if id not in there]
+            with self._explained("read"):
+                sizes = self._map(self._size, [self._path(id, root) for id in missing])
+            there.update(id for id, size in zip(missing, sizes, strict=True) if size)
+        return there
 
     def delete(self, ids: Sequence[str]) -> None:
         """Forget these ids; those that are not there are no error."""
+        paths = [self._path(id, root) for root in (self._root, *self._former) for id in dict.fromkeys(ids)]
         with self._explained("written"):
-            self._map(self._remove, [self._path(id) for id in dict.fromkeys(ids)])
+            self._map(self._remove, paths)
 
-    def _path(self, id: str) -> str:
+    def fingerprints(self) -> list[str]:
+        """The first 16 characters of every re-ranker's fingerprint under which something is kept at this address."""
+        root = self._root.rpartition("/")[0]
+        with self._explained("read"):
+            try:
+                if self._fs is None:
+                    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+                entries = self._fs.ls(root, detail=True)
+            except FileNotFoundError:
+                return []
+        folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+        return sorted(folder.rpartition("/")[2] for folder in folders)
+
+    def _path(self, id: str, root: str | None = None) -> str:
         name = _safe(id)
         if len(name) > _NAME_MAX:  # many letters of three or four bytes; "=" is in no quoted id
             name = "=" + hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{self._root}/{_safe(id[:2])}/{name}.safetensors"
+        return f"{root or self._root}/{_safe(id[:2])}/{name}.safetensors"
 
     def _map(self, function: Callable[[Any], _T], values: Sequence[Any]) -> list[_T]:
         """One after the other in a folder, where threads only cost; side by side over a network."""
@@ -223,23 +265,8 @@ def _safe(text: str) -> str:
     return quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
-def _pack(id: str, regions: Regions) -> bytes:
-    with np.errstate(over="ignore"):
-        features = np.ascontiguousarray(regions.features, np.float16)
-    if not np.isfinite(features).all():
-        raise InputError(f"{id}: the regions' features are not finite, or too large for half precision (65,504)")
-    tensors: dict[str, np.ndarray[Any, Any]] = {
-        "features": features,
-        "boxes": np.ascontiguousarray(regions.boxes, np.float32),
-        "confidence": np.ascontiguousarray(regions.confidence, np.float16),
-    }
-    return save(tensors)
-
-
-def _unpack(data: bytes) -> Regions:
-    tensors = load(data)
-    features, boxes, confidence = (tensors[name].astype(np.float32) for name in ("features", "boxes", "confidence"))
-    return Regions(features, boxes, confidence)
+def _pack(arrays: Arrays) -> bytes:
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def _remedy(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldot_milvus.batches import batched
 from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.embedder import IMAGE_BATCH, LightningDOTEmbedder
@@ -74,10 +75,10 @@ def evaluate_dual(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Fi
     return both_ways(texts @ images.T, photos.owner)
 
 
-def caption_embeddings(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Tensor:
+def caption_embeddings(bundle: Bundle, photos: CaptionedPhotos) -> Tensor:
     """(N, dim) mean of each photo's caption vectors under the text encoder as it is, at length 1."""
-    flat = embedder.encode_texts([caption for captions in photos.captions for caption in captions])
-    plain = torch.from_numpy(flat[:, : embedder.bundle.encoder.config.projection_dim])
+    flat = LightningDOTEmbedder(bundle).encode_texts([text for captions in photos.captions for text in captions])
+    plain = torch.from_numpy(flat[:, : bundle.encoder.config.projection_dim])
     lengths = [len(captions) for captions in photos.captions]
     means = [part.mean(0) for part in nn.functional.normalize(plain, dim=-1).split(lengths)]
     return nn.functional.normalize(torch.stack(means), dim=-1)
@@ -90,7 +91,7 @@ def without_calibration(model: LightningDOT) -> LightningDOT:
     return _recalibrated(model, 0)
 
 
-def calibrate(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, anchors: int) -> LightningDOT:
+def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> LightningDOT:
     """The model with hubness calibration, its anchors the vectors of some photos and of a caption of each."""
     rows = np.unique(np.linspace(0, len(photos) - 1, anchors).astype(int)).tolist()
     some = replace(
@@ -99,8 +100,8 @@ def calibrate(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, anchors: 
         captions=[photos.captions[row][:1] for row in rows],
         views=[lambda place: photos.views[0](rows[place])],
     )
-    texts, images = (torch.from_numpy(part) for part in vectors(embedder, some))
-    calibrated = _recalibrated(embedder.bundle.encoder, len(rows))
+    texts, images = (torch.from_numpy(part) for part in vectors(LightningDOTEmbedder(bundle), some))
+    calibrated = _recalibrated(bundle.encoder, len(rows))
     assert calibrated.text_calibration is not None
     assert calibrated.image_calibration is not None
     calibrated.text_calibration.anchors.copy_(images)

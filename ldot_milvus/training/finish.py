@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ldot_milvus.models.lightningdot.bundle import find_model, load_model
-from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.loading import load_model
 from ldot_milvus.models.storage import save_quantized
 from ldot_milvus.regions.grid import GridBackbone
 from ldot_milvus.training.checkpoints import copy_folder
@@ -33,13 +33,13 @@ def finish(
     if any(stage.task != "rerank" for stage in recipe.stages):
         anchors = wanted.calibration_anchors
         if anchors is None:
-            anchors = find_model(str(origin)).config.get("calibration_anchors", 0)
+            anchors = find_lightningdot(str(origin)).config.get("calibration_anchors", 0)
         if anchors:
             plain = replace(bundle, reranker=None)
-            encoder = nn.Module.to(calibrate(LightningDOTEmbedder(plain), train, anchors), bundle.device)
+            encoder = nn.Module.to(calibrate(plain, train, anchors), bundle.device)
             encoder.save_pretrained(target)
     if wanted.dot_weight and reranker is not None:
-        reranker.config.dot_weight = best_dot_weight(LightningDOTEmbedder(replace(bundle, encoder=encoder)), dev)
+        reranker.config.dot_weight = best_dot_weight(replace(bundle, encoder=encoder), dev)
         reranker.save_pretrained(target / "reranker")
     if wanted.storage == "int8":
         kept = tuple(wanted.fuller_storage)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from ldot_milvus.evaluation.evaluate import pair_scores
 from ldot_milvus.evaluation.ranking import Crossed, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
-from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder, pad_regions, token_ids
+from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.inputs import pad_regions, token_ids
 from ldot_milvus.models.lightningdot.pretraining import triplet_loss
 from ldot_milvus.training.batches import Batch, by_length, pad
 from ldot_milvus.training.contrastive import Scorer
@@ -72,34 +74,38 @@ class TripletObjective(nn.Module):
         return triplet_loss(scores.float().view(len(members), -1), self._stage.margin).mean()
 
 
-def evaluate_reranker(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Figures:
+def evaluate_reranker(bundle: Bundle, photos: CaptionedPhotos) -> Figures:
     """Recall@1/5/10 of both directions, in percent.
 
     An "alignment" ranks all photos and one caption of each by itself; a "joint" one re-ranks the first
     :data:`RERANKED` that the dual encoder finds.
     """
-    model = embedder.bundle.reranker
+    model = bundle.reranker
     assert model is not None
     if model.alignment is not None:
-        scores = _all_pairs(embedder, RerankScorer(model), photos)
+        scores = _all_pairs(bundle, RerankScorer(model), photos)
         return both_ways(scores, np.arange(len(photos)))
-    return crossed_first(embedder, photos, RERANKED).recall(RERANKED, embedder.dot_weight)
+    return crossed_first(LightningDOTEmbedder(bundle), photos, RERANKED).recall(RERANKED, model.config.dot_weight)
 
 
 def crossed_first(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, first: int) -> Crossed:
     """What captions and photos find first by dot product, with the re-ranker's scores."""
     captions = [caption for captions in photos.captions for caption in captions]
-    vectors, kept = zip(*map(embedder.encode_for_store, some_at_a_time(photos)), strict=True)
-    regions = [one for part in kept for one in part]
+    reranker = embedder.reranker
+    assert reranker is not None
+    vectors, kept = [], []
+    for regions in some_at_a_time(photos):
+        vectors.append(embedder.encode_features(regions))
+        kept += reranker.keep(regions)
     found = search_both_ways(embedder.encode_texts(captions), np.concatenate(vectors), photos.owner, first)
-    return found.cross(pair_scores(embedder, captions, regions.__getitem__))
+    return found.cross(pair_scores(reranker, captions, kept))
 
 
 @torch.inference_mode()
-def _all_pairs(embedder: LightningDOTEmbedder, scorer: RerankScorer, photos: CaptionedPhotos) -> NDArray[np.float32]:
+def _all_pairs(bundle: Bundle, scorer: RerankScorer, photos: CaptionedPhotos) -> NDArray[np.float32]:
     """Scores (N, N) of the first caption of every photo with every photo."""
-    device, limit = embedder.bundle.device, scorer.model.config.max_text_length
-    tokens = token_ids(embedder.bundle.tokenizer, [first for first, *_ in photos.captions], limit)
+    device, limit = bundle.device, scorer.model.config.max_text_length
+    tokens = token_ids(bundle.tokenizer, [first for first, *_ in photos.captions], limit)
     ids, mask = (part.to(device) for part in pad(tokens))
     scores = torch.empty(len(photos), len(photos))
     start = 0

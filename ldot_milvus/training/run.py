@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.datasets import read_pairs
-from ldot_milvus.models.lightningdot.bundle import Bundle, find_model, load_extractor, load_model
-from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.bundle import Bundle, load_extractor
+from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
 from ldot_milvus.training.batches import Batches, tokenize
@@ -124,7 +125,7 @@ class _Run:
 
     def _start(self) -> Path:
         if self._recipe.start.model is not None:
-            return find_model(self._recipe.start.model).folder
+            return find_lightningdot(self._recipe.start.model).folder
         folder = self._out / "start"
         if self._main and not recovered(folder).exists():
             replace_folder(folder, lambda target: new_model(self._recipe.start, target))
@@ -177,7 +178,7 @@ class _Run:
         if self._main and not file.exists():
             log.info("what %d photos' captions mean", len(self._train))
             bundle = load_model(str(self._origin), device=str(self._accelerator.device), dtype="float32")
-            embeddings: NDArray[np.float32] = caption_embeddings(LightningDOTEmbedder(bundle), self._train).numpy()
+            embeddings: NDArray[np.float32] = caption_embeddings(bundle, self._train).numpy()
             with file.with_suffix(".tmp").open("wb") as opened:
                 np.save(opened, embeddings)
             file.with_suffix(".tmp").rename(file)

@@ -90,19 +90,20 @@ def task_of(
     else:
         objective = ContrastiveObjective(scorer, stage, teacher)
 
-    def embedder(scorer: Scorer, photos: CaptionedPhotos) -> LightningDOTEmbedder:
+    def in_training(scorer: Scorer) -> Bundle:
         here = replace(bundle, device=device, dtype=torch.float32)
         if isinstance(scorer, DualScorer):
-            return LightningDOTEmbedder(replace(here, encoder=scorer.encoder, reranker=None))
-        return LightningDOTEmbedder(replace(here, encoder=nn.Module.to(bundle.encoder, device), reranker=scorer.model))
+            return replace(here, encoder=scorer.encoder, reranker=None)
+        return replace(here, encoder=nn.Module.to(bundle.encoder, device), reranker=scorer.model)
 
     def evaluate(scorer: Scorer) -> Figures:
-        by = evaluate_dual if isinstance(scorer, DualScorer) else evaluate_reranker
-        return by(embedder(scorer, dev), dev)
+        if isinstance(scorer, DualScorer):
+            return evaluate_dual(LightningDOTEmbedder(in_training(scorer)), dev)
+        return evaluate_reranker(in_training(scorer), dev)
 
     def negatives(scorer: Scorer) -> NDArray[np.int32]:
         photos = train if isinstance(scorer, DualScorer) else original
-        dual = replace(embedder(scorer, photos).bundle, reranker=None)
+        dual = replace(in_training(scorer), reranker=None)
         return mine_hard_negatives(*vectors(LightningDOTEmbedder(dual), photos), photos.owner, stage.negative_pool)
 
     def write(scorer: Scorer, target: Path) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.models.lightningdot.bundle import find_model, load_model
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig, RerankerConfig
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
+from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.recipe import Start
 
@@ -52,8 +53,7 @@ def new_model(start: Start, folder: Path) -> None:
 
 def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
     """The model's own re-ranker, or a new one whose words come from its text encoder."""
-    files = find_model(str(folder))
-    if files.reranker_config is not None:
+    if find_lightningdot(str(folder)).own_reranker() is not None:
         return CrossAttentionReranker.from_pretrained(folder / "reranker")
     _check_names("start.reranker", RerankerConfig, start.reranker)
     encoder = load_model(str(folder), device="cpu", dtype="float32").encoder
@@ -114,7 +114,7 @@ def _extractor(name: str) -> Path:
         config.is_file() and json.loads(config.read_text()).get("model_type") == "lightningdot"
     ):
         return folder
-    regions = find_model(name).extractor_weights
+    regions = find_lightningdot(name).extractor_weights
     if not isinstance(regions, Path) or not regions.is_dir():
         raise UsageError(f"start.extractor {name!r} has no region extractor on this machine")
     return regions

@@ -54,7 +54,7 @@ def enqueue(
     failed (they are listed), or 2 if nothing could be done.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.models.lightningdot.bundle import find_model
+    from ldot_milvus.models.registry import find_model
     from ldot_milvus.sources import expand
     from ldot_milvus.sources.metadata import load_metadata
     from ldot_milvus.workers.running import carry_out

@@ -54,9 +54,9 @@ def test_a_photo_finds_its_sentences(store, tiny, tiny_model: str, photo_folder:
     scores = tiny.encode_texts(SENTENCES) @ vector
     assert [hit.caption for hit in plain] == [SENTENCES[i] for i in np.argsort(-scores)]
     hits = retriever.search(image=photo, kind="text")
-    regions = tiny.encode_for_store([photo])[1][0]
+    (regions,) = tiny.reranker.keep(tiny.image_features([photo]))
     for hit in hits:
-        assert hit.rerank_score == pytest.approx(tiny.rerank([hit.caption], [regions])[0], abs=1e-3)
+        assert hit.rerank_score == pytest.approx(tiny.reranker.score([hit.caption], [regions])[0], abs=1e-3)
     ranked = [hit.rerank_score for hit in hits]
     assert ranked == sorted(ranked, reverse=True)
     assert {hit.kind for hit in retriever.search("a red square", k=10, rerank=0)} == {"image"}
@@ -107,10 +107,11 @@ def test_ready_regions_are_encoded_as_they_are(form: str, store, tiny, tiny_mode
     report = ingestor.ingest(sources)
     assert (report.added, report.failed) == (3, [])
     row = store.get(["photo_1"], with_embeddings=True)[0]
-    vectors, kept = tiny.encode_for_store([photos["photo_1.npz"]])
+    features = tiny.image_features([photos["photo_1.npz"]])
+    vectors, kept = tiny.encode_features(features), tiny.reranker.keep(features)
     np.testing.assert_allclose(row.embedding, vectors[0], atol=2e-3)
     stored = ingestor.region_store.get(["photo_1"])["photo_1"]
-    np.testing.assert_allclose(stored.features, kept[0].features, atol=0.02)
+    np.testing.assert_allclose(stored["features"], kept[0]["features"], atol=0.02)
     assert (row.width, row.height) == ((100, 50) if form == "tsv" else (0, 0))
     assert row.kind == "image"
     assert "photo_1" in row.source

@@ -17,8 +17,8 @@ from ldot_milvus import LightningDOTEmbedder, Retriever, load_model, open_store
 from ldot_milvus.cli import main
 from ldot_milvus.errors import ModelError, ModelMismatch, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.models.lightningdot.bundle import find_model
 from ldot_milvus.models.lightningdot.convert import CASED, convert
+from ldot_milvus.models.registry import find_model
 from ldot_milvus.regions import BottomUpExtractor, Regions, open_regions
 from ldot_milvus.regions.files import write_tsv
 from ldot_milvus.sources import expand
@@ -108,7 +108,8 @@ def test_photos_to_reranked_hits(official: Path, tmp_path: Path) -> None:
             (vector,) = embedder.encode_images([regions])
             (text,) = embedder.encode_texts(["two people riding horses on the beach"])
             assert hit.score == pytest.approx(float(vector @ text), abs=1e-3)
-            (again,) = embedder.rerank(["two people riding horses on the beach"], [regions])
+            kept = embedder.reranker.keep([regions])
+            (again,) = embedder.reranker.score(["two people riding horses on the beach"], kept)
             assert hit.rerank_score == pytest.approx(float(again), abs=2e-2)  # stored in half precision
 
 
@@ -120,8 +121,8 @@ def test_a_jpeg_is_not_decoded_smaller(official: Path, tmp_path: Path) -> None:
     Image.open(PHOTOS / NAMES[1]).resize((2400, 1600)).save(path)
     embedder = LightningDOTEmbedder(str(official), device="cpu")
     assert embedder.least_side is None
-    (found,) = embedder.regions([path])
-    (pixels,) = embedder.regions([Image.open(path)])
+    (found,) = embedder.image_features([path])
+    (pixels,) = embedder.image_features([Image.open(path)])
     np.testing.assert_array_equal(found.features, pixels.features)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from ldot_milvus import Retriever, open_store
 from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.models.lightningdot.bundle import PACKAGED, find_model
+from ldot_milvus.models.registry import PACKAGED, find_model
 from ldot_milvus.sources import expand
 from ldot_milvus.sources.metadata import load_metadata
 from tests.conftest import PHOTOS, ROOT

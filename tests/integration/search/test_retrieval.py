@@ -43,15 +43,15 @@ def test_reranking_orders_the_first_by_cross_attention(retriever: Retriever, tin
     assert {hit.id for hit in hits[:6]} == {hit.id for hit in first[:6]}
     assert [hit.id for hit in hits[6:]] == [hit.id for hit in first[6:]]
     kept = retriever.region_store.get([hit.id for hit in first])
-    expected = {hit.id: tiny.rerank(["a red square"], [kept[hit.id]])[0] for hit in first[:6]}
+    expected = {hit.id: tiny.reranker.score(["a red square"], [kept[hit.id]])[0] for hit in first[:6]}
     for hit in hits[:6]:
         assert hit.rerank_score == pytest.approx(expected[hit.id], abs=1e-4)
     scores = [hit.rerank_score for hit in hits[:6]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] - scores[-1] > 0.01  # the scores differ, so the order means something
     # The stored regions give what the photo itself would give: half precision is all that is lost.
-    photo = tiny.encode_for_store([hits[0].source])[1][0]
-    assert tiny.rerank(["a red square"], [photo])[0] == pytest.approx(hits[0].rerank_score, abs=2e-2)
+    (photo,) = tiny.reranker.keep(tiny.image_features([hits[0].source]))
+    assert tiny.reranker.score(["a red square"], [photo])[0] == pytest.approx(hits[0].rerank_score, abs=2e-2)
 
 
 def test_a_query_opens_no_image(retriever: Retriever, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.ingest.reindex import rebuild_index, reembed
-from ldot_milvus.models.lightningdot.bundle import find_model
+from ldot_milvus.models.registry import find_model
 from ldot_milvus.regions import Regions
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record, VectorStore, open_store
@@ -61,9 +61,9 @@ def test_there_and_back_again(address: str, tmp_path: Path) -> None:
         server.upsert(list(one.iterate(with_embeddings=True))[:300])
         server.upsert([Record("00007", np.zeros(DIM, np.float32), caption="stale")])
         there.put({f"{n:05d}": regions(n) for n in range(100)})
-        done = migrate(one, server, here, there)
+        done = migrate(one, server, [(here, there)])
         assert (done.rows, done.copied, done.regions, done.checked) == (700, 401, 600, 700)
-        again = migrate(one, server, here, there)
+        again = migrate(one, server, [(here, there)])
         assert (again.copied, again.regions) == (0, 0)
         migrate(server, two)
         assert everything(two) == everything(server) == everything(one)

@@ -18,6 +18,7 @@ from ldot_milvus.evaluation import evaluate as module
 from ldot_milvus.evaluation.datasets import Pair
 from ldot_milvus.evaluation.evaluate import evaluate
 from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.models.base import KeptImage
 from ldot_milvus.regions import Regions
 from tests.conftest import make_photo
 
@@ -51,13 +52,13 @@ def test_one_pass_gives_every_number_re_ranked(tiny: LightningDOTEmbedder, pairs
 
 def test_each_pair_is_scored_once(tiny: LightningDOTEmbedder, pairs: list[Pair], monkeypatch: Any) -> None:
     scored: list[tuple[str, int]] = []
-    rerank = tiny.rerank
+    score = tiny.reranker.score
 
-    def counting(texts: list[str], regions: list[Regions]) -> np.ndarray:
-        scored.extend((text, one.features.tobytes().__hash__()) for text, one in zip(texts, regions, strict=True))
-        return rerank(texts, regions)
+    def counting(texts: list[str], kept: list[KeptImage]) -> np.ndarray:
+        scored.extend((text, one["features"].tobytes().__hash__()) for text, one in zip(texts, kept, strict=True))
+        return score(texts, kept)
 
-    monkeypatch.setattr(tiny, "rerank", counting)
+    monkeypatch.setattr(tiny.reranker, "score", counting)
     monkeypatch.setattr(module, "PAIR_BLOCK", 50)
     evaluate(tiny, pairs, rerank=5, curve=(0, 5, 10))
     assert len(scored) == len(set(scored))
@@ -65,13 +66,12 @@ def test_each_pair_is_scored_once(tiny: LightningDOTEmbedder, pairs: list[Pair],
 
 def test_re_ranking_everything_is_the_re_rankers_own_order(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
     captions = [caption for pair in pairs for caption in pair.captions]
-    _, kept = tiny.encode_for_store([pair.load() for pair in pairs])
-    halves = [Regions(one.features.astype(np.float16).astype(np.float32), one.boxes, one.confidence) for one in kept]
-    matrix = np.stack([tiny.rerank(captions, [one] * len(captions)) for one in halves], axis=1)
+    kept = tiny.reranker.keep(tiny.image_features([pair.load() for pair in pairs]))
+    matrix = np.stack([tiny.reranker.score(captions, [one] * len(captions)) for one in kept], axis=1)
     scores, owner = dot_products(tiny, pairs)
     figures = evaluate(tiny, pairs, rerank=1000)["reranked"]
     assert {way: figures[way] for way in ("text_to_image", "image_to_text")} == both_ways(
-        matrix + tiny.dot_weight * scores, owner
+        matrix + tiny.reranker.dot_weight * scores, owner
     )
 
 

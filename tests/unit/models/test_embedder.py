@@ -42,7 +42,7 @@ def test_path_bytes_pil_and_regions_are_the_same_photo(tiny: LightningDOTEmbedde
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
     image = Image.open(io.BytesIO(data))
-    (regions,) = tiny.regions([data])
+    (regions,) = tiny.image_features([data])
     vectors = tiny.encode_images([path, str(path), data, image, regions])
     for vector in vectors[1:]:
         np.testing.assert_allclose(vector, vectors[0], atol=1e-5)
@@ -69,11 +69,11 @@ def test_a_pairs_score_does_not_depend_on_its_company(tiny: LightningDOTEmbedder
         size = int(rng.integers(1, 9))
         features = rng.normal(size=(size, 32)).astype(np.float32)
         regions = Regions(features, rng.random((size, 7), np.float32), np.ones(size, np.float32))
-        pairs.append(("word " * (n % 6) + str(n), regions))
-    together = tiny.rerank([text for text, _ in pairs], [regions for _, regions in pairs])
+        pairs.append(("word " * (n % 6) + str(n), tiny.reranker.keep([regions])[0]))
+    together = tiny.reranker.score([text for text, _ in pairs], [regions for _, regions in pairs])
     assert together.std() > 0.01
     for (text, regions), score in zip(pairs, together, strict=True):
-        np.testing.assert_allclose(tiny.rerank([text], [regions])[0], score, atol=1e-5)
+        np.testing.assert_allclose(tiny.reranker.score([text], [regions])[0], score, atol=1e-5)
 
 
 def test_threads_give_what_one_gives(tiny: LightningDOTEmbedder) -> None:

@@ -83,7 +83,7 @@ def test_a_bad_line_is_its_own_trouble(tmp_path: Path) -> None:
     assert (member.member, member.caption, member.metadata) == ("x.jpg", "new", {"k": 1, "l": 2})
     expected = [
         "not JSON", "not a JSON object", 'one of "path", "url" and "text"', "not UTF-8", "no such file",
-        "a list inside a list", "addresses of ftp:// are not read", '"id" must be a text', "null byte",
+        "a list inside a list", "addresses of ftp:// are not read", '"id" must be a text', "embedded null",
     ]  # fmt: skip
     for source, words in zip(bad, expected, strict=True):
         with pytest.raises(InputError) as caught:

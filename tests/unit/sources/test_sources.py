@@ -171,7 +171,7 @@ def test_reading_what_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     touch(tmp_path / "a.jpg", bytes(2000))
     monkeypatch.setattr(base, "MAX_BYTES", 1999)
     assert unreadable(source) == "2,000 bytes are more than the limit of 1,999 bytes"
-    assert unreadable(Source("a\0b")) == "embedded null byte"
+    assert "embedded null" in unreadable(Source("a\0b"))  # "byte" or "character", as this Python says
 
 
 def test_addresses_that_no_listing_lets_through() -> None:

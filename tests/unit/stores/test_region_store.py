@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldot_milvus.errors import InputError, StoreError
-from ldot_milvus.regions import Regions
-from ldot_milvus.stores.regions import RegionStore
+from ldot_milvus.errors import StoreError
+from ldot_milvus.stores.regions import Arrays, RegionStore, region_stores
 
 FINGERPRINT = "0123456789abcdef-and-more"
 
 
-def regions(n: int = 49, d: int = 384, seed: int = 0) -> Regions:
+def regions(n: int = 49, d: int = 384, seed: int = 0) -> Arrays:
+    """What a LightningDOT re-ranker keeps."""
     rng = np.random.default_rng(seed)
-    return Regions(
-        rng.normal(size=(n, d)).astype(np.float32),
-        rng.random((n, 7), dtype=np.float32),
-        np.ones(n, np.float32),
-    )
+    return {
+        "features": rng.normal(size=(n, d)).astype(np.float16),
+        "boxes": rng.random((n, 7), dtype=np.float32),
+        "confidence": np.ones(n, np.float16),
+    }
 
 
 def files(folder: Path) -> list[Path]:
@@ -50,14 +50,13 @@ def test_round_trip(address: str) -> None:
     assert list(found) == ids
     for n, id in enumerate(ids):
         expected, got = regions(seed=n), found[id]
-        assert {got.features.dtype, got.boxes.dtype, got.confidence.dtype} == {np.dtype(np.float32)}
-        np.testing.assert_array_equal(got.features, expected.features.astype(np.float16).astype(np.float32))
-        np.testing.assert_array_equal(got.boxes, expected.boxes)
-        np.testing.assert_array_equal(got.confidence, expected.confidence)
+        assert {name: got[name].dtype for name in got} == {name: expected[name].dtype for name in expected}
+        for name, array in expected.items():
+            np.testing.assert_array_equal(got[name], array)
     assert store.has([*ids, "gone"]) == set(ids)
     assert RegionStore(address, "another model").has(ids) == set()
     store.put({ids[0]: regions(seed=5)})
-    assert store.get(ids[:1])[ids[0]].features[0, 0] == np.float16(regions(seed=5).features[0, 0])
+    assert store.get(ids[:1])[ids[0]]["features"][0, 0] == regions(seed=5)["features"][0, 0]
     store.delete([ids[0], "gone"])
     assert store.has(ids) == {ids[1]}
 
@@ -83,7 +82,7 @@ def test_any_id_stays_inside_and_apart(address: str, tmp_path: Path) -> None:
     assert list(found) == ODD_IDS
     assert store.has(ODD_IDS) == set(ODD_IDS)
     for seed, id in enumerate(ODD_IDS):
-        np.testing.assert_array_equal(found[id].boxes, regions(2, 4, seed).boxes)
+        np.testing.assert_array_equal(found[id]["boxes"], regions(2, 4, seed)["boxes"])
     if not address.startswith("memory"):
         assert len(files(tmp_path / "0123456789abcdef")) == len(files(tmp_path)) == len(ODD_IDS)
     store.delete(ODD_IDS)
@@ -122,33 +121,38 @@ def test_a_damaged_file_is_missing_and_named(
     assert set(store.get(["good", "bad"])) == {"good", "bad"}
 
 
-def test_a_file_of_something_else_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from safetensors.numpy import save_file
+def test_what_an_earlier_version_kept_is_read_under_its_fingerprint(address: str) -> None:
+    """A collection that was made before stays re-rankable; what is written anew goes under the new fingerprint."""
+    before = RegionStore(address, "former fingerprint")
+    before.put({"old": regions(seed=1), "both": regions(seed=1)})
+    store = RegionStore(address, FINGERPRINT, ["former fingerprint"])
+    store.put({"both": regions(seed=2), "new": regions(seed=3)})
+    found = store.get(["new", "old", "gone", "both"])
+    assert list(found) == ["new", "old", "both"]
+    for id, seed in {"new": 3, "old": 1, "both": 2}.items():
+        np.testing.assert_array_equal(found[id]["boxes"], regions(seed=seed)["boxes"])
+    assert store.has(["new", "old", "gone", "both"]) == {"new", "old", "both"}
+    assert before.has(["new"]) == set()
+    store.delete(["old", "both"])
+    assert before.has(["old", "both"]) == store.has(["old", "both"]) == set()
 
-    store = RegionStore(str(tmp_path), FINGERPRINT)
-    store.put({"x": regions()})
-    path = tmp_path / "0123456789abcdef/x/x.safetensors"
-    for tensors in ({"other": np.ones(3)}, {name: np.ones(3) for name in ("features", "boxes", "confidence")}):
-        save_file(tensors, path)
-        assert store.get(["x"]) == {}
-    assert caplog.text.count("is damaged") == 2
 
-
-def test_what_half_precision_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    store = RegionStore(str(tmp_path), FINGERPRINT)
-    for value in (1e6, np.nan):
-        bad = regions()
-        bad.features[3, 3] = value
-        with pytest.raises(InputError, match="bad: "):
-            store.put({"good": regions(), "bad": bad})
-    assert files(tmp_path) == []
+def test_every_fingerprint_at_an_address_is_listed(address: str, tmp_path: Path) -> None:
+    assert region_stores(address, "memory://elsewhere") == []
+    for name in ("b" * 32, "a" * 32):
+        RegionStore(address, name).put({"x": regions(2, 4)})
+    pairs = region_stores(address, f"memory://{tmp_path}/elsewhere")
+    assert [there.has(["x"]) for there, _ in pairs] == [{"x"}, {"x"}]
+    for there, here in pairs:
+        here.put(there.get(["x"]))
+    assert RegionStore(f"memory://{tmp_path}/elsewhere", "a" * 32).has(["x"]) == {"x"}
 
 
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_region_store import FINGERPRINT, regions
-from ldot_milvus.stores.regions import RegionStore
+from ldot_milvus.stores.regions import Arrays, RegionStore, region_stores
 assert "torch" not in sys.modules, "torch is loaded"
 store = RegionStore({folder!r}, FINGERPRINT)
 for n in range(150):
@@ -161,9 +165,9 @@ def test_two_processes_write_one_id_while_a_third_reads(tmp_path: Path, caplog: 
     store.put({"same": regions()})
     code = WRITER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     writers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
-    whole = [regions(seed=n).boxes for n in (0, 1)]
+    whole = [regions(seed=n)["boxes"] for n in (0, 1)]
     while any(writer.poll() is None for writer in writers):
-        boxes = store.get(["same"])["same"].boxes
+        boxes = store.get(["same"])["same"]["boxes"]
         assert any(np.array_equal(boxes, expected) for expected in whole)
     for writer in writers:
         _, complaint = writer.communicate()
@@ -237,7 +241,7 @@ def test_trouble_while_writing(
         with pytest.raises(StoreError, match=remedy) as caught:
             store.put({"a": regions(seed=2)})
     assert address in str(caught.value)
-    np.testing.assert_array_equal(store.get(["a"])["a"].boxes, regions(seed=1).boxes)
+    np.testing.assert_array_equal(store.get(["a"])["a"]["boxes"], regions(seed=1)["boxes"])
     assert len(files(tmp_path)) == (0 if address.startswith("memory") else 1)
 
 
