@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ldot_milvus.stores import Record as Record
     from ldot_milvus.stores import VectorStore as VectorStore
     from ldot_milvus.stores import open_store as open_store
+    from ldot_milvus.stores import register_store as register_store
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ _WHERE = {
     "load_reranker": "ldot_milvus.models.loading",
     "open_store": "ldot_milvus.stores",
     "register_family": "ldot_milvus.models.registry",
+    "register_store": "ldot_milvus.stores",
 }
 
 __all__ = [
@@ -78,7 +80,7 @@ __all__ = [
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
     "Record", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError", "TrainingError",
     "UsageError", "VectorStore", "__version__", "expand", "load_embedder", "load_metadata", "load_model",
-    "load_reranker", "open_store", "register_family",
+    "load_reranker", "open_store", "register_family", "register_store",
 ]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.ingest.journal import Run, open_journal
-from ldot_milvus.regions import Regions
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.regions import RegionStore, open_region_store
@@ -51,7 +50,7 @@ def test_each_form(address: str, store: str, regions: str, journal: str | None, 
 
 
 @pytest.mark.parametrize("address", ["", "faiss:", "./folder", "redis://x", "FAISS:x", "s3://bucket/x.db", None, 5])
-def test_an_address_of_no_known_form(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_no_known_form(address: str) -> None:
     forms = r"faiss:PATH \(a local folder\), PATH.db \(Milvus Lite\) or http://HOST:19530 \(a Milvus server\)"
     with pytest.raises(UsageError, match=forms):
         parse_address(address)
@@ -63,7 +62,7 @@ def test_a_store_stays_where_it_was_opened(address: str, home: Path, monkeypatch
     with open_store(address, "photos") as store:
         monkeypatch.chdir(home / "elsewhere")
         regions = open_region_store(store.address, "m")
-        regions.put({"a": Regions(*(np.ones((1, n), np.float32) for n in (4, 7)), np.ones(1, np.float32))})
+        regions.put({"a": {"features": np.ones((1, 4), np.float16)}})
         assert store.upsert(ROWS) == store.count() == 1
         with store.successor() as successor:
             assert successor.address == store.address
