@@ -16,6 +16,7 @@ HEAVY = {"torch", "transformers", "faiss", "langchain_core", "PIL", "redis", "tq
         ("import ldot_milvus", set()),
         ("import ldot_milvus.cli; ldot_milvus.cli.main(['--help'], standalone_mode=False)", set()),
         ("import ldot_milvus.workers.enqueue", set()),
+        ("from ldot_milvus.workers import app", set()),
         ("import workers", set()),
         ("from ldot_milvus.ingest.ingestor import Ingestor", set()),
         ("from ldot_milvus import open_store; open_store('faiss:./nowhere', 'x').count()", set()),
