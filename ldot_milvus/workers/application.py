@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu.entity import Queue
 
 from ldot_milvus.ingest.tasks import INGEST, TASKS
@@ -14,17 +17,22 @@ NAME = "ldot_milvus"
 """The application's ``main``, by which our commands tell it from another project's."""
 
 
+class _Loader(AppLoader):  # type: ignore[misc]
+    def read_configuration(self, *_: object, **__: object) -> dict[str, Any]:
+        return {}  # not what CELERY_CONFIG_MODULE names
+
+
 def make_app(settings: Settings) -> Celery:
     """A Celery application that loses nothing when a worker dies: late acknowledgement, one chunk at a time.
 
     Another project's process and environment are left alone, and leave it alone: it is not the process's current
-    application, and what CELERY_LOADER, DJANGO_SETTINGS_MODULE and CELERY_BROKER_URL name is not for it.
+    application, and CELERY_CONFIG_MODULE, CELERY_LOADER, CELERY_BROKER_URL and DJANGO_SETTINGS_MODULE are not read.
     """
     limit = settings.visibility_timeout
     # No result backend: what becomes of a chunk is in the journal, which outlives workers and any process that waits.
-    app = Celery(NAME, broker=settings.broker, loader="app", fixups=[], set_as_current=False)
+    app = Celery(NAME, broker=settings.broker, loader=_Loader, fixups=[], set_as_current=False)
     for task in TASKS.values():
-        app.task(process_message, name=task.celery_name, bind=True)
+        app.task(process_message, name=task.celery_name, bind=True, shared=False)  # shared: with every application
     app.conf.update(
         broker_read_url=settings.broker,  # these win over CELERY_BROKER_URL, and ``broker`` does not
         broker_write_url=settings.broker,

@@ -109,8 +109,8 @@ class SqliteJournal(Journal):
         with self._reading() as sql:
             if sql is None:
                 return {}
-            rows = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run_id,))
-            return {chunk: state == _SPLIT for chunk, state in rows}
+            records = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run_id,))
+            return {chunk: state == _SPLIT for chunk, state in records}
 
     def note_trouble(self, run_id: str, trouble: str) -> None:
         """As the interface says."""
@@ -120,33 +120,33 @@ class SqliteJournal(Journal):
     def progress(self, run_id: str) -> Progress | None:
         """As the interface says."""
         with self._reading() as sql:
-            row = (
+            record = (
                 None
                 if sql is None
                 else sql.execute(f"SELECT {_RUN}, trouble FROM runs WHERE id = ?", (run_id,)).fetchone()
             )
-            if sql is None or row is None:
+            if sql is None or record is None:
                 return None
             working, changed = sql.execute(
                 "SELECT coalesce(sum(begun > 0 AND NOT ended), 0), max(changed) FROM chunks WHERE run = ?", (run_id,)
             ).fetchone()
-            return Progress(_run(row), _sums(sql, run_id), working, changed or row[4], row[5])
+            return Progress(_run(record), _sums(sql, run_id), working, changed or record[4], record[5])
 
     def runs(self) -> list[Run]:
         """As the interface says."""
         with self._reading() as sql:
-            rows = [] if sql is None else sql.execute(f"SELECT {_RUN} FROM runs ORDER BY started DESC").fetchall()
-        return [_run(row) for row in rows]
+            records = [] if sql is None else sql.execute(f"SELECT {_RUN} FROM runs ORDER BY started DESC").fetchall()
+        return [_run(record) for record in records]
 
     def failures(self, run_id: str | None = None) -> list[FailedItem]:
         """As the interface says."""
         with self._reading() as sql:
             if sql is None:
                 return []
-            rows = sql.execute(
+            records = sql.execute(
                 "SELECT item FROM failures WHERE ? IS NULL OR run = ? ORDER BY time, rowid", (run_id, run_id)
             )
-            return [FailedItem.from_json(text) for (text,) in rows]
+            return [FailedItem.from_json(text) for (text,) in records]
 
     def clear(self, keys: Sequence[str]) -> int:
         """As the interface says."""
@@ -201,8 +201,8 @@ class SqliteJournal(Journal):
 _RUN = "id, task, target, items, started"
 
 
-def _run(row: Sequence[Any]) -> Run:
-    id, task, target, items, started = row[:5]
+def _run(record: Sequence[Any]) -> Run:
+    id, task, target, items, started = record[:5]
     return Run(id, task, Target.from_dict(json.loads(target)), items, started)
 
 
