@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ldot_milvus.errors import UsageError
 from ldot_milvus.ingest.changes import RowChange
 from ldot_milvus.ingest.chunks import Chunk, chunks_of, process_chunk, process_chunks_inline
-from ldot_milvus.ingest.ingestor import Failure, Report
+from ldot_milvus.ingest.ingestor import Failure, Ingestor, Report
 from ldot_milvus.ingest.journal import FailedItem, Journal, Run, open_journal
 from ldot_milvus.ingest.journal.base import item_key
 from ldot_milvus.ingest.target import OpenTarget, Target
@@ -209,14 +209,14 @@ def test_a_target_means_the_same_from_another_folder(tmp_path: Path, monkeypatch
         assert Target.of(Settings(store=store)).store == absolute
 
 
-def test_an_opened_target_performs_every_task(tmp_path: Path, tiny_model: str) -> None:
+def test_an_opened_target_performs_every_task(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.conftest import make_photo
     from tests.faulty import QuickModel
 
+    monkeypatch.setattr(Ingestor, "embedder", QuickModel())
     (tmp_path / "a.jpg").write_bytes(make_photo(1))
     target = Target(f"faiss:{tmp_path / 'store'}", "images", tiny_model)
     with OpenTarget(target, Settings()) as opened:
-        opened.ingestor._embedder = QuickModel()  # type: ignore[assignment]
         assert opened.ingestor is opened.ingestor
         assert INGEST.performer(opened)([Source(str(tmp_path / "a.jpg"))]).added == 1
         (row,) = opened.store.iterate()
