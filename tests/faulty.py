@@ -19,7 +19,7 @@ from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.ingest.journal.sqlite_journal import SqliteJournal
 from ldot_milvus.stores.local.store import FaissStore
-from ldot_milvus.workers.app import app
+from ldot_milvus.workers import app
 
 __all__ = ["app"]
 

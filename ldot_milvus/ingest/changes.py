@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,26 +13,55 @@ from ldot_milvus.ingest.ingestor import CONTENT_ID, Report
 from ldot_milvus.sources import Source, read
 from ldot_milvus.stores import Record, VectorStore
 from ldot_milvus.stores.base import Filter
-from ldot_milvus.stores.regions import open_region_store
-
-Item = dict[str, Any]
-"""``{"id": ...}``: delete this row; with ``"source"``: its photo is there under another name."""
+from ldot_milvus.stores.regions import RegionStore
 
 
-def change_rows(store: VectorStore, items: Sequence[Item], region_store: str | None = None) -> Report:
-    """Delete rows with their region data, and rename sources. A row that is not there is unchanged."""
-    doomed = [item["id"] for item in items if "source" not in item]
-    moved = {item["id"]: item["source"] for item in items if "source" in item}
+@dataclass(frozen=True)
+class RowChange:
+    """One row that goes, or whose photo is there under another name.
+
+    Attributes:
+        source: the row's new one; None to delete the row.
+    """
+
+    id: str
+    source: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The row's id."""
+        return self.id
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without a source for a deletion; :meth:`from_dict` is the way back."""
+        return {"id": self.id} if self.source is None else {"id": self.id, "source": self.source}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RowChange:
+        """What :meth:`to_dict` gave."""
+        return cls(values["id"], values.get("source"))
+
+
+def change_rows(store: VectorStore, changes: Sequence[RowChange], region_store: RegionStore | None = None) -> Report:
+    """Delete rows with their region data, and rename sources. A row that is not there is unchanged.
+
+    Args:
+        store: the rows' collection.
+        changes: each of another row.
+        region_store: of the collection; None where nothing is kept for re-ranking.
+    """
+    doomed = [change.id for change in changes if change.source is None]
+    sources = {change.id: change.source for change in changes if change.source is not None}
     report = Report()
     if doomed:
         # The row first: what a search finds always has its region data.
         report.deleted = store.delete(doomed)
-        if store.model is not None:
-            open_region_store(store.address, store.model, region_store).delete(doomed)
-    if moved:
-        rows = store.get(list(moved))
-        report.updated = store.update([replace(row, source=moved[row.id]) for row in rows])
-    report.unchanged = len(items) - report.deleted - report.updated
+        if region_store is not None:
+            region_store.delete(doomed)
+    if sources:
+        renamed = [replace(row, source=sources[row.id]) for row in store.get(list(sources))]
+        report.updated = store.update(renamed)
+    report.unchanged = len(changes) - report.deleted - report.updated
     return report
 
 
@@ -68,9 +97,9 @@ class Pruning:
     gone: list[Record] = field(default_factory=list)
     moved: list[tuple[Record, str]] = field(default_factory=list)
 
-    def items(self) -> list[Item]:
+    def changes(self) -> list[RowChange]:
         """What :func:`change_rows` takes."""
-        return [{"id": row.id} for row in self.gone] + [{"id": row.id, "source": to} for row, to in self.moved]
+        return [RowChange(row.id) for row in self.gone] + [RowChange(row.id, to) for row, to in self.moved]
 
 
 def prune(store: VectorStore, paths: Sequence[str], sources: Iterable[Source]) -> Pruning:
@@ -132,11 +161,11 @@ def _sort_out(candidates: list[Record], others: Iterable[Source]) -> Pruning:
             elsewhere.setdefault(source.id, source.source)
     result = Pruning()
     for row in candidates:
-        found = elsewhere.get(str(row.metadata.get(CONTENT_ID))) or elsewhere.get(row.id)
-        if found is None:
+        name = elsewhere.get(str(row.metadata.get(CONTENT_ID))) or elsewhere.get(row.id)
+        if name is None:
             result.gone.append(row)
         else:
-            result.moved.append((row, found))
+            result.moved.append((row, name))
     return result
 
 

@@ -1,8 +1,13 @@
-"""Whether the broker is there: told at once, not after Celery's own long series of attempts."""
+"""The broker: whether it is there, told at once and not after Celery's own long series of attempts; what it holds."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ldot_milvus.errors import StoreError, first_line
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 SECONDS = 5
 
@@ -27,3 +32,23 @@ def check_broker(broker: str) -> str:
             "LDOT_BROKER to ingest in this process"
         ) from error
     return address
+
+
+def queue_depths(app: Celery) -> dict[str, int]:
+    """Chunks that wait in each queue; those that a worker has taken are not counted.
+
+    Raises:
+        OSError or a kombu error where the broker is away.
+    """
+    from amqp.exceptions import NotFound
+
+    depths = {}
+    for queue in app.conf.task_queues:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            try:
+                declared = connection.default_channel.queue_declare(queue.name, passive=True)
+                depths[queue.name] = int(declared.message_count)
+            except (NotFound, *connection.channel_errors):  # nobody has sent anything there yet
+                depths[queue.name] = 0
+    return depths

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 import click
-from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import one_line_errors, parse_filter, settings_with
-from ldot_milvus.workers.enqueue import CHANGES_A_CHUNK
+from ldot_milvus.workers.command import LdotCommand
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=LdotCommand)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--source", "sources", multiple=True, help="Delete the rows with this source (repeatable).")
 @click.option("--filter", "filter_text", metavar="JSON", help='Delete what passes: {"metadata.album": "a"}.')
@@ -36,22 +36,22 @@ def delete(
 
     Rows whose photo is in a folder no more: celery -A workers enqueue FOLDER --prune. Photos stay where they are.
     """
-    from ldot_milvus.ingest.changes import rows_to_delete
+    from ldot_milvus.ingest.changes import RowChange, rows_to_delete
+    from ldot_milvus.ingest.tasks import CHANGE
     from ldot_milvus.stores import open_store
-    from ldot_milvus.workers.running import carry_out, listed
-    from ldot_milvus.workers.waiting import counted
+    from ldot_milvus.workers.formatting import counted, first_names
+    from ldot_milvus.workers.running import carry_out
 
     filter = parse_filter(filter_text)
     settings = settings_with(collection=collection, store=store)
     with open_store(settings.store, settings.collection) as opened:
-        rows = {row.id: row.source for row in rows_to_delete(opened, ids=ids, sources=sources, filter=filter)}
-    if not rows:
+        sources_by_id = {row.id: row.source for row in rows_to_delete(opened, ids=ids, sources=sources, filter=filter)}
+    if not sources_by_id:
         click.echo(f"No such row in {settings.collection} of {settings.store}: nothing to delete.")
         return
     if dry_run:
-        click.echo(f"{counted(len(rows), 'row')} would be deleted:")
-        listed((f"{id}  {source}" for id, source in rows.items()), len(rows))
+        click.echo(f"{counted(len(sources_by_id), 'row')} would be deleted:")
+        click.echo(first_names((f"{id}  {source}" for id, source in sources_by_id.items()), len(sources_by_id)))
         return
-    items = [{"id": id} for id in rows]
-    fine = carry_out(ctx.obj.app, settings, "change", items, chunk_size=CHANGES_A_CHUNK, wait=wait)
+    fine = carry_out(ctx, settings, CHANGE, [RowChange(id) for id in sources_by_id], wait=wait)
     sys.exit(0 if fine else 1)

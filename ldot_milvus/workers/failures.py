@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
+from typing import TYPE_CHECKING
 
 import click
-from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.workers.command import LdotCommand
+
+if TYPE_CHECKING:
+    from ldot_milvus.ingest.journal import FailedItem
+    from ldot_milvus.ingest.target import Target
+    from ldot_milvus.settings import Settings
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=LdotCommand)
 @click.option("--retry", is_flag=True, help="Ingest them again, by the workers or here.")
 @click.option("--clear", is_flag=True, help="Forget them.")
 @click.option("--run", "run_id", metavar="RUN", help="Only those of this run.")
@@ -38,36 +43,36 @@ def failures(
     A source that is ingested after all leaves the list by itself.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.ingest.ingestor import CHUNK_SIZE
-    from ldot_milvus.workers.running import carry_out, journal_of
-    from ldot_milvus.workers.waiting import counted
+    from ldot_milvus.workers.formatting import counted, failure_json, failure_line
+    from ldot_milvus.workers.running import journal_of
 
     if retry and clear:
         raise UsageError("give --retry or --clear: what is ingested after all leaves the list by itself")
     settings = settings_with(store=store)
     journal = journal_of(settings)
-    found = [item for item in journal.failures(run_id) if collection in (None, item.target["collection"])]
+    failed = [item for item in journal.failures(run_id) if collection in (None, item.target.collection)]
     if clear:
-        click.echo(f"{counted(journal.clear([item.key for item in found]), 'failure')} forgotten.")
-        return
-    if retry and found:
-        groups: dict[str, list[int]] = {}
-        for number, item in enumerate(found):
-            groups.setdefault(json.dumps([item.task, item.target], sort_keys=True), []).append(number)
-        fine = True
-        for numbers in groups.values():
-            first, items = found[numbers[0]], [found[number].item for number in numbers]
-            fine &= carry_out(
-                ctx.obj.app, settings, first.task, items, chunk_size=CHUNK_SIZE, wait=wait, target=first.target
-            )
-        sys.exit(0 if fine else 1)
-    if not found:
+        click.echo(f"{counted(journal.clear([item.key for item in failed]), 'failure')} forgotten.")
+    elif retry and failed:
+        sys.exit(0 if _retry(ctx, settings, failed, wait) else 1)
+    elif not failed:
         click.echo(f"No failures in the journal {journal.address}.")
-    for item in found:
-        if as_json:
-            values = {"source": item.source, "reason": item.reason, "attempt": item.attempt, "time": item.time,
-                      "run": item.run, "task": item.task, "collection": item.target["collection"]}  # fmt: skip
-            click.echo(json.dumps(values))
-            continue
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.time))
-        click.echo(f"{when}  attempt {item.attempt}  {item.source}: {item.reason}")
+    else:
+        for item in failed:
+            click.echo(failure_json(item) if as_json else failure_line(item))
+
+
+def _retry(ctx: click.Context, settings: Settings, failed: list[FailedItem], wait: bool) -> bool:
+    """One run for each task and target among them; whether nothing failed again."""
+    from ldot_milvus.ingest.tasks import task_named
+    from ldot_milvus.workers.running import carry_out
+
+    groups: dict[tuple[str, Target], list[FailedItem]] = {}
+    for item in failed:
+        groups.setdefault((item.task, item.target), []).append(item)
+    fine = True
+    for (name, target), group in groups.items():
+        task = task_named(name)
+        items = [task.item(item.item) for item in group]
+        fine &= carry_out(ctx, settings, task, items, wait=wait, target=target)
+    return fine

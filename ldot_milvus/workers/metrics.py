@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.workers.command import LdotCommand, application
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import Journal
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=LdotCommand)
 @click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True, help="Port to answer at.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to answer at; 0.0.0.0 for all.")
 @click.option("--store", help="Address of the store (default: LDOT_STORE, 'faiss:./ldot-data').")
@@ -38,7 +39,7 @@ def metrics(ctx: click.Context, port: int, host: str, store: str | None) -> None
 
     settings = settings_with(store=store)
     journal = journal_of(settings)
-    REGISTRY.register(Exporter(journal, ctx.obj.app if settings.broker else None))
+    REGISTRY.register(Exporter(journal, application(ctx) if settings.broker else None))
     try:
         server, thread = start_http_server(port, host)
     except OSError as error:
@@ -99,7 +100,7 @@ class Exporter:
     def _depths(self, app: Celery) -> Any:
         from prometheus_client.core import GaugeMetricFamily
 
-        from ldot_milvus.workers.waiting import queue_depths
+        from ldot_milvus.workers.broker import queue_depths
 
         depth = GaugeMetricFamily("ldot_queue_depth", "Chunks that wait for a worker.", labels=["queue"])
         for queue, waiting in queue_depths(app).items():

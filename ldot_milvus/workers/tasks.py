@@ -1,53 +1,29 @@
-"""What a worker does: one task, one chunk. The work itself is :mod:`ldot_milvus.ingest.chunks`."""
+"""A chunk from sender to worker: one message, one Celery task. The work is in :mod:`ldot_milvus.ingest`."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import Reject, SoftTimeLimitExceeded
-
-from ldot_milvus.workers.app import app
-
 if TYPE_CHECKING:
-    from ldot_milvus.ingest.chunks import Chunk, Perform
-    from ldot_milvus.ingest.ingestor import Ingestor, Report
+    from celery import Celery
+    from celery import Task as CeleryTask
+
+    from ldot_milvus.ingest.chunks import Chunk
+    from ldot_milvus.ingest.ingestor import Report
     from ldot_milvus.ingest.journal import Journal
+    from ldot_milvus.ingest.target import OpenTarget, Target
+    from ldot_milvus.ingest.tasks import Item
+    from ldot_milvus.settings import Settings
 
-_making = threading.Lock()
-
-
-@app.task(name="ldot.ingest_chunk")  # type: ignore[untyped-decorator]
-def ingest_chunk(chunk: dict[str, Any]) -> None:
-    """Ingest the sources of a :class:`~ldot_milvus.ingest.chunks.Chunk`."""
-
-    def perform(items: Sequence[dict[str, Any]]) -> Report:
-        from ldot_milvus.sources import Source
-
-        return _ingestor(chunk["target"]).ingest([Source.from_dict(item) for item in items])
-
-    _work_off(chunk, perform)
+_opening = threading.Lock()
 
 
-@app.task(name="ldot.change_rows")  # type: ignore[untyped-decorator]
-def change_rows(chunk: dict[str, Any]) -> None:
-    """Delete or rename the rows of a :class:`~ldot_milvus.ingest.chunks.Chunk`."""
-
-    def perform(items: Sequence[dict[str, Any]]) -> Report:
-        from ldot_milvus.ingest.changes import change_rows
-        from ldot_milvus.stores import open_store
-
-        target = _own(chunk["target"])
-        with open_store(target["store"], target["collection"]) as store:
-            return change_rows(store, items, target["region_store"])
-
-    _work_off(chunk, perform)
-
-
-def send(chunk: Chunk) -> None:
+def send(app: Celery, chunk: Chunk) -> None:
     """Send a chunk to the queue of its task.
 
     Raises:
@@ -55,70 +31,88 @@ def send(chunk: Chunk) -> None:
     """
     from kombu.exceptions import OperationalError
 
-    from ldot_milvus.errors import StoreError
+    from ldot_milvus.errors import StoreError, first_line
 
-    task = {"ingest": ingest_chunk, "change": change_rows}[chunk.task]
     policy = {"max_retries": 5, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2}
     try:
         # The limits are those of the worker that has the chunk, not of whoever sends it.
-        task.apply_async((chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None)
+        app.tasks[chunk.task.celery_name].apply_async(
+            (chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None
+        )
     except (OperationalError, OSError) as error:
-        raise StoreError(f"the broker does not answer ({str(error).splitlines()[0]})") from error
+        raise StoreError(f"the broker does not answer ({first_line(error)})") from error
 
 
-def _work_off(values: dict[str, Any], perform: Perform) -> None:
+def send_all(app: Celery, chunks: Sequence[Chunk]) -> None:
+    """Send chunks to their queues.
+
+    Raises:
+        StoreError: the broker was lost.
+    """
+    from ldot_milvus.errors import StoreError
+
+    for number, chunk in enumerate(chunks):
+        try:
+            send(app, chunk)
+        except StoreError as error:
+            raise StoreError(
+                f"{error} after {number} of {len(chunks)} chunks: see to it and enqueue again, what is there already "
+                "is skipped"
+            ) from error
+
+
+def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:
+    """Do the chunk that a message holds: the body of all our Celery tasks.
+
+    Raises:
+        Reject: the store or the journal is away; the broker is to hand the chunk out again.
+    """
+    from celery.exceptions import Reject, SoftTimeLimitExceeded
     from celery.worker import state
 
     from ldot_milvus.errors import StoreError
     from ldot_milvus.ingest.chunks import Chunk, process_chunk, retry_while_unavailable
     from ldot_milvus.settings import Settings
 
-    chunk = Chunk(**values)
-    journal = _journal(_own(chunk.target)["store"])
+    chunk, settings, app = Chunk.from_dict(message), Settings(), celery_task.app
+    target = _as_seen_here(chunk.target, settings)
+    journal = _journal(target.store)
 
-    def limited(items: Sequence[dict[str, Any]]) -> Report:
+    def perform(items: Sequence[Item]) -> Report:
         try:
-            return perform(items)
+            return chunk.task.performer(_opened(target))(items)
         except SoftTimeLimitExceeded as error:
             raise TimeoutError(f"it took longer than {app.conf.task_soft_time_limit:g} s") from error
 
     try:
         retry_while_unavailable(
-            lambda: process_chunk(chunk, journal, limited, send),
-            min(60, Settings().visibility_timeout / 2),  # then the broker has it again, and whoever is free
-            note=lambda trouble: journal.note_trouble(chunk.run, trouble),
+            lambda: process_chunk(chunk, journal, perform, lambda part: send(app, part)),
+            min(60, settings.visibility_timeout / 2),  # then the broker has it again, and whoever is free
+            note=lambda trouble: journal.note_trouble(chunk.run_id, trouble),
             stopping=lambda: state.should_stop is not None,
         )
     except StoreError as error:
         raise Reject(str(error), requeue=True) from None
 
 
-def _own(target: dict[str, Any]) -> dict[str, Any]:
-    """The target as seen from here: a server may have another address from where this worker stands."""
-    from ldot_milvus.settings import Settings
-
-    settings = Settings()
-    mine = settings.model_fields_set
-    own: dict[str, Any] = {name: getattr(settings, name) for name in ("store", "region_store") if name in mine}
-    return {**target, **own}
+def _as_seen_here(target: Target, settings: Settings) -> Target:
+    """A server may have another address from where this worker stands."""
+    own = {name: getattr(settings, name) for name in ("store", "region_store") if name in settings.model_fields_set}
+    return replace(target, **own)
 
 
-def _ingestor(target: dict[str, Any]) -> Ingestor:
-    own = _own(target)
-    with _making:  # a pool of threads shares one model
-        return _made(os.getpid(), own["store"], own["collection"], own["model"], own["region_store"])
+def _opened(target: Target) -> OpenTarget:
+    with _opening:  # a pool of threads shares one model
+        return _opened_once(os.getpid(), target)
 
 
-# One model and one connection a process, made by its first task: neither survives a fork.
+# One model and one connection a process, made by its first chunk: neither survives a fork.
 @lru_cache(maxsize=4)
-def _made(pid: int, store: str, collection: str, model: str, region_store: str | None) -> Ingestor:
-    from ldot_milvus.ingest.ingestor import Ingestor
+def _opened_once(pid: int, target: Target) -> OpenTarget:
+    from ldot_milvus.ingest.target import OpenTarget
     from ldot_milvus.settings import Settings
-    from ldot_milvus.stores import open_store
 
-    settings = Settings()
-    opened = open_store(store, collection)
-    return Ingestor(opened, model, region_store=region_store, device=settings.device, dtype=settings.dtype)
+    return OpenTarget(target, Settings())
 
 
 @lru_cache(maxsize=4)

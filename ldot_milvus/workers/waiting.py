@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
+from ldot_milvus.workers.broker import queue_depths
+from ldot_milvus.workers.formatting import counted
+from ldot_milvus.workers.tasks import send_all
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,84 +23,59 @@ JOURNAL_PATIENCE = 300.0
 RESENDS = 3
 
 
-def send_all(chunks: Sequence[Chunk]) -> None:
-    """Send chunks to their queues.
+@dataclass(frozen=True)
+class Update:
+    """What a progress bar shows.
+
+    Attributes:
+        done: how many items.
+        note: beside the bar, such as what is waited for.
+        message: a line of its own, once.
+    """
+
+    done: int
+    note: str = ""
+    message: str = ""
+
+
+def updates(app: Celery, settings: Settings, journal: Journal, run: Run, chunks: Sequence[Chunk]) -> Iterator[Update]:
+    """How far the run is, every half second until it is complete; chunks that the broker lost are sent again.
+
+    The journal is what is watched, so no worker's death matters.
 
     Raises:
-        StoreError: the broker was lost.
+        StoreError: the journal is away for minutes, or chunks get lost again and again.
+        UsageError: the journal has forgotten the run.
     """
-    from ldot_milvus.errors import StoreError
-    from ldot_milvus.workers.tasks import send
-
-    for number, chunk in enumerate(chunks):
-        try:
-            send(chunk)
-        except StoreError as error:
-            raise StoreError(
-                f"{error} after {number} of {len(chunks)} chunks: see to it and enqueue again, what is there already "
-                "is skipped"
-            ) from error
-
-
-def queue_depths(app: Celery) -> dict[str, int]:
-    """Chunks that wait in each queue; those that a worker has taken are not counted.
-
-    Raises:
-        OSError or a kombu error where the broker is away.
-    """
-    from amqp.exceptions import NotFound
-
-    depths = {}
-    for queue in app.conf.task_queues:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=5)
-            try:
-                declared = connection.default_channel.queue_declare(queue.name, passive=True)
-                depths[queue.name] = int(declared.message_count)
-            except (NotFound, *connection.channel_errors):  # nobody has sent anything there yet
-                depths[queue.name] = 0
-    return depths
-
-
-def wait_for(app: Celery, settings: Settings, journal: Journal, run: Run, chunks: Sequence[Chunk]) -> None:
-    """Show progress until the run is complete. The journal is what is watched, so no worker's death matters."""
-    from tqdm import tqdm
-
     from ldot_milvus.errors import StoreError
     from ldot_milvus.ingest.chunks import unfinished
 
-    lost_at, sent_at, resent, done = None, time.time(), 0, 0
-    try:
-        with tqdm(total=run.items, unit=f" {unit(run)}", disable=None, leave=False) as bar:
-            while True:
-                try:
-                    progress, lost_at = _progress(journal, run), None
-                except StoreError as error:
-                    lost_at = lost_at or time.monotonic()
-                    if time.monotonic() - lost_at > JOURNAL_PATIENCE:
-                        raise
-                    bar.set_postfix_str(f"waiting: {error}"[:100])
-                    progress = None
-                if progress is not None:
-                    bar.set_postfix_str(_note(progress), refresh=False)
-                    bar.update(progress.done - bar.n)
-                    bar.refresh()
-                    if progress.complete:
-                        return
-                    resent, done = (resent if progress.done == done else 0), progress.done
-                    if _are_lost(app, settings, progress, sent_at):
-                        left = list(unfinished(chunks, journal.ended(run.id)))
-                        what = f"{counted(len(left), 'chunk')} that the broker does not have any more"
-                        if resent == RESENDS:
-                            raise StoreError(f"{what} came to no end, although sent {RESENDS} times again: is a "
-                                             "worker running?")  # fmt: skip
-                        bar.write(f"Sending again {what}.")
-                        send_all(left)
-                        sent_at, resent = time.time(), resent + 1
-                time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        click.echo(f"\nThe workers go on. See how: celery -A workers status {run.id}", err=True)
-        raise SystemExit(130) from None
+    done, resends, sent_at = 0, 0, time.time()
+    away_since: float | None = None
+    while True:
+        try:
+            progress = _progress(journal, run)
+        except StoreError as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > JOURNAL_PATIENCE:
+                raise
+            yield Update(done, f"waiting: {error}"[:100])
+            time.sleep(POLL_SECONDS)
+            continue
+        away_since = None
+        resends, done = (resends if progress.done == done else 0), progress.done
+        yield Update(done, _note(progress))
+        if progress.complete:
+            return
+        if _are_lost(app, settings, progress, sent_at):
+            left = list(unfinished(chunks, journal.ended(run.id)))
+            lost = f"{counted(len(left), 'chunk')} that the broker does not have any more"
+            if resends == RESENDS:
+                raise StoreError(f"{lost} came to no end, although sent {RESENDS} times again: is a worker running?")
+            yield Update(done, message=f"Sending again {lost}.")
+            send_all(app, left)
+            sent_at, resends = time.time(), resends + 1
+        time.sleep(POLL_SECONDS)
 
 
 def _progress(journal: Journal, run: Run) -> Progress:
@@ -136,13 +114,3 @@ def _are_lost(app: Celery, settings: Settings, progress: Progress, sent_at: floa
         return not sum(queue_depths(app).values())
     except (OperationalError, OSError):
         return False  # it is away: what it has forgotten is known when it is back
-
-
-def counted(count: int, name: str) -> str:
-    """``1 row``, ``2 rows``."""
-    return f"{count} {name}{'' if count == 1 else 's'}"
-
-
-def unit(run: Run) -> str:
-    """What the run counts."""
-    return "images" if run.task == "ingest" else "rows"

@@ -154,12 +154,12 @@ def test_a_store_that_is_away_is_waited_for(
     away.touch()
     worker = workers("store_away", pool=("--pool", "solo"), LDOT_VISIBILITY_TIMEOUT="8")
     sent = enqueue(run, env, "--no-wait")
-    id = sent.stdout.split("status ")[1].strip()
+    id = sent.stdout.split("progress ")[1].strip()
     log = worker.wait_for("reject requeue=True")  # given back to the broker after some attempts, and taken again
     assert "waiting: the store does not answer" in log
-    status = run("celery", "-A", "workers", "status", id, env=env)
-    assert "waiting: the store does not answer" in status.stdout
-    assert "0 of 6" in status.stdout
+    progress = run("celery", "-A", "workers", "progress", id, env=env)
+    assert "waiting: the store does not answer" in progress.stdout
+    assert "0 of 6" in progress.stdout
     away.unlink()
     wait_until_complete(tmp_path, id)
     assert sources(tmp_path) == names(6)
@@ -318,7 +318,7 @@ def test_a_worker_that_is_told_to_stop_at_once_returns_its_chunk(
 
 def test_the_settings_that_keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Late acknowledgement, one chunk at a time, and limits in the right order: each was a loop or a loss somewhere."""
-    from ldot_milvus.workers.app import make_app
+    from ldot_milvus.workers.application import make_app
 
     conf = make_app(Settings(broker="redis://h/0", visibility_timeout=300)).conf
     assert conf.task_acks_late

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ldot_milvus.ingest.target import Target
+
 DAYS_KEPT = 30
 """How long a run is remembered; failures stay until they are cleared or ingested."""
 
@@ -25,24 +27,34 @@ class Run:
     """One call of a command that sends work.
 
     Attributes:
-        task: "ingest" or "change".
-        target: store, collection, model and region_store, as the command named them.
+        task: the name of one of :mod:`~ldot_milvus.ingest.tasks`, or of another version's.
+        target: as the command named it.
         items: how many sources (or rows) it is about.
         started: seconds since 1970.
     """
 
     id: str
     task: str
-    target: dict[str, Any]
+    target: Target
     items: int
     started: float
 
     @classmethod
-    def new(cls, task: str, target: dict[str, Any], items: int) -> Run:
+    def new(cls, task: str, target: Target, items: int) -> Run:
         """A run that starts now; its id sorts by time."""
         now = time.time()
         id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{secrets.token_hex(2)}"
         return cls(id, task, target, items, now)
+
+    def to_json(self) -> str:
+        """Text that :meth:`from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Run:
+        """What :meth:`to_json` wrote, in this version or another."""
+        values = json.loads(text)
+        return cls(**{**values, "target": Target.from_dict(values["target"])})
 
 
 @dataclass(frozen=True)
@@ -79,16 +91,17 @@ class FailedItem:
 
     Attributes:
         source: its name for people.
-        item: as it was in its chunk, plain JSON values.
+        task: as in :class:`Run`.
+        item: as it was in its message, plain JSON values.
         attempt: how many runs have failed at it.
         time: of the last failure, in seconds since 1970.
     """
 
     source: str
     reason: str
-    run: str
+    run_id: str
     task: str
-    target: dict[str, Any]
+    target: Target
     item: dict[str, Any]
     attempt: int = 1
     time: float = field(default_factory=time.time)
@@ -102,27 +115,30 @@ class FailedItem:
         """This one, with the attempts counted on from an earlier failure of the same key."""
         if earlier is None:
             return self
-        return replace(self, attempt=earlier.attempt + (earlier.run != self.run))
+        return replace(self, attempt=earlier.attempt + (earlier.run_id != self.run_id))
 
     def to_json(self) -> str:
         """Text that :meth:`from_json` reads."""
-        return json.dumps(asdict(self))
+        values = asdict(self)
+        values["run"] = values.pop("run_id")
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> FailedItem:
-        """What :meth:`to_json` wrote."""
-        return cls(**json.loads(text))
+        """What :meth:`to_json` wrote, in this version or another."""
+        values = json.loads(text)
+        return cls(run_id=values.pop("run"), **{**values, "target": Target.from_dict(values["target"])})
 
 
-def item_key(task: str, target: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    """What a failed item is known by: 32 hex digits."""
+def item_key(task: str, target: Target, item: Mapping[str, Any]) -> str:
+    """What identifies an item among the failures, from the values of its fields: 32 hex digits."""
     described = _DESCRIPTION - {"caption"} if item.get("kind") == "text" else _DESCRIPTION
     where = {name: value for name, value in item.items() if value and (task != "ingest" or name not in described)}
-    text = json.dumps([task, target.get("collection"), where], sort_keys=True)
+    text = json.dumps([task, target.collection, where], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def kind_of(reason: str) -> str:
+def label_of(reason: str) -> str:
     """A reason without its figures and names, for counting."""
     return re.sub(r"[\d,]*\d", "N", re.split(r"[:(]|, not ", reason, maxsplit=1)[0]).strip()[:60]
 
@@ -132,7 +148,7 @@ def sums_of(items: int, counts: Mapping[str, float], seconds: Mapping[str, float
     sums: Sums = {"items": items, "chunks": 1, **counts}
     sums.update({f"seconds:{stage}": spent for stage, spent in seconds.items()})
     for reason in reasons:
-        name = f"failures:{kind_of(reason)}"
+        name = f"failures:{label_of(reason)}"
         sums[name] = sums.get(name, 0) + 1
     return {name: value for name, value in sums.items() if value}
 
@@ -164,16 +180,16 @@ class Journal(ABC):
         """Note a run before its first chunk is sent."""
 
     @abstractmethod
-    def begin(self, run: str, chunk: str) -> int:
+    def begin(self, run_id: str, chunk_id: str) -> int:
         """How often the chunk was begun, this time included; 0 if it has ended already."""
 
     @abstractmethod
-    def give_back(self, run: str, chunk: str) -> None:
+    def give_back(self, run_id: str, chunk_id: str) -> None:
         """Take back :meth:`begin`: the chunk will be begun again, and its worker did not die of it."""
 
     @abstractmethod
     def end(
-        self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
+        self, run_id: str, chunk_id: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
     ) -> bool:
         """Note the end of a chunk; only the first one counts. Returns whether this was it.
 
@@ -184,15 +200,15 @@ class Journal(ABC):
         """
 
     @abstractmethod
-    def ended(self, run: str) -> dict[str, bool]:
+    def ended(self, run_id: str) -> dict[str, bool]:
         """The chunks that have ended; whether they were split."""
 
     @abstractmethod
-    def note_trouble(self, run: str, trouble: str) -> None:
+    def note_trouble(self, run_id: str, trouble: str) -> None:
         """Say what the workers wait for; the next chunk that ends takes it back."""
 
     @abstractmethod
-    def progress(self, run: str) -> Progress | None:
+    def progress(self, run_id: str) -> Progress | None:
         """How far the run is; None where it is not known (any more)."""
 
     @abstractmethod
@@ -200,7 +216,7 @@ class Journal(ABC):
         """The runs that are remembered, the last one first."""
 
     @abstractmethod
-    def failures(self, run: str | None = None) -> list[FailedItem]:
+    def failures(self, run_id: str | None = None) -> list[FailedItem]:
         """What could not be ingested (in one run), the oldest first."""
 
     @abstractmethod

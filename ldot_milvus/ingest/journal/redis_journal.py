@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,33 +53,33 @@ class RedisJournal(Journal):
         with self._pipeline() as calls:
             calls.zremrangebyscore(_RUNS, 0, time.time() - _SECONDS_KEPT)
             calls.zadd(_RUNS, {run.id: run.started})
-            calls.hset(_key(run.id), mapping={"run": json.dumps(asdict(run)), "trouble": "", "changed": run.started})
+            calls.hset(_key(run.id), mapping={"run": run.to_json(), "trouble": "", "changed": run.started})
             calls.expire(_key(run.id), _SECONDS_KEPT)
 
-    def begin(self, run: str, chunk: str) -> int:
+    def begin(self, run_id: str, chunk_id: str) -> int:
         """As the interface says."""
         with self._pipeline() as calls:
-            calls.hexists(_key(run, "ended"), chunk)
-            calls.hincrby(_key(run, "begun"), chunk, 1)
-            calls.expire(_key(run, "begun"), _SECONDS_KEPT)
-            calls.hset(_key(run), "changed", time.time())
+            calls.hexists(_key(run_id, "ended"), chunk_id)
+            calls.hincrby(_key(run_id, "begun"), chunk_id, 1)
+            calls.expire(_key(run_id, "begun"), _SECONDS_KEPT)
+            calls.hset(_key(run_id), "changed", time.time())
             ended, begun, *_ = calls.execute()
             if ended:
-                calls.hdel(_key(run, "begun"), chunk)
+                calls.hdel(_key(run_id, "begun"), chunk_id)
         return 0 if ended else int(begun)
 
-    def give_back(self, run: str, chunk: str) -> None:
+    def give_back(self, run_id: str, chunk_id: str) -> None:
         """As the interface says."""
         with self._explained():
-            self._redis.hincrby(_key(run, "begun"), chunk, -1)
+            self._redis.hincrby(_key(run_id, "begun"), chunk_id, -1)
 
     def end(
-        self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
+        self, run_id: str, chunk_id: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
     ) -> bool:
         """As the interface says."""
         with self._explained():
             redis = self._redis
-            if redis.hexists(_key(run, "ended"), chunk):
+            if redis.hexists(_key(run_id, "ended"), chunk_id):
                 return False
             counted = folded(sums, redis.hkeys(_TOTALS) if failed else ())
             # Failures first: a worker that dies in between does the chunk again.
@@ -93,37 +91,37 @@ class RedisJournal(Journal):
                 redis.hset(_FAILURES, mapping=recorded)
             if succeeded:
                 redis.hdel(_FAILURES, *succeeded)
-            keys = [_key(run), *(_key(run, part) for part in ("ended", "begun", "sums")), _TOTALS]
+            keys = [_key(run_id), *(_key(run_id, part) for part in ("ended", "begun", "sums")), _TOTALS]
             pairs = [value for pair in counted.items() for value in pair]
-            first = redis.eval(_END, len(keys), *keys, chunk, time.time(), "done" if sums else "split", *pairs)
+            first = redis.eval(_END, len(keys), *keys, chunk_id, time.time(), "done" if sums else "split", *pairs)
             for key in keys[:-1]:
                 redis.expire(key, _SECONDS_KEPT)
             return bool(first)
 
-    def ended(self, run: str) -> dict[str, bool]:
+    def ended(self, run_id: str) -> dict[str, bool]:
         """As the interface says."""
         with self._explained():
-            states = self._redis.hgetall(_key(run, "ended"))
+            states = self._redis.hgetall(_key(run_id, "ended"))
         return {chunk: state == "split" for chunk, state in states.items()}
 
-    def note_trouble(self, run: str, trouble: str) -> None:
+    def note_trouble(self, run_id: str, trouble: str) -> None:
         """As the interface says."""
         with self._explained():
-            if self._redis.exists(_key(run)):
-                self._redis.hset(_key(run), "trouble", trouble)
+            if self._redis.exists(_key(run_id)):
+                self._redis.hset(_key(run_id), "trouble", trouble)
 
-    def progress(self, run: str) -> Progress | None:
+    def progress(self, run_id: str) -> Progress | None:
         """As the interface says."""
         with self._explained():
             calls = self._redis.pipeline()
-            calls.hgetall(_key(run))
-            calls.hvals(_key(run, "begun"))
-            calls.hgetall(_key(run, "sums"))
+            calls.hgetall(_key(run_id))
+            calls.hvals(_key(run_id, "begun"))
+            calls.hgetall(_key(run_id, "sums"))
             about, begun, sums = calls.execute()
         if "run" not in about:
             return None
         return Progress(
-            Run(**json.loads(about["run"])), _numbers(sums), sum(int(count) > 0 for count in begun),
+            Run.from_json(about["run"]), _numbers(sums), sum(int(count) > 0 for count in begun),
             float(about["changed"]), about["trouble"],
         )  # fmt: skip
 
@@ -132,13 +130,15 @@ class RedisJournal(Journal):
         with self._explained():
             ids = self._redis.zrevrange(_RUNS, 0, -1)
             texts = [self._redis.hget(_key(id), "run") for id in ids]
-        return [Run(**json.loads(text)) for text in texts if text]
+        return [Run.from_json(text) for text in texts if text]
 
-    def failures(self, run: str | None = None) -> list[FailedItem]:
+    def failures(self, run_id: str | None = None) -> list[FailedItem]:
         """As the interface says."""
         with self._explained():
             items = [FailedItem.from_json(text) for text in self._redis.hvals(_FAILURES)]
-        return sorted((item for item in items if run in (None, item.run)), key=lambda item: (item.time, item.source))
+        return sorted(
+            (item for item in items if run_id in (None, item.run_id)), key=lambda item: (item.time, item.source)
+        )
 
     def clear(self, keys: Sequence[str]) -> int:
         """As the interface says."""
@@ -170,8 +170,8 @@ class RedisJournal(Journal):
             ) from error
 
 
-def _key(run: str, part: str = "") -> str:
-    return f"ldot:run:{run}" + (f":{part}" if part else "")
+def _key(run_id: str, part: str = "") -> str:
+    return f"ldot:run:{run_id}" + (f":{part}" if part else "")
 
 
 def _numbers(sums: dict[str, str]) -> Sums:

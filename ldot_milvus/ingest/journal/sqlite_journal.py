@@ -16,6 +16,7 @@ from typing import Any
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
+from ldot_milvus.ingest.target import Target
 
 _APPLICATION_ID = 0x4C444F4A  # "LDOJ"
 _VERSION = 1
@@ -51,29 +52,29 @@ class SqliteJournal(Journal):
                 sql.execute(f"DELETE FROM {table} WHERE {column} IN {old}", (before,))
             sql.execute(
                 "INSERT INTO runs (id, task, target, items, started) VALUES (?, ?, ?, ?, ?)",
-                (run.id, run.task, json.dumps(run.target), run.items, run.started),
+                (run.id, run.task, json.dumps(run.target.to_dict()), run.items, run.started),
             )
 
-    def begin(self, run: str, chunk: str) -> int:
+    def begin(self, run_id: str, chunk_id: str) -> int:
         """As the interface says."""
         with self._writing() as sql:
             sql.execute(
                 "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) "
                 "ON CONFLICT (run, chunk) DO UPDATE SET begun = begun + 1, changed = excluded.changed",
-                (run, chunk, time.time()),
+                (run_id, chunk_id, time.time()),
             )
             begun, ended = sql.execute(
-                "SELECT begun, ended FROM chunks WHERE run = ? AND chunk = ?", (run, chunk)
+                "SELECT begun, ended FROM chunks WHERE run = ? AND chunk = ?", (run_id, chunk_id)
             ).fetchone()
         return 0 if ended else int(begun)
 
-    def give_back(self, run: str, chunk: str) -> None:
+    def give_back(self, run_id: str, chunk_id: str) -> None:
         """As the interface says."""
         with self._writing() as sql:
-            sql.execute("UPDATE chunks SET begun = max(begun - 1, 0) WHERE run = ? AND chunk = ?", (run, chunk))
+            sql.execute("UPDATE chunks SET begun = max(begun - 1, 0) WHERE run = ? AND chunk = ?", (run_id, chunk_id))
 
     def end(
-        self, run: str, chunk: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
+        self, run_id: str, chunk_id: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
     ) -> bool:
         """As the interface says, in one transaction."""
         with self._writing() as sql:
@@ -81,9 +82,9 @@ class SqliteJournal(Journal):
                 "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (run, chunk) DO UPDATE SET ended = excluded.ended, changed = excluded.changed "
                 "WHERE ended = 0",
-                (run, chunk, _DONE if sums else _SPLIT, time.time()),
+                (run_id, chunk_id, _DONE if sums else _SPLIT, time.time()),
             ).rowcount
-            sql.execute("UPDATE runs SET trouble = '' WHERE id = ? AND trouble != ''", (run,))
+            sql.execute("UPDATE runs SET trouble = '' WHERE id = ? AND trouble != ''", (run_id,))
             if not first:
                 return False
             known = [name for (name,) in sql.execute("SELECT name FROM sums WHERE run = ?", (_ALL,))]
@@ -91,59 +92,61 @@ class SqliteJournal(Journal):
             sql.executemany(
                 "INSERT INTO sums (run, name, value) VALUES (?, ?, ?) "
                 "ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
-                [(of, name, value) for of in (run, _ALL) for name, value in counted.items()],
+                [(of, name, value) for of in (run_id, _ALL) for name, value in counted.items()],
             )
             for item in failed:
                 old = sql.execute("SELECT item FROM failures WHERE key = ?", (item.key,)).fetchone()
                 item = item.after(None if old is None else FailedItem.from_json(old[0]))
                 sql.execute(
                     "INSERT OR REPLACE INTO failures (key, run, time, item) VALUES (?, ?, ?, ?)",
-                    (item.key, item.run, item.time, item.to_json()),
+                    (item.key, item.run_id, item.time, item.to_json()),
                 )
             _delete(sql, succeeded)
             return True
 
-    def ended(self, run: str) -> dict[str, bool]:
+    def ended(self, run_id: str) -> dict[str, bool]:
         """As the interface says."""
         with self._reading() as sql:
             if sql is None:
                 return {}
-            rows = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run,))
-            return {chunk: state == _SPLIT for chunk, state in rows}
+            records = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run_id,))
+            return {chunk: state == _SPLIT for chunk, state in records}
 
-    def note_trouble(self, run: str, trouble: str) -> None:
+    def note_trouble(self, run_id: str, trouble: str) -> None:
         """As the interface says."""
         with self._writing() as sql:
-            sql.execute("UPDATE runs SET trouble = ? WHERE id = ?", (trouble, run))
+            sql.execute("UPDATE runs SET trouble = ? WHERE id = ?", (trouble, run_id))
 
-    def progress(self, run: str) -> Progress | None:
+    def progress(self, run_id: str) -> Progress | None:
         """As the interface says."""
         with self._reading() as sql:
-            row = (
+            record = (
                 None
                 if sql is None
-                else sql.execute(f"SELECT {_RUN}, trouble FROM runs WHERE id = ?", (run,)).fetchone()
+                else sql.execute(f"SELECT {_RUN}, trouble FROM runs WHERE id = ?", (run_id,)).fetchone()
             )
-            if sql is None or row is None:
+            if sql is None or record is None:
                 return None
             working, changed = sql.execute(
-                "SELECT coalesce(sum(begun > 0 AND NOT ended), 0), max(changed) FROM chunks WHERE run = ?", (run,)
+                "SELECT coalesce(sum(begun > 0 AND NOT ended), 0), max(changed) FROM chunks WHERE run = ?", (run_id,)
             ).fetchone()
-            return Progress(_run(row), _sums(sql, run), working, changed or row[4], row[5])
+            return Progress(_run(record), _sums(sql, run_id), working, changed or record[4], record[5])
 
     def runs(self) -> list[Run]:
         """As the interface says."""
         with self._reading() as sql:
-            rows = [] if sql is None else sql.execute(f"SELECT {_RUN} FROM runs ORDER BY started DESC").fetchall()
-        return [_run(row) for row in rows]
+            records = [] if sql is None else sql.execute(f"SELECT {_RUN} FROM runs ORDER BY started DESC").fetchall()
+        return [_run(record) for record in records]
 
-    def failures(self, run: str | None = None) -> list[FailedItem]:
+    def failures(self, run_id: str | None = None) -> list[FailedItem]:
         """As the interface says."""
         with self._reading() as sql:
             if sql is None:
                 return []
-            rows = sql.execute("SELECT item FROM failures WHERE ? IS NULL OR run = ? ORDER BY time, rowid", (run, run))
-            return [FailedItem.from_json(text) for (text,) in rows]
+            records = sql.execute(
+                "SELECT item FROM failures WHERE ? IS NULL OR run = ? ORDER BY time, rowid", (run_id, run_id)
+            )
+            return [FailedItem.from_json(text) for (text,) in records]
 
     def clear(self, keys: Sequence[str]) -> int:
         """As the interface says."""
@@ -198,13 +201,13 @@ class SqliteJournal(Journal):
 _RUN = "id, task, target, items, started"
 
 
-def _run(row: Sequence[Any]) -> Run:
-    id, task, target, items, started = row[:5]
-    return Run(id, task, json.loads(target), items, started)
+def _run(record: Sequence[Any]) -> Run:
+    id, task, target, items, started = record[:5]
+    return Run(id, task, Target.from_dict(json.loads(target)), items, started)
 
 
-def _sums(sql: sqlite3.Connection, run: str) -> Sums:
-    return dict(sql.execute("SELECT name, value FROM sums WHERE run = ?", (run,)))
+def _sums(sql: sqlite3.Connection, run_id: str) -> Sums:
+    return dict(sql.execute("SELECT name, value FROM sums WHERE run = ?", (run_id,)))
 
 
 def _delete(sql: sqlite3.Connection, keys: Sequence[str]) -> int:

@@ -12,11 +12,11 @@ import pytest
 
 from ldot_milvus import open_store
 from ldot_milvus.errors import FilterError, UsageError
-from ldot_milvus.ingest.changes import change_rows, prune, rows_to_delete
+from ldot_milvus.ingest.changes import RowChange, change_rows, prune, rows_to_delete
 from ldot_milvus.ingest.ingestor import Ingestor
+from ldot_milvus.ingest.region_data import region_store_to_delete_from
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import VectorStore
-from ldot_milvus.stores.regions import open_region_store
 from tests.conftest import make_photo
 
 Folder = Callable[[int], Path]
@@ -59,14 +59,23 @@ def test_what_is_meant(store: VectorStore) -> None:
         found(store, filter={"colour": 1})
 
 
-def test_a_deleted_row_leaves_nothing_behind(store: VectorStore) -> None:
+def test_a_deleted_row_leaves_nothing_behind(store: VectorStore, tiny_model: str) -> None:
     doomed, kept, *_ = store.iterate()
-    report = change_rows(store, [{"id": doomed.id}, {"id": "none"}])
+    regions = region_store_to_delete_from(store, tiny_model)
+    assert regions is not None
+    assert regions.has([doomed.id, kept.id]) == {doomed.id, kept.id}
+    report = change_rows(store, [RowChange(doomed.id), RowChange("none")], regions)
     assert (report.deleted, report.unchanged, report.total) == (1, 1, 2)
     assert store.count() == 8
-    regions = open_region_store(store.address, store.model or "")
     assert regions.has([doomed.id, kept.id]) == {kept.id}
-    assert change_rows(store, [{"id": doomed.id}]).deleted == 0
+    assert change_rows(store, [RowChange(doomed.id)], regions).deleted == 0
+
+
+def test_a_worker_without_the_model_deletes_rows_and_says_what_stays(
+    store: VectorStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert region_store_to_delete_from(store, "no-such-model") is None
+    assert "region data of deleted photos stays" in caplog.text
 
 
 def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None:
@@ -78,10 +87,10 @@ def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None
     result = prune(store, ["photos"], expand(["photos"]))
     assert {row.source for row in result.gone} == {"photos/0000.jpg", "photos/0003.jpg"}
     assert [(row.source, to) for row, to in result.moved] == [("photos/0001.jpg", "photos/renamed.jpg")]
-    report = change_rows(store, result.items())
+    report = change_rows(store, result.changes())
     assert (report.deleted, report.updated) == (2, 1)
     again = prune(store, ["./photos/"], expand(["./photos/"]))
-    assert again.items() == []
+    assert again.changes() == []
     assert "photos/renamed.jpg" in {row.source for row in store.iterate()}
 
 
@@ -96,7 +105,7 @@ def test_prune_leaves_alone_what_it_does_not_list(store: VectorStore, tiny_model
     Path("other/a.jpg").write_bytes(make_photo(71))
     Ingestor(store, tiny_model).ingest(list(expand(["photos/nameless", "other"])))
     Path("other/a.jpg").unlink()
-    assert prune(store, ["photos"], expand(["photos"])).items() == []
+    assert prune(store, ["photos"], expand(["photos"])).changes() == []
 
 
 def test_prune_of_a_tar(store: VectorStore) -> None:

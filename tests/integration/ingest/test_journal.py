@@ -13,10 +13,11 @@ import pytest
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.journal import FailedItem, Journal, Run, journal_address, open_journal
-from ldot_milvus.ingest.journal.base import DAYS_KEPT, folded, item_key, kind_of, sums_of
+from ldot_milvus.ingest.journal.base import DAYS_KEPT, folded, item_key, label_of, sums_of
+from ldot_milvus.ingest.target import Target
 from ldot_milvus.settings import Settings
 
-TARGET = {"store": "faiss:/s", "collection": "images", "model": "m", "region_store": None}
+TARGET = Target("faiss:/s", "images", "m")
 
 
 @pytest.fixture(params=["file", pytest.param("redis", marks=pytest.mark.servers)])
@@ -172,16 +173,16 @@ def test_a_source_is_known_whatever_is_said_of_it() -> None:
     key = item_key("ingest", TARGET, item)
     assert item_key("ingest", TARGET, {**item, "caption": "two", "metadata": {}, "namespace": "me"}) == key
     assert item_key("ingest", TARGET, {**item, "path": "b.jpg"}) != key
-    assert item_key("ingest", {**TARGET, "collection": "other"}, item) != key
+    assert item_key("ingest", replace(TARGET, collection="other"), item) != key
     texts = [{"path": "t.jsonl", "kind": "text", "caption": caption} for caption in ("one", "two")]
     assert item_key("ingest", TARGET, texts[0]) != item_key("ingest", TARGET, texts[1])
 
 
 def test_reasons_are_counted_by_kind() -> None:
-    assert kind_of("50,000 x 3 pixels are more than the limit of 178,956,970 pixels") == (
+    assert label_of("50,000 x 3 pixels are more than the limit of 178,956,970 pixels") == (
         "N x N pixels are more than the limit of N pixels"
     )
-    assert kind_of("not an image (or of a format that is not supported: use JPEG)") == "not an image"
+    assert label_of("not an image (or of a format that is not supported: use JPEG)") == "not an image"
     many = {f"failures:{n}": 1.0 for n in range(100)}
     assert folded({"failures:new": 2, "failures:5": 1, "added": 3}, many) == {
         "failures:other": 2, "failures:5": 1, "added": 3,

@@ -1,4 +1,4 @@
-"""The commands that look after ingestion: failures, status, delete, prune, metrics."""
+"""The commands that look after ingestion: failures, progress, delete, prune, metrics."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ def test_failures_are_listed_retried_and_cleared(
     assert "photos/a.jpg" in sources(tmp_path)
 
 
-def test_status_of_a_run(celery: Callable[..., Result], photo_folder: Folder, tmp_path: Path) -> None:
+def test_progress_of_a_run(celery: Callable[..., Result], photo_folder: Folder, tmp_path: Path) -> None:
     photo_folder(5)
     celery("enqueue", "photos")
-    unknown = celery("status", "none")
+    unknown = celery("progress", "none")
     assert unknown.exit_code == 2
     id = unknown.stderr.split("the last ones are: ")[1].strip()
-    text = celery("status", id).stdout
+    text = celery("progress", id).stdout
     assert "5 of 5 (100 %)" in text
     assert "complete" in text
     assert "5 added, 0 updated, 0 unchanged, 0 failed" in text
     assert "seconds: decode" in text
-    values = json.loads(celery("status", id, "--json").stdout)
+    values = json.loads(celery("progress", id, "--json").stdout)
     assert (values["items"], values["done"], values["complete"], values["sums"]["added"]) == (5, 5, True, 5)
-    elsewhere = celery("status", id, "--store", f"faiss:{tmp_path / 'another'}")
+    elsewhere = celery("progress", id, "--store", f"faiss:{tmp_path / 'another'}")
     assert elsewhere.exit_code == 2
 
 
@@ -191,5 +191,5 @@ def test_metrics_without_a_broker_or_at_a_port_that_is_taken(celery: Callable[..
 
 def test_help_names_every_command(celery: Callable[..., Result]) -> None:
     text = celery("--help").stdout
-    for command in ("enqueue", "delete", "failures", "metrics", "status"):
+    for command in ("enqueue", "delete", "failures", "metrics", "progress", "status"):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)

@@ -79,7 +79,7 @@ def test_not_waiting_and_waiting(
     sent = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)
     assert sent.returncode == 0, sent.stderr
     assert "added" not in sent.stdout
-    assert "celery -A workers status" in sent.stdout
+    assert "celery -A workers progress" in sent.stdout
     worker = Worker(tmp_path, {**env, "LDOT_TEST_FAULTS": "quick_model"}, "--pool", "solo", app="tests.faulty")
     try:
         deadline = time.monotonic() + 120

@@ -20,8 +20,10 @@ from ldot_milvus.ingest.chunks import (
 )
 from ldot_milvus.ingest.ingestor import Failure, Report
 from ldot_milvus.ingest.journal import Journal, Run, open_journal
+from ldot_milvus.ingest.target import Target
+from ldot_milvus.sources import Source
 
-TARGET = {"store": "faiss:/s", "collection": "images", "model": "m", "region_store": None}
+TARGET = Target("faiss:/s", "images", "m")
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def journal(tmp_path: Path) -> Journal:
 def started(journal: Journal, count: int, size: int = 64) -> tuple[Run, list[Chunk]]:
     run = Run.new("ingest", TARGET, count)
     journal.start(run)
-    return run, list(chunks_of(run, [{"path": f"{n}.jpg"} for n in range(count)], size))
+    return run, list(chunks_of(run, [Source(f"{n}.jpg") for n in range(count)], size))
 
 
 def added(items: Sequence[Any]) -> Report:
@@ -46,7 +48,7 @@ def names(journal: Journal) -> dict[str, str]:
 def test_chunks_travel_and_split_the_same_way_each_time(journal: Journal) -> None:
     _, chunks = started(journal, 130)
     assert [(chunk.id, len(chunk.items)) for chunk in chunks] == [("0", 64), ("1", 64), ("2", 2)]
-    assert Chunk(**chunks[0].to_dict()) == chunks[0]
+    assert Chunk.from_dict(chunks[0].to_dict()) == chunks[0]
     parts = chunks[0].parts()
     assert [part.id for part in parts] == [f"0.{n}" for n in range(8)]
     assert [item for part in parts for item in part.items] == chunks[0].items
@@ -149,7 +151,7 @@ def test_an_item_that_always_kills_ends_in_the_failures_and_the_rest_is_in(journ
     queue, deaths = [chunk], 0
 
     def deadly(items: Sequence[Any]) -> Report:
-        if any(item["path"] == "13.jpg" for item in items):
+        if any(item.path == "13.jpg" for item in items):
             raise Killed
         return Report(added=len(items))
 
@@ -177,7 +179,7 @@ def test_an_error_that_nobody_expected_is_pinned_on_its_item(journal: Journal) -
     run, chunks = started(journal, 70)
 
     def stumbling(items: Sequence[Any]) -> Report:
-        if any(item["path"] in ("13.jpg", "65.jpg") for item in items):
+        if any(item.path in ("13.jpg", "65.jpg") for item in items):
             raise ZeroDivisionError("oops")
         return Report(added=len(items))
 

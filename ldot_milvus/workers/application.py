@@ -1,29 +1,44 @@
-"""The Celery application, configured by ``LDOT_`` settings. Nothing heavy is imported and nothing connects here."""
+"""How the Celery application is made. Nothing heavy is imported and nothing connects here."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu.entity import Queue
 
+from ldot_milvus.ingest.tasks import INGEST, TASKS
 from ldot_milvus.settings import Settings
 from ldot_milvus.workers.logs import log_as_json
+from ldot_milvus.workers.tasks import process_message
 
-INGEST_QUEUE = "ldot"
-"""Chunks that need the model: for workers with a GPU, where there is one."""
+NAME = "ldot_milvus"
+"""The application's ``main``, by which our commands tell it from another project's."""
 
-CHANGE_QUEUE = "ldot.changes"
-"""Deletions and renamed sources: any worker that reaches the store will do."""
+
+class _Loader(AppLoader):  # type: ignore[misc]
+    def read_configuration(self, *_: object, **__: object) -> dict[str, Any]:
+        return {}  # not what CELERY_CONFIG_MODULE names
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery application that loses nothing when a worker dies: late acknowledgement, one chunk at a time."""
+    """A Celery application that loses nothing when a worker dies: late acknowledgement, one chunk at a time.
+
+    Another project's process and environment are left alone, and leave it alone: it is not the process's current
+    application, and CELERY_CONFIG_MODULE, CELERY_LOADER, CELERY_BROKER_URL and DJANGO_SETTINGS_MODULE are not read.
+    """
     limit = settings.visibility_timeout
     # No result backend: what becomes of a chunk is in the journal, which outlives workers and any process that waits.
-    app = Celery("ldot_milvus", broker=settings.broker, include=["ldot_milvus.workers.tasks"])
+    app = Celery(NAME, broker=settings.broker, loader=_Loader, fixups=[], set_as_current=False)
+    for task in TASKS.values():
+        app.task(process_message, name=task.celery_name, bind=True, shared=False)  # shared: with every application
     app.conf.update(
-        task_default_queue=INGEST_QUEUE,
-        task_queues=[_queue(INGEST_QUEUE), _queue(CHANGE_QUEUE)],  # a worker without -Q takes both
-        task_routes={"ldot.ingest_chunk": {"queue": INGEST_QUEUE}, "ldot.change_rows": {"queue": CHANGE_QUEUE}},
+        broker_read_url=settings.broker,  # these win over CELERY_BROKER_URL, and ``broker`` does not
+        broker_write_url=settings.broker,
+        task_default_queue=INGEST.queue,
+        task_queues=[_queue(task.queue) for task in TASKS.values()],  # a worker without -Q takes all
+        task_routes={task.celery_name: {"queue": task.queue} for task in TASKS.values()},
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -53,6 +68,3 @@ def make_app(settings: Settings) -> Celery:
 
 def _queue(name: str) -> Queue:
     return Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
-
-
-app = make_app(Settings())

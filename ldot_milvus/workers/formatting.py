@@ -1,0 +1,123 @@
+"""What the commands say, as text. Nothing is printed or looked up here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldot_milvus.ingest.journal import FailedItem, Progress, Run
+    from ldot_milvus.ingest.target import Target
+
+LISTED = 20
+"""How many of many names are listed."""
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def first_names(names: Iterable[str], count: int) -> str:
+    """The first few of so many names, a line each."""
+    lines = [f"  {name}" for name in islice(names, LISTED)]
+    return "\n".join(lines + ([f"  ... and {count - LISTED} more"] if count > LISTED else []))
+
+
+def place_of(target: Target) -> str:
+    """The collection and its store."""
+    return f"{target.collection} in {target.store}"
+
+
+def outcome(progress: Progress) -> str:
+    """What became of the items so far: ``3 added, 0 updated, 1 unchanged, 0 failed``."""
+    from ldot_milvus.ingest.tasks import TASKS
+
+    task = TASKS.get(progress.run.task)
+    names = task.counters if task else ("failed",)  # of a version that has other tasks
+    return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
+
+
+def failure_lines(failures: Sequence[FailedItem], command: str) -> str:
+    """The first few failures of a run, a line each, and how to try again.
+
+    Args:
+        command: the program and its application, before the name of a command.
+    """
+    lines = [f"  failed: {failure.source}: {failure.reason}" for failure in failures[:LISTED]]
+    if len(failures) > LISTED:
+        lines.append(f"  ... and {len(failures) - LISTED} more: {command} failures")
+    return "\n".join([*lines, f"  again: {command} failures --retry"])
+
+
+def failure_line(failure: FailedItem) -> str:
+    """A failure in the list of all."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
+    return f"{when}  attempt {failure.attempt}  {failure.source}: {failure.reason}"
+
+
+def failure_json(failure: FailedItem) -> str:
+    """The same for programs."""
+    return json.dumps({
+        "source": failure.source, "reason": failure.reason, "attempt": failure.attempt, "time": failure.time,
+        "run": failure.run_id, "task": failure.task, "collection": failure.target.collection,
+    })  # fmt: skip
+
+
+def progress_line(progress: Progress) -> str:
+    """A run in a list of runs."""
+    run = progress.run
+    state = "complete" if progress.complete else f"waiting: {progress.trouble}" if progress.trouble else "not complete"
+    return f"{run.id}  {run.task} {place_of(run.target)}: {_share(progress)}, {state}; {outcome(progress)}"
+
+
+def progress_report(progress: Progress, now: float) -> str:
+    """All about a run, in some lines.
+
+    Args:
+        now: seconds since 1970.
+    """
+    run, done = progress.run, progress.done
+    spent = progress.changed - run.started
+    rate = done / spent if spent > 0 else 0.0
+    left = f"{_duration((run.items - done) / rate)} left" if rate else "unknown time left"
+    state = "complete" if progress.complete else f"{left}, {progress.working} chunks in work"
+    lines = [
+        f"run {run.id}: {run.task} {place_of(run.target)}",
+        f"started {_when(run)}, last heard of {_duration(now - progress.changed)} ago",
+        f"{_share(progress)}, {rate:.1f}/s, {state}",
+        outcome(progress),
+    ]
+    stages = {name.partition(":")[2]: value for name, value in progress.sums.items() if name.startswith("seconds:")}
+    if stages:
+        lines.append("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in sorted(stages.items())))
+    if progress.trouble:
+        lines.append(f"waiting: {progress.trouble}")
+    return "\n".join(lines)
+
+
+def progress_json(progress: Progress) -> str:
+    """The same for programs."""
+    return json.dumps({
+        "run": progress.run.id, "task": progress.run.task, "items": progress.run.items, "done": progress.done,
+        "complete": progress.complete, "working": progress.working, "started": progress.run.started,
+        "changed": progress.changed, "trouble": progress.trouble, "sums": progress.sums,
+    })  # fmt: skip
+
+
+def _share(progress: Progress) -> str:
+    items = progress.run.items
+    return f"{progress.done:,} of {items:,} ({100 * progress.done / items if items else 100:.0f} %)"
+
+
+def _when(run: Run) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started))
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
