@@ -13,9 +13,9 @@ from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.ingest.reindex import rebuild_index, reembed
 from ldot_milvus.models.registry import find_model
-from ldot_milvus.regions import Regions
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record, VectorStore, open_store
+from ldot_milvus.stores.base import Array
 from ldot_milvus.stores.migration import checksum, migrate
 from ldot_milvus.stores.regions import RegionStore
 
@@ -36,9 +36,9 @@ def everything(store: VectorStore) -> list[str]:
     return [checksum(row) for row in store.iterate(with_embeddings=True)]
 
 
-def regions(seed: int) -> Regions:
+def regions(seed: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    return Regions(rng.random((3, 4), np.float32), rng.random((3, 7), np.float32), np.ones(3, np.float32))
+    return {"features": rng.random((3, 4), np.float32), "boxes": rng.random((3, 7), np.float32)}
 
 
 @pytest.fixture(params=["lite", "server"])
@@ -68,7 +68,7 @@ def test_there_and_back_again(address: str, tmp_path: Path) -> None:
         migrate(server, two)
         assert everything(two) == everything(server) == everything(one)
         assert two.model == "model-a"
-        np.testing.assert_array_equal(there.get(["00650"])["00650"].boxes, regions(650).boxes)
+        np.testing.assert_array_equal(there.get(["00650"])["00650"]["boxes"], regions(650)["boxes"])
         with open_store(f"faiss:{tmp_path}/three", name) as other:
             other.bind("model-b", DIM)
             with pytest.raises(ModelMismatch):

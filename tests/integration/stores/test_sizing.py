@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldot_milvus.regions import Regions
 from ldot_milvus.regions.grid import grid_boxes
 from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.regions import RegionStore
@@ -38,21 +37,23 @@ def test_a_row_of_the_local_store(sizing: dict[str, Any], tmp_path: Path, dim: i
     assert measured == pytest.approx(sizing["sqlite_row"](dim), rel=0.15)
 
 
-@pytest.mark.parametrize(("kind", "factory"), [("FLAT", "IDMap,Flat"), ("HNSW", "HNSW32"), ("IVF_SQ8", "IVF16,SQ8")])
-def test_a_row_of_an_index(sizing: dict[str, Any], kind: str, factory: str) -> None:
+@pytest.mark.parametrize(
+    ("index_type", "factory"), [("FLAT", "IDMap,Flat"), ("HNSW", "HNSW32"), ("IVF_SQ8", "IVF16,SQ8")]
+)
+def test_a_row_of_an_index(sizing: dict[str, Any], index_type: str, factory: str) -> None:
     import faiss
 
     vectors = np.random.default_rng(0).normal(size=(ROWS, 386)).astype(np.float32)
     index = faiss.index_factory(386, factory, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
-    index.add_with_ids(vectors, np.arange(ROWS)) if kind == "FLAT" else index.add(vectors)
+    index.add_with_ids(vectors, np.arange(ROWS)) if index_type == "FLAT" else index.add(vectors)
     measured = len(faiss.serialize_index(index)) / ROWS
-    assert measured == pytest.approx(sizing["index_row"](kind, 386), rel=0.15)
+    assert measured == pytest.approx(sizing["index_row"](index_type, 386), rel=0.15)
 
 
 def test_a_photo_in_the_region_store(sizing: dict[str, Any], tmp_path: Path) -> None:
-    regions = Regions(np.ones((49, 384), np.float32), grid_boxes(7), np.ones(49, np.float32))
-    RegionStore(str(tmp_path), "model").put({"a": regions})
+    kept = {"features": np.ones((49, 384), np.float16), "boxes": grid_boxes(7), "confidence": np.ones(49, np.float16)}
+    RegionStore(str(tmp_path), "model").put({"a": kept})
     [path] = tmp_path.rglob("*.safetensors")
     assert path.stat().st_blocks * 512 == pytest.approx(sizing["regions"](384), rel=0.1)
 
