@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
 from ldot_milvus.cli.common import one_line_errors, settings_with
+
+if TYPE_CHECKING:
+    from ldot_milvus.sources import Source
 
 
 @click.command()
@@ -54,13 +59,29 @@ def regions(
         dtype=choose_dtype(settings.dtype, device),
     )  # fmt: skip
     with tqdm(total=len(sources), unit=" photos", disable=None, leave=False) as bar:
-        done = extract(sources, extractor, out, format=format, show=show, progress=bar.update)
+        done = extract(
+            ((one.name, partial(_photo, one)) for one in sources),
+            extractor,
+            out,
+            format=format,
+            show=show,
+            progress=bar.update,
+        )
     click.echo(f"{out}: {done.photos} photos, {done.regions} regions of {extractor.dim} features")
     if show:
         click.echo(f"Pictures: {out}/show")
     for name, reason in done.failed.items():
         click.echo(f"  failed: {name}: {reason}", err=True)
     sys.exit(1 if done.failed else 0)
+
+
+def _photo(source: Source) -> bytes:
+    from ldot_milvus.errors import InputError
+    from ldot_milvus.sources import read
+
+    if source.kind != "image":
+        raise InputError("this is no photo")
+    return read(source)
 
 
 def _sides(text: str) -> tuple[int, int]:

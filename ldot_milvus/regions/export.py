@@ -11,10 +11,12 @@ from ldot_milvus.errors import InputError, UsageError, reason
 from ldot_milvus.images import decode
 from ldot_milvus.regions.base import Regions
 from ldot_milvus.regions.files import write_lmdb, write_npz, write_tsv
-from ldot_milvus.sources import Source, read
 
 if TYPE_CHECKING:
     from ldot_milvus.regions.bottom_up import BottomUpExtractor
+
+Photos = Iterable[tuple[str, Callable[[], bytes]]]
+"""Photos by name, each with what reads its encoded bytes and may raise InputError."""
 
 FORMATS = ("lmdb", "npz", "tsv")
 TSV = "regions.tsv"
@@ -31,7 +33,7 @@ class Extraction:
 
 
 def extract(
-    sources: Iterable[Source],
+    photos: Photos,
     extractor: BottomUpExtractor,
     folder: str | Path,
     *,
@@ -42,7 +44,7 @@ def extract(
     """Write the regions of photos into a new folder; a photo that fails is reported and the others go on.
 
     Args:
-        sources: photos; each is stored under the stem of its name, as evaluation and training look it up.
+        photos: each is stored under the stem of its name, as evaluation and training look it up.
         folder: an LMDB, or the folder of ``NAME.npz`` or of ``regions.tsv``.
         format: "lmdb", "npz" or "tsv".
         show: also write ``show/NAME.jpg`` into it, the photo with its regions drawn.
@@ -58,7 +60,7 @@ def extract(
         (folder / PICTURES if show else folder).mkdir(parents=True, exist_ok=True)
         if any(path.name != PICTURES for path in folder.iterdir()) or (show and any((folder / PICTURES).iterdir())):
             raise UsageError(f"{folder} is there and not empty: name a new folder")
-        found = _regions(sources, extractor, folder / PICTURES if show else None, report, progress)
+        found = _regions(photos, extractor, folder / PICTURES if show else None, report, progress)
         if format == "tsv":
             write_tsv(folder / TSV, found)
         else:
@@ -70,7 +72,7 @@ def extract(
 
 
 def _regions(
-    sources: Iterable[Source],
+    photos: Photos,
     extractor: BottomUpExtractor,
     pictures: Path | None,
     report: Extraction,
@@ -78,14 +80,12 @@ def _regions(
 ) -> Iterator[tuple[str, Regions, int, int]]:
     """Name, regions, width and height of each photo that has some."""
     taken: dict[str, str] = {}
-    for source in sources:
-        name = PurePosixPath(source.name).stem
+    for path, read in photos:
+        name = PurePosixPath(path).stem
         try:
-            if source.kind != "image":
-                raise InputError("this is no photo")
             if name in taken:
                 raise InputError(f"another photo is called {name!r} too: {taken[name]}")
-            photo = decode(read(source), name=source.name)
+            photo = decode(read(), name=path)
             regions = extractor(photo.image)
             if pictures is not None:
                 from ldot_milvus.regions.drawing import draw
@@ -93,9 +93,9 @@ def _regions(
                 drawn = draw(photo.image, regions, extractor.object_names, extractor.attribute_names)
                 drawn.save(pictures / f"{name}.jpg", quality=90)
         except InputError as error:
-            report.failed[source.name] = str(error).removeprefix(f"{source.name}: ")
+            report.failed[path] = str(error).removeprefix(f"{path}: ")
         else:
-            taken[name] = source.name
+            taken[name] = path
             report.photos += 1
             report.regions += len(regions)
             yield name, regions, photo.width, photo.height

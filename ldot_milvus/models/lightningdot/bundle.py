@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.models.lightningdot.files import LightningDOTFiles, LightningDOTRerankerFiles
 from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype
+from ldot_milvus.regions.registry import extractor_class
 
 if TYPE_CHECKING:
     import torch
@@ -142,17 +143,8 @@ def load_extractor(
     options = {key: value for key, value in {**config, **(changes or {})}.items() if key not in ("kind", "weights")}
     extractor: RegionExtractor
     try:
-        if kind == "grid":
-            from ldot_milvus.regions.grid import GridExtractor
-
-            with QuietTransformers():
-                extractor = GridExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
-        elif kind == "bottom_up":
-            from ldot_milvus.regions import BottomUpExtractor
-
-            extractor = BottomUpExtractor.from_pretrained(weights, **options, device=device, dtype=dtype)
-        else:
-            raise ValueError(f"region_extractor {config!r} is not known; 'grid' and 'bottom_up' are")
+        with QuietTransformers():
+            extractor = extractor_class(str(kind)).from_pretrained(weights, **options, device=device, dtype=dtype)
     except UsageError as error:
         raise ModelError(
             f"photos cannot become regions for model {files.name!r}: {error}; or put the detector's config.yaml and "

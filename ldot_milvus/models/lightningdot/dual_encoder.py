@@ -109,14 +109,9 @@ class LightningDOT(BertBasedModel):
         return body.encode(embeddings, _with_cls(_region_mask(region_features, region_mask)))
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        region_features: Tensor,
-        region_boxes: Tensor,
-        region_mask: Tensor | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor | None,
+        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None, **_: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Text and image vectors of a batch of pairs: two tensors (B, embedding_dim)."""
         return (
             self.encode_text(input_ids, attention_mask),
