@@ -75,7 +75,7 @@ def test_a_worker_without_the_model_deletes_rows_and_says_what_stays(
     store: VectorStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert region_store_to_delete_from(store, "no-such-model") is None
-    assert "region data of deleted photos stays" in caplog.text
+    assert "region data of deleted photos is not removed" in caplog.text
 
 
 def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None:

@@ -99,8 +99,8 @@ async def test_async_is_the_same_and_runs_side_by_side(retriever: Retriever) -> 
     [
         ({"text": ""}, "empty"),
         ({"text": " \n"}, "empty"),
-        ({}, "one of them"),
-        ({"text": "a", "image": b"x"}, "one of them"),
+        ({}, "exactly one of them"),
+        ({"text": "a", "image": b"x"}, "exactly one of them"),
         ({"text": "a", "k": 0}, "k is 0"),
         ({"text": "a", "k": -1}, "k is -1"),
         ({"text": "a", "k": 2.5}, "k is 2.5"),
