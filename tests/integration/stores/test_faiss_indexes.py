@@ -431,9 +431,7 @@ def test_without_a_gpu_the_nearest_type_answers_and_says_so_once(
         [message] = caplog.messages
         assert caplog.records[0].levelno == logging.WARNING
         index_type = asked.partition(":")[0]
-        assert message == (
-            f"index {index_type} was asked for, but FAISS sees no GPU here: this local store uses {taken}"
-        )
+        assert message == (f"index {index_type} is unavailable (FAISS sees no GPU here): this local store uses {taken}")
         assert part(store).spec.index_type == taken
 
 
@@ -462,8 +460,8 @@ def test_index_types_on_a_gpu(
         "GPU_IVF_FLAT": "GPU_IVF_FLAT", "GPU_IVF_PQ": "GPU_IVF_FLAT",
     }  # fmt: skip
     assert [message.split(":")[0] for message in caplog.messages] == [
-        "index GPU_CAGRA was asked for, but FAISS has no such type",
-        "index GPU_IVF_PQ was asked for, but FAISS has no such type",
+        "index GPU_CAGRA is unavailable (FAISS has no such type)",
+        "index GPU_IVF_PQ is unavailable (FAISS has no such type)",
     ]
 
 

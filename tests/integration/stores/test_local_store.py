@@ -288,7 +288,7 @@ def test_reading_makes_nothing_and_finds_nothing(store: FaissStore, folder: Path
         store.search(vector(1)[None], 1)
     assert not folder.exists()
     FaissStore(folder, "others").bind("m", DIM)
-    with pytest.raises(CollectionNotFound, match="there are: others"):
+    with pytest.raises(CollectionNotFound, match="existing collections: others"):
         store.search(vector(1)[None], 1)
     store.bind("m", DIM)
     assert store.search(np.zeros((2, DIM), np.float32), 1) == [[], []]

@@ -202,7 +202,7 @@ def test_unusable_addresses_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     store = RegionStore(str(tmp_path / "file"), FINGERPRINT)
     for call in (lambda: store.put({"a": regions()}), lambda: store.get(["a"]), lambda: store.has(["a"])):
-        with pytest.raises(StoreError, match="file in the place of a folder"):
+        with pytest.raises(StoreError, match="a file exists where a folder is needed"):
             call()
 
 
