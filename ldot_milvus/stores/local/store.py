@@ -171,7 +171,7 @@ class FaissStore(VectorStore):
             old, new = self._find(transaction), transaction.collection(successor.collection)
             if new is None:
                 raise CollectionNotFound(
-                    f"{self.address} has no collection {successor.collection!r} to replace {self.collection!r} with"
+                    f"{self.address} has no collection {successor.collection!r}: fill it before it replaces another"
                 )
             if old is not None:
                 transaction.drop(old)

@@ -1,4 +1,4 @@
-"""Photos, tars, lists and region data in a bucket: the same as in a folder."""
+"""Photos, tar files, lists and region data in a bucket work as in a folder."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_store_that_is_down(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line for whoever calls, and a failure of each photo for a worker; no traceback of a client's."""
+    """The caller gets a message of one line, and a worker a failure for each photo, without a traceback."""
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Addresses: which store each form opens, what lies beside it, and that a path means one place for good."""
+"""Addresses: the store that each form opens, the files beside it, and absolute paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = [Record("a", np.ones(4, np.float32))]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder and the home of whoever runs the test."""
+    """A folder that is both working directory and home directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_each_form(address: str, store: str, regions: str, journal: str | None, home: Path) -> None:
-    """Nothing is connected to, made or written."""
+    """Parsing an address connects to nothing and creates nothing."""
     expected = [text and text.replace("HOME", str(home)) for text in (store, regions, journal)]
     parsed = parse_address(address)
     with open_store(address, "photos") as opened:

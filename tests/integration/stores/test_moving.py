@@ -1,4 +1,4 @@
-"""Migration from store to store, and collections built anew."""
+"""Migration between stores, and rebuilding of collections."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_there_and_back_again(address: str, tmp_path: Path) -> None:
     ):
         fill(one, 700)
         here.put({f"{n:05d}": regions(n) for n in range(700)})
-        # Interrupted: a part of the rows and of the regions is there already, one row is another one.
+        # An interrupted migration: some rows and regions already exist in the target, and one row differs.
         server.bind("model-a", DIM)
         server.upsert(list(one.iterate(with_embeddings=True))[:300])
         server.upsert([Record("00007", np.zeros(DIM, np.float32), caption="stale")])
