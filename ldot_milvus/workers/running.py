@@ -82,12 +82,12 @@ def run_items(
             )
         hint = f"{invocation(ctx)} progress {run.id}"
         if not wait:
-            click.echo(f"Show the progress with: {hint}")
+            click.echo(f"Follow the run with: {hint}")
             return True
         try:
             _show_progress(run, task, updates(application(ctx), settings, journal, run, chunks))
         except KeyboardInterrupt:
-            click.echo(f"\nThe workers continue. Show the progress with: {hint}", err=True)
+            click.echo(f"\nThe workers continue. Follow the run with: {hint}", err=True)
             raise SystemExit(130) from None
     place = describe_target(run.target) if target else f"{settings.collection} in {settings.store}"
     return _summarise(journal, run, task, place, invocation(ctx))
