@@ -255,7 +255,7 @@ def test_a_broker_that_forgot_its_queue_is_sent_the_chunks_again(
     workers()
     printed, _ = ingestion.communicate(timeout=90)
     assert ingestion.returncode == 0, printed
-    assert "Sending again 3 chunks that the broker does not have any more" in printed
+    assert "Sending again 3 chunks that the broker no longer has" in printed
     assert sources(tmp_path) == names(6)
 
 
@@ -275,7 +275,7 @@ def test_a_journal_that_forgot_the_run_is_told(
     redis.Redis.from_url(broker.url).flushall()
     printed, _ = ingestion.communicate(timeout=60)
     assert ingestion.returncode == 2
-    assert "has forgotten this run" in printed
+    assert "has lost this run" in printed
     assert "Traceback" not in printed
 
 

@@ -58,9 +58,9 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     put(bucket, "texts/a.md", b"x")
     assert "no such file or folder" in refused(f"s3://{bucket}/gone")
     assert "no such file or folder" in refused("s3://no-such-bucket/x.jpg")
-    assert "no image in it" in refused(f"s3://{bucket}/texts")
-    assert "no file fits" in refused(f"s3://{bucket}/*.jpg")
-    assert "region features are read from this machine" in refused(put(bucket, "x.tsv", b"x"))
+    assert "it contains no image" in refused(f"s3://{bucket}/texts")
+    assert "no file matches" in refused(f"s3://{bucket}/*.jpg")
+    assert "region features are read from local files only" in refused(put(bucket, "x.tsv", b"x"))
     with pytest.raises(InputError, match="no such file"):
         read(Source(f"s3://{bucket}/gone.jpg"))
     assert read(Source(put(bucket, "empty.jpg", b""))) == b""

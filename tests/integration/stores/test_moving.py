@@ -82,8 +82,8 @@ def test_the_command(run, tmp_path: Path) -> None:
     arguments = ["ldot", "migrate", "faiss:./one", "./x.db", "--collection", "photos"]
     first, second = run(*arguments), run(*arguments)
     assert "20 rows of faiss:./one: 20 copied" in first.stdout, first
-    assert "region data of 1 photos copied; 20 rows compared" in first.stdout
-    assert "20 rows of faiss:./one: 0 copied, 20 were there already" in second.stdout
+    assert "region data of 1 photos copied; checksums of 20 rows compared" in first.stdout
+    assert "20 rows of faiss:./one: 0 copied, 20 already in" in second.stdout
     assert list((tmp_path / "x.db-regions").rglob("00003*"))
     missing = run("ldot", "migrate", "faiss:./nothing", "./y.db")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)

@@ -63,7 +63,7 @@ def test_failures_are_listed_retried_and_cleared(
     }.items()  # fmt: skip
     assert "photos/b.jpg" not in celery("failures", "--collection", "other").stdout
     assert celery("failures", "--retry", "--clear").exit_code == 2
-    assert "1 failure forgotten" in celery("failures", "--clear").stdout
+    assert "1 failure cleared" in celery("failures", "--clear").stdout
     assert "No failures" in celery("failures").stdout
     assert "photos/a.jpg" in sources(tmp_path)
 
@@ -73,7 +73,7 @@ def test_progress_of_a_run(celery: Callable[..., Result], photo_folder: Folder, 
     celery("enqueue", "photos")
     unknown = celery("progress", "none")
     assert unknown.exit_code == 2
-    id = unknown.stderr.split("the last ones are: ")[1].strip()
+    id = unknown.stderr.split("last runs: ")[1].strip()
     text = celery("progress", id).stdout
     assert "5 of 5 (100 %)" in text
     assert "complete" in text
