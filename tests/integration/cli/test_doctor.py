@@ -1,4 +1,4 @@
-"""``ldot doctor``: every part looked at, each with ok or what to do."""
+"""``ldot doctor``: every part is checked and reported with ok or the remedy."""
 
 from __future__ import annotations
 

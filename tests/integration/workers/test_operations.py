@@ -1,4 +1,4 @@
-"""The commands that look after ingestion: failures, progress, delete, prune, metrics."""
+"""The commands that monitor and correct ingestion: failures, progress, delete, prune, metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Folder = Callable[[int], Path]
 
 @pytest.fixture
 def celery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: str) -> Callable[..., Result]:
-    """Our commands as Celery's command line calls them, in this process and in an empty folder."""
+    """Call a command through Celery's command line, in this process and in an empty folder."""
     from celery.bin.celery import celery as command_line
 
     monkeypatch.setattr(Ingestor, "embedder", QuickModel())
@@ -128,7 +128,7 @@ def test_prune(celery: Callable[..., Result], photo_folder: Folder, tmp_path: Pa
 def test_through_the_broker_with_metrics_and_a_log_of_json(
     run: Run, redis_url: str, photo_folder: Folder, tiny_model: str, tmp_path: Path
 ) -> None:
-    """Ingested and deleted by a worker; the exporter sees the queue before, and what became of it after."""
+    """A worker ingests and deletes; the exporter shows the queue before and the outcome after."""
     import redis
 
     redis.Redis.from_url(redis_url).flushdb()

@@ -1,4 +1,4 @@
-"""Manifests: one photo or text a line."""
+"""Manifests: one photo or text per line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_texts(tmp_path: Path) -> None:
 
 
 def test_a_bad_line_is_its_own_trouble(tmp_path: Path) -> None:
-    """A million lines are not thrown away for one."""
+    """An invalid line does not affect the others."""
     touch(tmp_path / "a.jpg", b"a")
     shard = make_tar(tmp_path / "s.tar", {"x.jpg": jpeg(), "x.json": b'{"caption": "old", "k": 1}'})
     path = manifest(
@@ -101,7 +101,7 @@ def test_the_first_line_tells_whether_it_is_a_manifest(tmp_path: Path) -> None:
 
 
 def test_a_million_lines_are_not_held(tmp_path: Path) -> None:
-    """Lines are read as they are asked for."""
+    """Lines are read lazily."""
     path = tmp_path / "m.jsonl"
     path.write_text('{"text": "one"}\n')
     found = expand([str(path)])

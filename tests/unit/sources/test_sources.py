@@ -1,4 +1,4 @@
-"""What PATH... means, and what a file system can do to it between listing and reading."""
+"""Expansion of paths, and changes of the file system between listing and reading."""
 
 import io
 import json
@@ -136,7 +136,7 @@ def test_usage_errors_name_the_path_and_come_before_anything(tmp_path: Path) -> 
 
 
 def deny_listing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Root may list anything, so that a mode of 000 would test nothing here: let the call itself fail."""
+    """Make the call itself fail, since root can list a folder of any mode."""
     scandir = os.scandir
 
     def denied(path: str) -> Any:
