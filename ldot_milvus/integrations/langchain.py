@@ -79,7 +79,7 @@ class LightningDOTRetriever(BaseRetriever):
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
         params["ls_vector_store_provider"] = self.store if isinstance(self.store, str) else type(self.store).__name__
-        params["ls_embedding_model"] = self.model if isinstance(self.model, str) else "ldot-mini"
+        params["ls_embedding_model"] = getattr(self.model, "name", self.model) or Settings().model
         return params
 
 
