@@ -1,20 +1,21 @@
-# Two commands matter: `make demo` and `make test`. Both need only Python (3.10 or newer) and make.
+# The main targets are `make demo` and `make test`. Both require only Python 3.10 or newer and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two test processes with one compute thread each are faster than one with two on a small machine. A third is faster
-# still (the one with the Milvus server mostly waits), at the price of tests that compete for two cores.
+# On two cores, two test processes with one compute thread each are faster than one process with two threads. A third
+# process is faster still, since the one with the Milvus server mostly waits, but then tests compete for the cores.
 WORKERS ?= 2
 
 .PHONY: help demo test test-all coverage docs lint clean
 
 help:
-	@echo "make demo      ingest examples/photos, search it with five texts, write demo.html"
-	@echo "make test      lint, type check and all tests (starts the servers that it needs)"
-	@echo "make test-all  the same and the slow tests: more random calls, other index kinds (20 minutes)"
-	@echo "make coverage  the tests of make test, measured: fails below the floor in pyproject.toml"
-	@echo "make docs      the documentation as a site in site/, with the reference; a warning is an error"
-	@echo "make lint      the checks alone: ruff and mypy"
+	@echo "make demo      ingest examples/photos, run five searches and write demo.html"
+	@echo "make test      run ruff, mypy and all tests but the slow ones (starts the servers that they need)"
+	@echo "make test-all  run ruff, mypy and all tests, with more random calls and index types (20 minutes)"
+	@echo "make coverage  run the tests of make test and fail if coverage is below the limit in pyproject.toml"
+	@echo "make docs      build the documentation with the API reference in site/ (warnings are errors)"
+	@echo "make lint      run ruff and mypy"
+	@echo "make clean     delete .venv, ldot-data, demo.html and everything else that these commands create"
 
 demo: $(VENV)/.installed
 	$(BIN)/celery -A workers enqueue examples/photos --metadata examples/photos/photos.jsonl
@@ -33,7 +34,7 @@ test: lint
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-# Apart from make test, which it would slow down by a fifth.
+# Not part of make test, since measuring takes a fifth more time.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
@@ -42,7 +43,7 @@ coverage: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "Open $(CURDIR)/site/index.html, or read it with the search: $(BIN)/mkdocs serve"
+	@echo "Open $(CURDIR)/site/index.html, or serve it with full-text search: $(BIN)/mkdocs serve"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Seconds a photo of the full-size bottom-up detector by stage, against a straightforward version in the same run.
+"""Measure the full-size bottom-up detector in seconds per photo and stage, and a straightforward version beside it.
 
-The weights are random: times do not depend on them. The straightforward version is the network as published: float32,
-batch norms of their own, dilated convolutions, a loop over the boxes for pooling and for suppression. Prints JSON.
+The weights are random, since times do not depend on them. The straightforward version is the network as published:
+float32, separate batch norms, dilated convolutions, and loops over the boxes for pooling and suppression. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ldot_milvus.regions.bottom_up.preprocessing import to_input
 
 
 class Clock:
-    """Seconds by stage, from wrapped functions; a wrapped one inside another counts for itself alone."""
+    """Measures seconds per stage of wrapped functions; the time of a nested stage is not counted for the outer one."""
 
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = {}
@@ -38,19 +38,19 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count what is done inside for ``stage``."""
+        """Count the time of the ``with`` block for ``stage``."""
         self._inside.append(0.0)
         self._wait()
         start = time.perf_counter()
         yield
         self._wait()
-        took = time.perf_counter() - start
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._inside.pop()
+        elapsed = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed - self._inside.pop()
         if self._inside:
-            self._inside[-1] += took
+            self._inside[-1] += elapsed
 
     def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, which counts for ``stage`` when it is called."""
+        """Return ``function`` with its calls counted for ``stage``."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self(stage):
@@ -64,7 +64,7 @@ class Clock:
 
 
 def random_detector(seed: int = 0) -> Detector:
-    """The published sizes; batch norms that keep the values in bounds, and 300 proposals in every photo."""
+    """Create a detector of the published sizes with random weights that yield 300 proposals for every photo."""
     torch.manual_seed(seed)
     detector = Detector(DetectorConfig()).eval()
     with torch.inference_mode():
@@ -73,7 +73,7 @@ def random_detector(seed: int = 0) -> Detector:
                 torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         for name, module in detector.named_modules():
             if name.endswith("conv3.norm"):
-                module.weight.fill_(0.3)  # what the blocks add up to stays bounded
+                module.weight.fill_(0.3)  # keeps the sums of the residual blocks bounded
         detector.backbone.stem.conv1.weight /= 100
         head = detector.proposal_generator.rpn_head
         for part in (head.objectness_logits, head.anchor_deltas):
@@ -106,7 +106,7 @@ def ours(detector: Detector, image: Image.Image, device: str, dtype: str, repeat
 
 
 def summary(clock: Clock, repeats: int) -> dict[str, Any]:
-    """Seconds a photo by stage and in all, and processor seconds, which other programs do not lengthen."""
+    """Return seconds per photo by stage and in total, and processor seconds, which other programs do not affect."""
     stages = {stage: round(seconds / repeats, 3) for stage, seconds in clock.seconds.items()}
     return {"seconds": stages, "total": round(sum(clock.seconds.values()) / repeats, 2),
             "processor": round((time.process_time() - clock.started) / repeats, 2)}  # fmt: skip
@@ -114,7 +114,7 @@ def summary(clock: Clock, repeats: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def straightforward(detector: Detector, image: Image.Image, device: str, short_side: int, long_side: int) -> dict:
-    """Up to the class scores, after which nothing takes long."""
+    """Measure the straightforward version up to the class scores; the later steps take little time."""
     detector, config, clock = detector.to(device), detector.config, Clock(device)
     with clock("resize"):
         mean, std = (torch.tensor(values, device=device) for values in (config.pixel_mean, config.pixel_std))
@@ -140,14 +140,14 @@ def straightforward(detector: Detector, image: Image.Image, device: str, short_s
         rows = features[0].permute(1, 2, 0).contiguous()
         pooled = torch.stack([pool_one(rows, box) for box in boxes]).contiguous()
     with clock("res5"):
-        found = torch.cat([detector.roi_heads.features(part) for part in pooled.split(60)])
+        region_features = torch.cat([detector.roi_heads.features(part) for part in pooled.split(60)])
     with clock("choice"):
-        detector.roi_heads.box_predictor.class_logits(found).softmax(1)
+        detector.roi_heads.box_predictor.class_logits(region_features).softmax(1)
     return {"proposals": len(boxes)} | summary(clock, 1)
 
 
 def pool_one(features: Tensor, box: Tensor) -> Tensor:
-    """(h, w, C) and a box to (C, 14, 14): the maximum of each bin's rows, then of its columns; 0 outside the map."""
+    """Pool the features (h, w, C) in a box to (C, 14, 14): maximum over each bin's rows, then columns; 0 outside."""
     x1, y1, x2, y2 = (int(edge) for edge in round_half_up(box / 16).tolist())
     inside = features[y1:, x1:]
     for direction, length in ((0, max(y2 - y1, 0) + 1), (1, max(x2 - x1, 0) + 1)):
@@ -176,11 +176,11 @@ def main() -> None:
     }  # fmt: skip
     for sides in arguments.sides.split(","):
         short, long = map(int, sides.split("x"))
-        found = result[sides] = {}
-        found["straightforward float32"] = straightforward(random_detector(), image, arguments.device, short, long)
+        times = result[sides] = {}
+        times["straightforward float32"] = straightforward(random_detector(), image, arguments.device, short, long)
         for dtype in arguments.dtypes.split(","):
             for fast in (False, True):
-                found[f"ours {dtype}{' fast' if fast else ''}"] = ours(
+                times[f"ours {dtype}{' fast' if fast else ''}"] = ours(
                     random_detector(), image, arguments.device, dtype, arguments.repeats,
                     short_side=short, long_side=long, fast=fast,
                 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""How far regions of the fast mode and of bfloat16 are from exact ones; prints JSON.
+"""Measure how far region features of the fast mode and of bfloat16 deviate from exact ones; prints JSON.
 
-The published weights cannot be had everywhere, so the network here is ImageNet's ResNet-50 in the detector's shape
-(res5 dilated, stride 16 before it): real filters on real photos, in the real boxes of the public TSV. A region's
-feature is compared with its exact one by their cosine, against the cosine of different regions of one photo.
+The published weights are not available everywhere, so the network is an ImageNet ResNet-50 in the detector's shape
+(res5 dilated, stride 16 before it), applied to real photos in the boxes of the public TSV. Deviation is the cosine
+between a region's feature and its exact one; the cosine between different regions of one photo is the reference.
 
     python benchmarks/detector_deviation.py ../shared/weights/resnet-50-imagenet ../shared/bottom-up-samples
 """
@@ -26,14 +26,14 @@ from ldot_milvus.regions.files import open_regions
 
 
 def imagenet_detector(folder: str) -> Detector:
-    """ResNet-50's convolutions in the detector; its heads stay random and are not used."""
+    """Create a detector with the convolutions of a ResNet-50; its heads are random and not used."""
     mean = (103.939, 116.779, 123.68)
     detector = Detector(DetectorConfig(depth=50, short_side=600, long_side=1000, pixel_mean=mean))
     source = ResNetModel.from_pretrained(folder).float().eval()
     stages = [detector.backbone.res2, detector.backbone.res3, detector.backbone.res4, detector.roi_heads.res5]
     copy_convolution(detector.backbone.stem.conv1, source.embedder.embedder)
     stem = detector.backbone.stem.conv1.weight
-    stem.data = stem.data.flip(1)  # trained on red, green, blue
+    stem.data = stem.data.flip(1)  # the ResNet was trained on RGB, the detector reads BGR
     for ours, theirs in zip(stages, source.encoder.stages, strict=True):
         for block, layer in zip(ours, theirs.layers, strict=True):
             for convolution, its in zip((block.conv1, block.conv2, block.conv3), layer.layer, strict=True):
@@ -61,7 +61,7 @@ def main(resnet: str, samples: str) -> None:
         "bfloat16": BottomUpExtractor(copy.deepcopy(plain), dtype=torch.bfloat16),
     }
     file = open_regions(next(Path(samples).glob("*.tsv")))
-    found: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    features_of: dict[str, list[np.ndarray]] = {name: [] for name in variants}
     others = []
     for name in file.names:
         photo = open_image(next(Path(samples).glob(f"*{name}.jpg"))).image
@@ -71,13 +71,13 @@ def main(resnet: str, samples: str) -> None:
             pixels = to_input(photo, config.short_side, config.long_side, extractor._mean, extractor._std)
             height, width = pixels.shape[2:]
             boxes = corners * torch.tensor([width, height, width, height])
-            found[variant].append(extractor.region_features(extractor.feature_map(pixels), boxes).numpy())
-        features = found["exact"][-1]
+            features_of[variant].append(extractor.region_features(extractor.feature_map(pixels), boxes).numpy())
+        features = features_of["exact"][-1]
         others.append(cosines(features, np.roll(features, 1, axis=0)))
-    exact = np.concatenate(found["exact"])
+    exact = np.concatenate(features_of["exact"])
     result = {"regions": len(exact), "cosine of different regions": percentiles(np.concatenate(others))}
     for variant in ("fast", "bfloat16"):
-        result[f"cosine of {variant} and exact"] = percentiles(cosines(exact, np.concatenate(found[variant])))
+        result[f"cosine of {variant} and exact"] = percentiles(cosines(exact, np.concatenate(features_of[variant])))
     print(json.dumps(result, indent=1))
 
 

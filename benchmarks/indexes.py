@@ -1,9 +1,9 @@
-"""Kinds of index of the local store on synthetic vectors: seconds to build, ms a search, recall@10 and memory.
+"""Measure the index types of the local store on synthetic vectors: build time, search time, recall@10 and memory.
 
     python benchmarks/indexes.py --rows 10000 100000 --dim 768 --out benchmarks/results/indexes.json
 
-The vectors are shaped like a dual encoder's: clusters of uneven size, most of the variance in few directions, norms
-that differ, and queries (texts) that lie beside the rows (photos), not among them. GPU kinds run where FAISS has a GPU.
+The vectors are distributed like those of a dual encoder: clusters of uneven size, most of the variance in few
+directions, different norms, and queries (texts) offset from the rows (photos). GPU types run if FAISS has a GPU.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local import collection_index, indexes
 
 KINDS = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT")
-CHUNK = 8192  # as the store reads them
+CHUNK = 8192  # rows, as the store reads them
 K = 10
 
 
 def vectors(count, dim, queries, spread, seed=0):
-    """The rows, of norms that differ by ``spread`` at most, and the queries."""
+    """Draw rows, whose norms differ by at most the factor ``spread``, and queries; float32 (count or queries, dim)."""
     random = np.random.default_rng(seed)
-    scales = (1 + np.arange(dim)) ** -0.5  # a few hundred directions count, as in real embeddings
+    scales = (1 + np.arange(dim)) ** -0.5  # a few hundred directions have most of the variance, as in real embeddings
     clusters = max(count // 100, 10)
     centres = random.normal(size=(clusters, dim)) * scales
     sizes = 1 / (1 + np.arange(clusters)) ** 0.5
 
     def draw(n, noise):
-        made = np.empty((n, dim), np.float32)
-        for start in range(0, n, 20_000):  # a million rows at once would need their size many times over
-            block = made[start : start + 20_000]
+        drawn = np.empty((n, dim), np.float32)
+        for start in range(0, n, 20_000):  # drawing all rows at once takes several times their memory
+            block = drawn[start : start + 20_000]
             of = random.choice(clusters, size=len(block), p=sizes / sizes.sum())
             block[:] = centres[of] + noise * random.standard_normal(block.shape, np.float32) * scales
             block /= np.linalg.norm(block, axis=1, keepdims=True)
-        return made
+        return drawn
 
     rows = draw(count, 1.5)
     rows *= (spread ** random.beta(2, 2, size=(count, 1))).astype(np.float32)
-    beside = random.normal(size=dim) * scales
-    asked = draw(queries, 2.0) + beside / np.linalg.norm(beside)
-    return rows, asked.astype(np.float32)
+    offset = random.normal(size=dim) * scales
+    query_vectors = draw(queries, 2.0) + offset / np.linalg.norm(offset)
+    return rows, query_vectors.astype(np.float32)
 
 
 def size_of(index):
-    """Bytes of the index when written, counted without keeping them."""
+    """Return the serialised size of the index in bytes, without keeping the bytes."""
     written = 0
 
     def count(block):
@@ -68,17 +68,17 @@ def measure(text, rows, queries, best):
     pks = np.arange(len(rows))
     started = time.perf_counter()
     cells = int(spec.params.get("nlist", 0))
-    picked = np.random.default_rng(0).permutation(len(rows))[: cells * collection_index.CELL_ROWS]
-    part = indexes.build(spec, rows.shape[1], rows[np.sort(picked)] if cells else None)
+    sample = np.random.default_rng(0).permutation(len(rows))[: cells * collection_index.CELL_ROWS]
+    part = indexes.build(spec, rows.shape[1], rows[np.sort(sample)] if cells else None)
     for start in range(0, len(rows), CHUNK):
         part.add_with_ids(rows[start : start + CHUNK], pks[start : start + CHUNK])
     seconds = time.perf_counter() - started
-    times, found = [], []
+    times, results = [], []
     for query in queries:
         started = time.perf_counter()
         [hits] = part.search(query[None], K, None, lambda pks: rows[np.array(pks, np.int64)])
         times.append(time.perf_counter() - started)
-        found.append({pk for _, pk in sorted(hits, reverse=True)[:K]})
+        results.append({pk for _, pk in sorted(hits, reverse=True)[:K]})
     return {
         "index": text,
         "built": str(spec),
@@ -86,7 +86,7 @@ def measure(text, rows, queries, best):
         "dim": rows.shape[1],
         "build_seconds": round(seconds, 2),
         "search_ms": round(1000 * float(np.median(times)), 3),
-        "recall_at_10": round(float(np.mean([len(a & set(b)) / K for a, b in zip(found, best, strict=True)])), 4),
+        "recall_at_10": round(float(np.mean([len(a & set(b)) / K for a, b in zip(results, best, strict=True)])), 4),
         "bytes": size_of(part.index),
     }
 
@@ -97,10 +97,12 @@ def main():
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--spread", type=float, default=2.0, help="longest norm divided by shortest")
-    parser.add_argument("--kinds", nargs="+", default=KINDS, help="as LDOT_INDEX takes them: HNSW:M=16,ef=64")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    parser.add_argument(
+        "--kinds", nargs="+", default=KINDS, help="index types in the form of LDOT_INDEX, such as HNSW:M=16,ef=64"
+    )
+    parser.add_argument("--out", type=Path, help="also write the results as JSON to this file")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # of kinds that are not here; the table says it
+    logging.disable(logging.WARNING)  # the table shows which index types are not available
     results = []
     print(f"{'index':<44}{'rows':>9}{'build s':>9}{'ms':>9}{'recall':>8}{'MB':>8}")
     for count in options.rows:
@@ -112,7 +114,7 @@ def main():
         for text in options.kinds:
             spec = IndexSpec.parse(text)
             if spec.needs_gpu and collection_index.available(spec) != spec:
-                print(f"{text:<44}{count:>9}  not with this FAISS")
+                print(f"{text:<44}{count:>9}  not available in this FAISS")
                 continue
             result = measure(text, rows, queries, best)
             results.append(result)

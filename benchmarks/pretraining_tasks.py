@@ -1,14 +1,14 @@
-"""Pre-training with CMR + VMLM + SMRM against CMR alone: the same steps, the same seed, the dev recall of each as JSON.
+"""Compare pre-training by CMR + VMLM + SMRM with CMR alone: same steps and seed; prints the dev recalls as JSON.
 
-With three objectives by turns, CMR has 16 of 34 steps. So there is a third run: CMR alone for that many steps.
+With three alternating objectives, CMR gets 16 of 34 steps. A third run therefore trains CMR alone for as many steps.
 
 ::
 
     python benchmarks/pretraining_tasks.py --data FLICKR8K --weights WEIGHTS --work FOLDER
 
-FLICKR8K holds train-*.tar and dev.tar; WEIGHTS holds minilm-l6-uncased and resnet-50-imagenet. The regions are grid
-cells, which have no detector's soft labels: SMRM is the regression of masked features, without its two kinds of
-classification.
+FLICKR8K contains train-*.tar and dev.tar; WEIGHTS contains minilm-l6-uncased and resnet-50-imagenet. The regions are
+grid cells, which have no soft labels of a detector, so SMRM consists of the regression of masked features only, without
+its two classification tasks.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def recipe(data: Path, weights: Path, features: Path, steps: int, mix: dict[str,
     })  # fmt: skip
 
 
-def measure(name: str, chosen: Recipe, work: Path) -> dict[str, Any]:
+def measure(name: str, run_recipe: Recipe, work: Path) -> dict[str, Any]:
     folder = work / name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
-    train(chosen, folder)
+    train(run_recipe, folder)
     entries = [json.loads(line) for line in (folder / "pretrain" / "log.jsonl").read_text().splitlines()]
     (dev,) = (entry for entry in entries if "dev" in entry)
     last = [entry for entry in entries if "loss" in entry][-1]
     return {
-        "mix": chosen.stages[0].mix,
+        "mix": run_recipe.stages[0].mix,
         "steps": dev["step"],
         **dev["dev"],
         "mean": dev["mean"],
@@ -65,21 +65,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="what is extracted and trained stays here")
+    parser.add_argument("--work", type=Path, required=True, help="folder for extracted features and trained models")
     parser.add_argument("--steps", type=int, default=300)
-    chosen = parser.parse_args()
-    features = chosen.work / "features"
-    turns_of_cmr = round(chosen.steps * TURNS["cmr"] / sum(TURNS.values()))
+    options = parser.parse_args()
+    features = options.work / "features"
+    turns_of_cmr = round(options.steps * TURNS["cmr"] / sum(TURNS.values()))
     runs = {}
     for name, steps, mix in [
-        ("cmr", chosen.steps, ALONE),
-        ("cmr + vmlm + smrm", chosen.steps, TURNS),
+        ("cmr", options.steps, ALONE),
+        ("cmr + vmlm + smrm", options.steps, TURNS),
         ("cmr, as many steps of it", turns_of_cmr, ALONE),
     ]:
-        of_run = recipe(chosen.data, chosen.weights, features, steps, mix)
-        runs[name] = measure(name, of_run, chosen.work)
-    told = of_run.stages[0].model_dump(mode="json", exclude={"mix", "name", "steps", "evaluate_every"})
-    json.dump({"stage": told, "mixed_precision": precision("auto"), "runs": runs}, sys.stdout, indent=1)
+        run_recipe = recipe(options.data, options.weights, features, steps, mix)
+        runs[name] = measure(name, run_recipe, options.work)
+    stage = run_recipe.stages[0].model_dump(mode="json", exclude={"mix", "name", "steps", "evaluate_every"})
+    json.dump({"stage": stage, "mixed_precision": precision("auto"), "runs": runs}, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
-"""Memory and disk by photos, width and index: the formulas behind docs/sizing.md, and the table in it.
+"""Print the table of docs/sizing.md: memory and disk by number of photos, vector width and index type.
 
     python benchmarks/sizing.py
 
-``tests/integration/test_sizing.py`` holds the local figures to what is measured. Milvus's own sizing tool
-(https://milvus.io/tools/sizing) has the same terms for a server.
+``tests/integration/stores/test_sizing.py`` compares the formulas for the local store with measurements. The formulas
+for a server have the terms of Milvus's own sizing tool (https://milvus.io/tools/sizing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-PAGE = 4096  # of SQLite
-ROW = 420  # a row's other fields and its keys in SQLite: an id of 64 letters thrice, a path and a caption of 60 each
-BOXES = 49 * 7 * 4 + 49 * 2 + 300  # boxes, confidences and the header of a file of 49 regions
-FILE_BLOCK = 4096  # a file takes whole blocks
-SERVER = 1.2  # what a Milvus node needs over its data, for queries and for rows that are not yet indexed
-WRITTEN = 2.2  # times a vector lies on a server's disk: the log, the segment and its index, before compaction
+PAGE = 4096  # bytes of a SQLite page
+ROW = 420  # bytes of a row's other fields and keys in SQLite: an id of 64 letters thrice, path and caption of 60 each
+BOXES = 49 * 7 * 4 + 49 * 2 + 300  # bytes of boxes, confidences and header in a file of 49 regions
+FILE_BLOCK = 4096  # bytes; a file occupies whole blocks
+SERVER = 1.2  # memory of a Milvus node relative to its data: queries, and rows that are not yet indexed
+WRITTEN = 2.2  # copies of a vector on a server's disk: the log, the segment and its index, before compaction
 
 
 def sqlite_row(dim: int) -> int:
-    """Bytes of one photo in store.sqlite: whole vectors on pages of 4,096 bytes, and the other fields."""
+    """Return the bytes of one photo in store.sqlite: its vector on pages of 4,096 bytes, and the other fields."""
     payload = 4 * dim + 5
     local = payload
-    if payload > PAGE - 35:  # too large for a page: a part of it stays, the rest has pages of its own (fileformat2)
+    if payload > PAGE - 35:  # a larger payload continues on overflow pages (https://sqlite.org/fileformat2.html)
         rest = 489 + (payload - 489) % (PAGE - 4)
         local = rest if rest <= PAGE - 35 else 489
     overflow = -(-(payload - local) // (PAGE - 4))
@@ -30,12 +30,12 @@ def sqlite_row(dim: int) -> int:
 
 
 def regions(dim: int, number: int = 49) -> int:
-    """Bytes of one photo in the region store: float16 features in the space of the vectors, as ldot-mini keeps."""
+    """Return the bytes of one photo in the region store, with float16 features (number, dim) as of ldot-mini."""
     return -(-(number * dim * 2 + BOXES) // FILE_BLOCK) * FILE_BLOCK
 
 
 def index_row(kind: str, dim: int, links: int = 32) -> float:
-    """Bytes of one photo in memory. ``links`` is HNSW's M: twice as many at the bottom, and a few above."""
+    """Return the bytes of one photo in memory; ``links`` is HNSW's M, of which the bottom layer has twice as many."""
     vector = 4.0 * dim
     if kind in ("FLAT", "IVF_FLAT", "GPU_BRUTE_FORCE", "GPU_IVF_FLAT"):
         return vector + 8
@@ -49,7 +49,7 @@ def index_row(kind: str, dim: int, links: int = 32) -> float:
 
 
 def size(number: float) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes with its unit."""
     for unit in ("B", "KB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -58,10 +58,10 @@ def size(number: float) -> str:
 
 
 def table() -> str:
-    """The table of docs/sizing.md: a million photos."""
+    """Format the table of docs/sizing.md, for a million photos."""
     million = 1_000_000
     rows = [("width of a vector", "386 (ldot-mini)", "768 (LightningDOT)")]
-    what: dict[str, Callable[[int], float]] = {
+    formulas: dict[str, Callable[[int], float]] = {
         "`store.sqlite` of a local store": sqlite_row,
         "region store": lambda dim: regions(384) if dim == 386 else 36 * 2048 * 2 + BOXES,
         "memory of a local process, `FLAT`": lambda dim: index_row("FLAT", dim),
@@ -73,7 +73,7 @@ def table() -> str:
         "GPU memory, `GPU_BRUTE_FORCE`": lambda dim: index_row("GPU_BRUTE_FORCE", dim),
         "GPU memory, `GPU_CAGRA`": lambda dim: index_row("GPU_CAGRA", dim),
     }
-    rows += [(name, *(size(million * of(dim)) for dim in (386, 768))) for name, of in what.items()]
+    rows += [(name, *(size(million * formula(dim)) for dim in (386, 768))) for name, formula in formulas.items()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---:|---:|", *lines[1:]])
 

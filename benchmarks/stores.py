@@ -1,10 +1,10 @@
-"""Loading and searching whole stores: rows a second, ms a search with and without a filter, recall@10.
+"""Measure loading and searching of whole stores: rows per second, ms per search with and without a filter, recall@10.
 
     python benchmarks/stores.py --rows 10000 100000 1000000 --dim 768 --out benchmarks/results/stores.json
 
-The local store and the Milvus server of the PyPI package, each in a temporary folder. The vectors are those of
-``indexes.py``; what the local store's exact index finds counts as right. A server is measured twice: fresh, as it
-answers right after the last write, and sealed, when its segments are closed, their indexes built and loaded.
+Measures the local store and the Milvus server of the PyPI package, each in a temporary folder, with the vectors of
+``indexes.py``. Recall is relative to the local store's exact index. A server is measured twice: fresh, right after the
+last write, and sealed, when its segments are closed and their indexes built and loaded.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def load(store, rows):
 
 
 def timed_searches(store, queries, filter=None):
-    times, found = [], []
+    times, results = [], []
     for query in queries:
         started = time.perf_counter()
         [matches] = store.search(query[None], K, filter=filter)
         times.append(time.perf_counter() - started)
-        found.append({match.record.id for match in matches})
-    assert all(len(ids) == K for ids in found)
-    return round(1000 * float(np.median(times)), 2), found
+        results.append({match.record.id for match in matches})
+    assert all(len(ids) == K for ids in results)
+    return round(1000 * float(np.median(times)), 2), results
 
 
 def seal(store):
-    """Close the growing segments, wait for their indexes, and load those in place of what answers meanwhile."""
+    """Close the growing segments, wait for their indexes, and load the indexes."""
     name = store.server.call("describe_collection", store.collection)["collection_name"]
     store.server.call("flush", name, timeout=SEALED_WITHIN)
     deadline = time.monotonic() + SEALED_WITHIN
@@ -69,7 +69,7 @@ def seal(store):
 
 
 def measure(name, address, kind, rows, queries, best):
-    """What was found, and a result, or two for a server."""
+    """Return the ids found by the exact index, and one result for the local store or two for a server."""
     with open_store(address, f"rows_{len(rows)}_{kind}", kind) as store:
         store.bind("benchmark", rows.shape[1])
         started = time.perf_counter()
@@ -79,19 +79,19 @@ def measure(name, address, kind, rows, queries, best):
         for state in ("built",) if name == "local" else ("fresh", "sealed"):
             if state == "sealed":
                 seal(store)
-            store.search(queries[:1], K)  # what was written is taken into the index, or into sight, now
+            store.search(queries[:1], K)  # the first search indexes the written rows, or waits until they are visible
             ready = time.perf_counter()
             assert store.count() == len(rows)
-            search_ms, found = timed_searches(store, queries)
+            search_ms, ids = timed_searches(store, queries)
             filtered_ms, _ = timed_searches(store, queries, FILTER)
-            best = best or found
+            best = best or ids
             results.append({
                 "store": name, "index": kind, "state": state, "rows": len(rows), "dim": rows.shape[1],
                 "loaded_rows_a_second": round(len(rows) / (loaded - started)),
                 "ready_after_s": round(ready - loaded, 2), "search_ms": search_ms, "filtered_search_ms": filtered_ms,
-                "recall_at_10": round(float(np.mean([len(a & b) / K for a, b in zip(found, best, strict=True)])), 4),
+                "recall_at_10": round(float(np.mean([len(a & b) / K for a, b in zip(ids, best, strict=True)])), 4),
             })  # fmt: skip
-        if name == "server":  # its memory before the next one's
+        if name == "server":  # frees its memory before the next collection is loaded
             physical = store.server.call("describe_collection", store.collection)["collection_name"]
             store.server.call("drop_alias", store.collection)
             store.server.call("drop_collection", physical)
@@ -104,8 +104,8 @@ def main():
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--stores", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--kinds", nargs="+", help="indexes, for every store")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--kinds", nargs="+", help="index types, the same for every store")
+    parser.add_argument("--out", type=Path, help="also write the results as JSON to this file")
     options = parser.parse_args()
     results = []
     print("store   index     state        rows   rows/s  ready s       ms filtered  recall")

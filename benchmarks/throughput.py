@@ -1,12 +1,12 @@
-"""What the workers cost: ``enqueue`` through a broker against the bare model pipeline, on the same photos, in one run.
+"""Compare the throughput of ``enqueue`` through a broker with that of the bare model pipeline, on the same photos.
 
 ::
 
     python benchmarks/throughput.py [--photos 512] [--repeats 3] [--broker redis://...]
 
-The bare pipeline is decode + regions + encode in this process, with as many threads as the worker has; nothing is
-hashed, looked up or written. The workers' time goes from the call of ``enqueue`` to the end of the last chunk, by the
-journal; that their processes start and load the model, which the bare pipeline does not count either, is over by then.
+The bare pipeline decodes, extracts regions and encodes in this process, with as many threads as the worker has, and
+neither hashes, looks up nor writes anything. The workers' time is measured from the call of ``enqueue`` to the end of
+the last chunk in the journal. It excludes starting the processes and loading the model, as does that of the pipeline.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.worker_process import CELERY, Worker  # noqa: E402
 
 
 def bare(photos: list[Path], threads: int) -> float:
-    """CaptionedPhotos a second of decode + regions + encode."""
+    """Return photos per second of decode + regions + encode."""
     import torch
 
     from ldot_milvus import LightningDOTEmbedder
@@ -57,7 +57,7 @@ def bare(photos: list[Path], threads: int) -> float:
 
 
 def by_workers(photos: Path, warm_up: Path, count: int, processes: int, threads: int, broker: str) -> float:
-    """CaptionedPhotos a second of ``enqueue`` with a worker of so many processes."""
+    """Return photos per second of ``enqueue`` with a worker of ``processes`` processes."""
     from ldot_milvus.ingest.journal import open_journal
 
     with tempfile.TemporaryDirectory() as place:
@@ -67,7 +67,7 @@ def by_workers(photos: Path, warm_up: Path, count: int, processes: int, threads:
         pool = ("--pool", "solo") if processes == 1 else ("--pool", "prefork", "--concurrency", str(processes))
         worker = Worker(folder, env, *pool)
         try:
-            # Small chunks first, until every process has its model.
+            # Small chunks first, so that every process loads its model.
             enqueue(warm_up, env, folder, "--chunk-size", "8")
             enqueue(photos, env, folder)
             journal = open_journal(f"{place}/store/ingestion.sqlite")
@@ -85,9 +85,10 @@ def enqueue(photos: Path, env: dict[str, str], folder: Path, *options: str) -> N
 
 
 @contextmanager
-def some_broker(given: str | None) -> Iterator[str]:
-    if given:
-        yield given
+def running_broker(url: str | None) -> Iterator[str]:
+    """Yield ``url``, or the address of a temporary Redis server without one."""
+    if url:
+        yield url
         return
     with tempfile.TemporaryDirectory() as place:
         server = RedisServer(Path(place))
@@ -102,14 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--broker", help="default: a Redis of its own")
+    parser.add_argument("--broker", help="URL of the broker (default: a temporary Redis server)")
     options = parser.parse_args()
     cores = os.cpu_count() or 1
     rates: dict[str, list[float]] = {"bare": [], "one worker": [], "one process a core": []}
-    with some_broker(options.broker) as broker, tempfile.TemporaryDirectory() as place:
+    with running_broker(options.broker) as broker, tempfile.TemporaryDirectory() as place:
         photos = varied_photos(Path(place) / "photos", options.photos, seed=5, side=500)
         warm_up = varied_photos(Path(place) / "warm-up", 16 * cores, seed=6, side=500)
-        for _ in range(options.repeats):  # in turns, so that a busy minute falls on all of them
+        for _ in range(options.repeats):  # alternating, so that other load on the machine affects all three alike
             rates["bare"].append(bare(sorted(photos.iterdir()), cores))
             rates["one worker"].append(by_workers(photos, warm_up, options.photos, 1, cores, broker))
             rates["one process a core"].append(by_workers(photos, warm_up, options.photos, cores, 1, broker))

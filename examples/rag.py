@@ -1,8 +1,7 @@
 """Answer a question from photos: a LangChain chain over ``LightningDOTRetriever``.
 
 Run ``make demo`` first (it ingests examples/photos), then ``python examples/rag.py "Where is the dog tied up?"``.
-The chat model here only repeats what it was given, so that the example runs without an account; put your own in its
-place.
+The chat model of this example repeats its input, so that the example runs without an account. Replace it with your own.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from langchain_core.runnables import RunnableParallel, RunnablePassthrough
 from ldot_milvus import LightningDOTRetriever
 
 PROMPT = ChatPromptTemplate.from_template(
-    "Answer from the photos that were found.\n\nPhotos:\n{photos}\n\nQuestion: {question}"
+    "Answer the question from these photos.\n\nPhotos:\n{photos}\n\nQuestion: {question}"
 )
 
 
 class EchoChatModel(SimpleChatModel):
-    """Stands in for a chat model: it answers with the description of the first photo in its prompt."""
+    """A substitute for a chat model that answers with the description of the first photo in its prompt."""
 
     @property
     def _llm_type(self) -> str:
@@ -36,15 +35,15 @@ class EchoChatModel(SimpleChatModel):
 
 
 def describe(documents: list[Document]) -> str:
-    """The photos as numbered lines for the prompt."""
+    """Format the photos as numbered lines for the prompt."""
     return "\n".join(f"[{n}] {doc.page_content.splitlines()[0]}" for n, doc in enumerate(documents, start=1))
 
 
 def main(question: str) -> None:
-    """Print the answer and the photos that it rests on."""
+    """Print the answer and its sources."""
     retriever = LightningDOTRetriever(k=3, rerank=20)
     answer = (
-        {"photos": lambda found: describe(found["documents"]), "question": lambda found: found["question"]}
+        {"photos": lambda inputs: describe(inputs["documents"]), "question": lambda inputs: inputs["question"]}
         | PROMPT
         | EchoChatModel()
     )

@@ -1,1 +1,1 @@
-"""A short name for :mod:`ldot_milvus.integrations`, and nothing else."""
+"""Short name of :mod:`ldot_milvus.integrations`."""

@@ -1,4 +1,4 @@
-"""``integrations.langchain`` is :mod:`ldot_milvus.integrations.langchain`."""
+"""Alias of :mod:`ldot_milvus.integrations.langchain`."""
 
 from ldot_milvus.integrations.langchain import LightningDOTEmbeddings, LightningDOTRetriever
 

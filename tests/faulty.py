@@ -1,7 +1,7 @@
-"""The application with faults to order: ``celery -A tests.faulty worker``, ``LDOT_TEST_FAULTS=die_before_writing,...``.
+"""The Celery application with injected faults: ``celery -A tests.faulty worker``, with ``LDOT_TEST_FAULTS=NAME,...``.
 
-Faults that strike once leave a file in the folder ``LDOT_TEST_MARKS``. ``quick_model`` puts a stand-in in the place of
-the model, so that a worker is ready in a second: these tests are about workers.
+Faults that occur once leave a file in the folder ``LDOT_TEST_MARKS``. ``quick_model`` replaces the model by a stub, so
+that a worker is ready within a second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def die() -> None:
 
 
 class QuickModel:
-    """Vectors of width 16 from a photo's pixels, without torch."""
+    """A stub of an embedder: vectors of width 16 from a photo's pixels, without torch."""
 
     least_side = None
 
@@ -57,7 +57,7 @@ class QuickModel:
         return np.concatenate(features) if features else np.zeros((0, 16), np.float32)
 
     def keep(self, features):
-        return [{"features": one.astype(np.float16)} for one in features]
+        return [{"features": feature.astype(np.float16)} for feature in features]
 
     def encode_texts(self, texts):
         return np.ones((len(texts), 16), np.float32)
@@ -99,10 +99,10 @@ def die_before_writing(self, records):
 
 def die_before_acknowledging(self, *arguments):
     if once("die_before_acknowledging"):
-        die()  # everything is written, and neither the journal nor the broker knows
+        die()  # after writing, before the journal and the broker record it
     counts = end(self, *arguments)
     if once("die_after_ending"):
-        die()  # the journal knows, and the broker does not
+        die()  # after the journal records it, before the broker does
     return counts
 
 

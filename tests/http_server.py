@@ -1,4 +1,4 @@
-"""A server for tests that says exactly the bytes that a test wants, however wrong they are."""
+"""A server for tests that sends exactly the given bytes, also invalid HTTP."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Answer = Callable[[], bytes | Iterable[bytes]]
 
 
 class RawServer:
-    """Answers each path with what its function gives, a part at a time; remembers what was asked.
+    """Answers each path with the parts that its function yields, and records the requests.
 
     Attributes:
-        hits: how often each path was asked for.
-        hosts: the Host headers that came.
-        sent: bytes that went out by path.
+        hits: number of requests by path.
+        hosts: the received Host headers.
+        sent: number of bytes sent by path.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RawServer:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def says(self, path: str, answer: bytes | Answer) -> str:
-        """Set the answer of a path; returns its URL."""
+        """Set the answer of a path; return its URL."""
         self.answers[path] = answer if callable(answer) else lambda: answer
         return self.url + path
 
@@ -44,7 +44,7 @@ class RawServer:
         self._listener.close()
 
     def dripping(self, first: bytes, drop: bytes, seconds: float) -> Iterator[bytes]:
-        """``first``, then ``drop`` again and again until the server is closed."""
+        """Yield ``first``, then ``drop`` repeatedly until the server is closed."""
         yield first
         while not self._closing.wait(seconds):
             yield drop
@@ -57,13 +57,13 @@ class RawServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), connection, self._wrap(connection) as opened:
-            asked = b""
-            while b"\r\n\r\n" not in asked:
+            request = b""
+            while b"\r\n\r\n" not in request:
                 part = opened.recv(65536)
                 if not part:
                     return
-                asked += part
-            lines = asked.decode("latin-1").split("\r\n")
+                request += part
+            lines = request.decode("latin-1").split("\r\n")
             path = lines[0].split(" ")[1]
             self.hits[path] += 1
             self.hosts += [line[6:] for line in lines if line.lower().startswith("host: ")]
@@ -74,12 +74,12 @@ class RawServer:
 
 
 def ok(body: bytes, *headers: str) -> bytes:
-    """A whole answer."""
-    told = "".join(f"{header}\r\n" for header in headers or (f"Content-Length: {len(body)}",))
-    return f"HTTP/1.1 200 OK\r\n{told}Connection: close\r\n\r\n".encode() + body
+    """Format an answer with the status 200 and a body."""
+    lines = "".join(f"{header}\r\n" for header in headers or (f"Content-Length: {len(body)}",))
+    return f"HTTP/1.1 200 OK\r\n{lines}Connection: close\r\n\r\n".encode() + body
 
 
 def status(code: int, *headers: str) -> bytes:
-    """An answer without a body."""
-    told = "".join(f"{header}\r\n" for header in headers)
-    return f"HTTP/1.1 {code} So\r\n{told}Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    """Format an answer without a body."""
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"HTTP/1.1 {code} So\r\n{lines}Content-Length: 0\r\nConnection: close\r\n\r\n".encode()

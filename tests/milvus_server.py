@@ -14,7 +14,7 @@ import pytest
 
 
 class PackagedServer:
-    """The server inside ``pip install milvus``, with a folder and ports of its own; it can be killed and restarted."""
+    """The server of the PyPI package ``milvus``, with its own folder and ports; a test can kill and restart it."""
 
     def __init__(self, folder: Path, *, authorization: bool = False) -> None:
         self.folder = folder
@@ -23,7 +23,7 @@ class PackagedServer:
         self._server: Any = None
 
     def start(self) -> str:
-        """Start (again, on the same ports and data) and return the address."""
+        """Start or restart the server on the same ports and data, and return its address."""
         from milvus import MilvusServer
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -37,19 +37,19 @@ class PackagedServer:
         return f"http://127.0.0.1:{self._server.listen_port}"
 
     def kill(self) -> None:
-        """kill -9, as a crash or the out-of-memory killer does it."""
+        """Kill the server with SIGKILL, as the out-of-memory killer does."""
         self._server.server_proc.kill()
         self._server.server_proc.wait()
         self._server.server_proc = None
 
     def stop(self) -> None:
-        """Killed too: this version takes minutes to heed SIGTERM."""
+        """Kill the server, since this version takes minutes to react to SIGTERM."""
         if self._server is not None and self._server.server_proc is not None:
             self.kill()
 
 
 def _config(etcd_file: Path, **options: Any) -> Any:
-    """The package's configuration, with ports of its own for the etcd inside: it would always take 2379 and 2380."""
+    """Create the package's configuration with free ports for its etcd, which otherwise always uses 2379 and 2380."""
     from milvus import MilvusServerConfig
 
     if not etcd_file.exists():
@@ -62,7 +62,7 @@ def _config(etcd_file: Path, **options: Any) -> Any:
     class Config(MilvusServerConfig):  # type: ignore[misc]
         def try_bind_port(self, port: int) -> socket.socket | None:
             probe = socket.socket()
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port of a server that was killed just now
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows the port of a server killed just now
             try:
                 probe.bind(("127.0.0.1", port))
                 probe.listen()
@@ -82,7 +82,7 @@ def _config(etcd_file: Path, **options: Any) -> Any:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens on."""
+    """Return local ports on which nothing listens."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -92,7 +92,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def milvus_url():
-    """LDOT_TEST_MILVUS (a server that tests may fill), else a container, else the packaged server."""
+    """URL of a server that tests may write to: LDOT_TEST_MILVUS, else a container, else the packaged server."""
     given = os.environ.get("LDOT_TEST_MILVUS")
     if given:
         yield given
@@ -112,7 +112,7 @@ def milvus_url():
 
 
 def _container():
-    """A started container, or None where there is no container engine."""
+    """Start a container; return None without a container engine."""
     try:
         import docker
         from testcontainers.community.milvus import MilvusContainer

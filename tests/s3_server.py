@@ -1,4 +1,4 @@
-"""A server that speaks S3, on this machine: the one of the package moto."""
+"""A local S3 server for tests, of the package moto."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
-    """Address of a running server."""
+    """URL of the server."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -21,7 +21,7 @@ def s3_url() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of an empty bucket there; clients find the server by their usual environment."""
+    """Name of an empty bucket; the environment variables of the S3 clients name the server."""
     import s3fs
 
     for name, value in {"AWS_ENDPOINT_URL": s3_url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",

@@ -1,8 +1,7 @@
-"""What ties leave open: the recalls that a matrix of scores allows, and the orders of what was found.
+"""Compare recalls and rankings up to ties: bounds of the recall of a matrix of scores, and valid orders of results.
 
-Other instructions, numbers of threads and batches add floating-point numbers in another order, so processors disagree
-about the last digits of a score. Two scores that are nearer to each other than that are a tie here, and a tie may fall
-either way. Everything else is exact.
+Processors, numbers of threads and batch sizes differ in the order of floating-point additions, and so in the last
+digits of a score. Scores that differ by less are a tie, which may be broken either way. Everything else is exact.
 """
 
 from __future__ import annotations
@@ -21,40 +20,45 @@ Ranks = NDArray[np.int64]
 Bounds = dict[str, tuple[float, float]]
 
 NEAR = 1e-5
-"""Two scores are a tie when they differ by at most this share of the largest: float32 sums of some hundred terms."""
+"""Scores that differ by at most this share of the largest are a tie: float32 sums of a few hundred terms."""
 FEW = 1 / 8
-"""At most this share of the queries may hang on ties: with more of them a recall says too little."""
+"""Largest share of the queries whose result may depend on ties; with more of them, a recall means little."""
 
 
 def slack(scores: Scores, near: float = NEAR) -> float:
-    """The largest difference at which two of ``scores`` are a tie."""
+    """Return the largest difference at which two of ``scores`` are a tie."""
     return near * float(np.abs(scores).max())
 
 
 def rank_bounds(
     scores: Scores, right: Marks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
 ) -> tuple[Ranks, Ranks]:
-    """The lowest and the highest rank (queries,) that ties allow each query's best right candidate; 0 is the first.
+    """Bound the rank of each query's best relevant candidate under all ways to break ties; 0 is the first rank.
 
     Args:
-        scores, right: (queries, candidates); which of them are right.
-        crossed: the scores by which the first ``count`` are re-ranked.
-        near: see :data:`NEAR`; both for ``scores`` and for ``crossed``.
+        scores: (queries, candidates).
+        right: (queries, candidates), whether a candidate is relevant.
+        crossed: (queries, candidates), the scores by which the first ``count`` candidates are re-ranked.
+        count: number of candidates to re-rank.
+        near: see :data:`NEAR`; for both ``scores`` and ``crossed``.
+
+    Returns:
+        The lowest and the highest possible rank, each (queries,).
     """
     best, worst = _among(scores, right, right, ~right, ~right, slack(scores, near))
     if crossed is None or count == 0:
         return best, worst
     tie = slack(scores, near)
     ahead = (scores[:, None] > scores[:, :, None] + tie).sum(2)
-    level = (scores[:, None] >= scores[:, :, None] - tie).sum(2) - 1  # itself is one of them
-    may, must = ahead < count, level < count  # be among the first
+    level = (scores[:, None] >= scores[:, :, None] - tie).sum(2) - 1  # without the candidate itself
+    may, must = ahead < count, level < count  # whether a candidate can, or must, be among the first
     first = _among(crossed, right & may, right & must, ~right & must, ~right & may, slack(crossed, near))
     return (np.where((right & may).any(1), first[0], np.maximum(best, count)),
             np.where((right & must).any(1), np.minimum(first[1], count - 1), np.maximum(worst, count)))  # fmt: skip
 
 
 def _among(scores: Scores, lucky: Marks, sure: Marks, least: Marks, most: Marks, tie: float) -> tuple[Ranks, Ranks]:
-    """Ranks of the best of the ``lucky`` among ``least``, and of the best of those that are ``sure`` among ``most``."""
+    """Return the rank of the best of ``lucky`` among ``least``, and that of the best of ``sure`` among ``most``."""
     best, safe = (np.where(right, scores, -np.inf).max(1, keepdims=True) for right in (lucky, sure))
     return (least & (scores > best + tie)).sum(1), (most & (scores >= safe - tie)).sum(1)
 
@@ -62,10 +66,12 @@ def _among(scores: Scores, lucky: Marks, sure: Marks, least: Marks, most: Marks,
 def recall_bounds(
     scores: Scores, right: Marks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
 ) -> Bounds:
-    """Recall in percent at each cut, ties decided against the model and for it; arguments as above.
+    """Bound the recall in percent at each cut, with ties broken against the model and in its favour.
+
+    The arguments are those of :func:`rank_bounds`.
 
     Raises:
-        AssertionError: more than :data:`FEW` of the queries hang on ties.
+        AssertionError: the result of more than :data:`FEW` of the queries depends on ties.
     """
     best, worst = rank_bounds(scores, right, crossed=crossed, count=count, near=near)
     bounds = {}
@@ -79,11 +85,14 @@ def recall_bounds(
 def both_bounds(
     scores: Scores, owner: Ranks, *, crossed: Scores | None = None, count: int = 0, near: float = NEAR
 ) -> dict[str, Bounds]:
-    """Of both directions.
+    """Bound the recall of both directions.
 
     Args:
-        scores, crossed: (captions, photos); see above.
-        owner: (captions,) the photo that each caption describes.
+        scores: (captions, photos).
+        owner: (captions,), the photo that each caption describes.
+        crossed: (captions, photos), see :func:`rank_bounds`.
+        count: number of candidates to re-rank.
+        near: see :data:`NEAR`.
     """
     right = owner[:, None] == np.arange(scores.shape[1])
     other = None if crossed is None else crossed.T
@@ -92,7 +101,7 @@ def both_bounds(
 
 
 def mean_bounds(parts: Sequence[dict[str, Bounds]]) -> dict[str, Bounds]:
-    """Of recalls that are averaged."""
+    """Average bounds, for the mean of several recalls."""
     return {
         way: {cut: tuple(round(float(np.mean([part[way][cut][end] for part in parts])), 2) for end in (0, 1))
               for cut in cuts}
@@ -101,7 +110,7 @@ def mean_bounds(parts: Sequence[dict[str, Bounds]]) -> dict[str, Bounds]:
 
 
 def assert_recall(figures: dict[str, dict[str, float]], bounds: dict[str, Bounds]) -> None:
-    """Every figure of both directions lies where ties let it."""
+    """Assert that the recalls of both directions are within their bounds."""
     for way, cuts in bounds.items():
         assert figures[way].keys() == cuts.keys()
         for cut, (least, most) in cuts.items():
@@ -109,10 +118,10 @@ def assert_recall(figures: dict[str, dict[str, float]], bounds: dict[str, Bounds
 
 
 def assert_first(found: Sequence[str], scores: dict[str, float], near: float = NEAR) -> None:
-    """What was found are the first of all that have ``scores``, in order; ties may come in any."""
+    """Assert that ``found`` are the names of the highest ``scores`` in descending order, ties in any order."""
     tie = slack(np.array(list(scores.values())), near)
-    told = [scores[name] for name in found]
+    found_scores = [scores[name] for name in found]
     assert len(set(found)) == len(found)
-    assert all(later <= earlier + tie for earlier, later in pairwise(told)), (found, told)
-    missed = [name for name in scores.keys() - set(found) if scores[name] > min(told, default=np.inf) + tie]
+    assert all(later <= earlier + tie for earlier, later in pairwise(found_scores)), (found, found_scores)
+    missed = [name for name in scores.keys() - set(found) if scores[name] > min(found_scores, default=np.inf) + tie]
     assert not missed, (missed, found)

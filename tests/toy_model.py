@@ -1,4 +1,4 @@
-"""A whole model family: a photo is its mean colour, a text the colours that it names."""
+"""A minimal model family: the vector of a photo is its mean colour, that of a text the colours that it names."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A small world for training: photos of things, captions that name them, and models to start from."""
+"""Synthetic training data: photos of objects, captions that name them, and models to start from."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ BODY = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "n
 
 
 def write_photos(folder: Path, *, soft_labels: bool = False) -> tuple[Path, Path]:
-    """Regions of photos as npz files, and a Karpathy JSON of them.
+    """Write region features as npz files, and captions as Karpathy JSON.
 
-    Each photo shows three of twelve things, each in three regions of its own, and its captions name them.
+    Each photo shows three of twelve objects, each in three regions, and its captions name them.
+
+    Returns:
+        The JSON file, and the folder of the npz files.
     """
     rng = np.random.default_rng(0)
     looks = rng.normal(0, 2, (12, WIDTH))
@@ -37,7 +40,7 @@ def write_photos(folder: Path, *, soft_labels: bool = False) -> tuple[Path, Path
         labels = np.eye(CLASSES, dtype=np.float32)[shown + 1] if soft_labels else None
         items.append((f"{number:03}.npz", Regions(features.astype(np.float32), boxes7(corners.astype(np.float32)),
                                                   np.ones(REGIONS, np.float32), labels)))  # fmt: skip
-        for split in ("train", "val"):  # what is learned is asked again
+        for split in ("train", "val"):  # the same photos in both, to measure what was learned
             images.append({"filename": f"{number:03}.jpg", "split": split, "sentences": [{"raw": c} for c in captions]})
     folder.mkdir(parents=True, exist_ok=True)
     write_npz(folder / "regions", items)
@@ -46,19 +49,19 @@ def write_photos(folder: Path, *, soft_labels: bool = False) -> tuple[Path, Path
 
 
 def write_start(folder: Path, tokenizer_of: str, **changes: Any) -> Path:
-    """A fresh model that reads those regions."""
+    """Save an untrained model that reads the region features of :func:`write_photos`."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
     body = {**BODY, "vocab_size": len(tokenizer)}
-    choices = {"region_dim": WIDTH, "region_classes": CLASSES, "projection_dim": 16, "normalize": True,
+    options = {"region_dim": WIDTH, "region_classes": CLASSES, "projection_dim": 16, "normalize": True,
                "pooling": "mean", **changes}  # fmt: skip
-    LightningDOT(LightningDOTConfig(text_config=body, image_config=body, **choices)).save_pretrained(folder)
+    LightningDOT(LightningDOTConfig(text_config=body, image_config=body, **options)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def add_reranker(folder: Path, scoring: str) -> Path:
-    """A fresh re-ranker beside the model."""
+    """Save an untrained re-ranker beside the model."""
     torch.manual_seed(1)
     body = {**BODY, "vocab_size": LightningDOTConfig.from_pretrained(folder).text_config.vocab_size}
     config = RerankerConfig(bert_config=body, region_dim=WIDTH, scoring=scoring)

@@ -1,7 +1,7 @@
-"""Losses and gradients of every objective, and a whole run, in as many processes as this is started in.
+"""Compute losses and gradients of every objective, and train by a recipe, in any number of processes.
 
-``torchrun --nproc-per-node 2 -m tests.two_processes FOLDER RECIPE`` writes them to ``FOLDER/2-processes``; a test
-compares them with those of one process over batches of twice the size.
+``torchrun --nproc-per-node 2 -m tests.two_processes FOLDER RECIPE`` writes the results to ``FOLDER/2-processes``. A
+test compares them with those of one process with batches of twice the size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OBJECTIVES = ("cmr", "distilled", "vmlm", "smrm_features", "smrm_kl", "smrm_clas
 
 
 def photos(count: int = 40) -> CaptionedPhotos:
-    """CaptionedPhotos of two to six regions, so that those of one process are padded less than the other's."""
+    """Create photos of two to six regions, so that the processes pad their batches to different lengths."""
     rng = np.random.default_rng(0)
     regions = []
     for _ in range(count):
@@ -48,7 +48,7 @@ def photos(count: int = 40) -> CaptionedPhotos:
 
 
 def objective_and_batches(name: str, process: int, processes: int) -> tuple[torch.nn.Module, Batches]:
-    """Of a stage whose batches are of :data:`PAIRS` pairs, however many processes share them."""
+    """Create an objective, and batches of :data:`PAIRS` pairs over all processes."""
     torch.manual_seed(1)
     config = LightningDOTConfig(
         text_config=BODY, image_config=BODY, region_dim=WIDTH, region_classes=CLASSES, projection_dim=8,
@@ -73,20 +73,21 @@ def objective_and_batches(name: str, process: int, processes: int) -> tuple[torc
         stage = Stage(task="pretrain", mix={name: 1}, **common)
         objective = PretrainingObjective(DualScorer(with_heads(dual)))
     for parameter in objective.parameters():
-        if parameter.dim() > 1:  # a fresh model answers nearly the same to everything, and has next to no gradients
+        if parameter.dim() > 1:  # with initial weights, outputs hardly differ and gradients almost vanish
             parameter.data.normal_(0, 0.3)
     rng = np.random.default_rng(3)
-    some = photos()
-    tokens = [[[101, *rng.integers(104, 110, rng.integers(2, 12)).tolist(), 102]] for _ in range(len(some))]
-    caption_embeddings = torch.nn.functional.normalize(torch.randn(len(some), 8), dim=1)
-    batches = Batches(some, tokens, stage, Vocabulary(103, 104, 110), process=process, processes=processes,
+    captioned = photos()
+    tokens = [[[101, *rng.integers(104, 110, rng.integers(2, 12)).tolist(), 102]] for _ in range(len(captioned))]
+    caption_embeddings = torch.nn.functional.normalize(torch.randn(len(captioned), 8), dim=1)
+    batches = Batches(captioned, tokens, stage, Vocabulary(103, 104, 110), process=process, processes=processes,
                       caption_embeddings=caption_embeddings)  # fmt: skip
-    batches.hard = np.stack([np.stack([rng.permutation(len(some))[:6], np.full(6, -1)], 1) for _ in range(len(some))])
+    hard = [np.stack([rng.permutation(len(captioned))[:6], np.full(6, -1)], 1) for _ in range(len(captioned))]
+    batches.hard = np.stack(hard)
     return objective, batches
 
 
 def losses_and_gradients(folder: Path) -> None:
-    """Of one batch by every objective, to a file each."""
+    """Write the loss and the gradients of one batch, a file for each objective."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     folder.mkdir(parents=True, exist_ok=True)
     for name in OBJECTIVES:
@@ -97,27 +98,27 @@ def losses_and_gradients(folder: Path) -> None:
         gradients = {
             name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None
         }
-        told = accelerator.reduce(loss.detach(), "mean")
+        mean_loss = accelerator.reduce(loss.detach(), "mean")
         if accelerator.is_main_process:
-            torch.save({"loss": told, "gradients": gradients}, folder / f"{name}.pt")
+            torch.save({"loss": mean_loss, "gradients": gradients}, folder / f"{name}.pt")
 
 
 def run(folder: Path, recipe: Path) -> None:
-    """All of the above, and a whole run by a recipe of two stages; the scores of each evaluation to ``scores.npz``."""
+    """Write losses and gradients, train by a recipe of two stages, and write all evaluated scores to ``scores.npz``."""
     accelerator = Accelerator(cpu=True)
     processes = accelerator.num_processes
-    mine = folder / f"{processes}-processes"
-    losses_and_gradients(mine)
+    output = folder / f"{processes}-processes"
+    losses_and_gradients(output)
     evaluated: list[np.ndarray] = []
 
-    def kept(scores: np.ndarray, owner: np.ndarray) -> dict[str, dict[str, float]]:
+    def recorded(scores: np.ndarray, owner: np.ndarray) -> dict[str, dict[str, float]]:
         evaluated.append(scores)
         return both_ways(scores, owner)
 
-    with patch("ldot_milvus.training.dual.both_ways", kept):
-        train(read_recipe(str(recipe), {f"stages.{n}.batch_size": 8 // processes for n in (0, 1)}), mine / "run")
+    with patch("ldot_milvus.training.dual.both_ways", recorded):
+        train(read_recipe(str(recipe), {f"stages.{n}.batch_size": 8 // processes for n in (0, 1)}), output / "run")
     if accelerator.is_main_process:
-        np.savez(mine / "scores.npz", *evaluated)
+        np.savez(output / "scores.npz", *evaluated)
 
 
 if __name__ == "__main__":

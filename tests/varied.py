@@ -1,4 +1,4 @@
-"""Photos that tests and benchmarks make of the samples."""
+"""Varied photos for tests and benchmarks, cropped from the samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import PHOTOS
 
 
 def varied_photos(folder: Path, count: int, seed: int = 0, side: int = 100) -> Path:
-    """Crops of the sample photos, about ``side`` pixels wide, some mirrored, in three formats: no two alike."""
+    """Write ``count`` different crops of the sample photos, about ``side`` pixels wide, in three formats."""
     from PIL import Image, ImageOps
 
     rng = random.Random(seed)
@@ -25,7 +25,7 @@ def varied_photos(folder: Path, count: int, seed: int = 0, side: int = 100) -> P
         right, bottom = left + side + rng.randrange(side // 5), top + side * 7 // 10 + rng.randrange(side // 5)
         photo = sample.crop((left, top, right, bottom))
         photo = ImageOps.mirror(photo) if rng.random() < 0.5 else photo
-        photo.putpixel((0, 0), (number % 256, number // 256, seed % 256))  # never the same twice
+        photo.putpixel((0, 0), (number % 256, number // 256, seed % 256))  # makes each photo unique
         format = rng.choice(["JPEG", "JPEG", "JPEG", "PNG", "WEBP"])
         buffer = io.BytesIO()
         photo.save(buffer, format, quality=rng.randrange(70, 95))

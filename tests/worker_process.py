@@ -1,4 +1,4 @@
-"""A worker as a test wants it: started, watched, and killed at any moment."""
+"""A Celery worker process that a test can watch and kill."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ CELERY = str(Path(sys.executable).parent / "celery")
 
 
 class Worker:
-    """``celery worker`` in a folder and a process group of its own: what it is told must not hang on where it stands.
+    """``celery worker`` in its own process group and in another folder than the command that sends to it.
 
     Args:
-        app: what ``-A`` names; ``tests.faulty`` breaks at chosen places.
+        folder: folder for the worker's log and working folder.
+        env: additional environment variables.
+        arguments: options of ``celery worker``.
+        app: the value of ``-A``; ``tests.faulty`` injects faults.
     """
 
     def __init__(self, folder: Path, env: dict[str, str], *arguments: str, app: str = "workers") -> None:
@@ -37,7 +40,7 @@ class Worker:
             )
 
     def children(self) -> list[int]:
-        """The processes of its pool."""
+        """Return the process ids of its pool."""
         try:
             text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         except OSError:
@@ -45,17 +48,17 @@ class Worker:
         return [int(pid) for pid in text.split()]
 
     def kill(self) -> None:
-        """-9 to the worker itself."""
+        """Kill the worker itself with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def kill_group(self) -> None:
-        """-9 to the worker and its pool at once, as a host that goes away does."""
+        """Kill the worker and its pool at once with SIGKILL, as the failure of a host does."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self, seconds: float = 30) -> None:
-        """Ask it to end, and see to it."""
+        """Terminate the worker, and kill it after ``seconds``."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -65,7 +68,7 @@ class Worker:
         self.process.wait()
 
     def wait_for(self, text: str, seconds: float = 120) -> str:
-        """Wait until its log has this text; returns the log."""
+        """Wait until the log contains ``text``; return the log."""
         deadline = time.monotonic() + seconds
         while text not in (log := self.log.read_text(errors="replace")):
             assert self.process.poll() is None, log

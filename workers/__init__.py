@@ -1,5 +1,5 @@
-"""``celery -A workers`` is ``celery -A ldot_milvus.workers``: a short name for the command line, and nothing else."""
+"""Short name of :mod:`ldot_milvus.workers` for the command line: ``celery -A workers ...``."""
 
-from ldot_milvus.workers import __getattr__  # the application is made when it is first asked for
+from ldot_milvus.workers import __getattr__  # creates the application at the first access to ``app``
 
 __all__ = ["__getattr__"]

@@ -1,4 +1,4 @@
-"""``ldot``: one module a command. Commands import what they need when they run."""
+"""The program ``ldot``, with one module per command. Commands import the library only when they run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from ldot_milvus.cli.train import train
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ldot-milvus")
 def main() -> None:
-    """Image-text retrieval with LightningDOT.
+    """Search photos by text or by example with LightningDOT.
 
-    Photos are ingested with "celery -A workers enqueue PATH...". Settings come from the environment (LDOT_STORE,
-    LDOT_COLLECTION, LDOT_MODEL, ...).
+    Ingest photos first: celery -A workers enqueue PATH...
+
+    Settings are read from environment variables such as LDOT_STORE, LDOT_COLLECTION and LDOT_MODEL. "ldot doctor"
+    checks them. A command that cannot do its work prints the reason as one line and exits with status 2.
     """
 
 

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Help texts, error handling and settings that several commands share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from ldot_milvus.models.base import Embedder
     from ldot_milvus.settings import Settings
 
-RERANKER_HELP = "Re-ranker: folder, hub id, or 'none' (default: LDOT_RERANKER, the model's own)."
+STORE_HELP = "Address of the vector store (default: $LDOT_STORE or 'faiss:./ldot-data')."
+COLLECTION_HELP = "Name of the collection (default: $LDOT_COLLECTION or 'images')."
+MODEL_HELP = "Model: packaged name, folder or hub id (default: $LDOT_MODEL or 'ldot-mini')."
+RERANKER_HELP = "Re-ranker: folder, hub id or 'none' (default: $LDOT_RERANKER or the model's own)."
+
+_FILTER = '{"width": {"$gte": 640}}'
 
 F = TypeVar("F", bound=Callable[..., None])
 
 
 def one_line_errors(command: F) -> F:
-    """Our own errors become one line and exit status 2."""
+    """Decorate a command to print an :class:`~ldot_milvus.errors.LdotError` as one line and exit with status 2."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -35,25 +40,32 @@ def one_line_errors(command: F) -> F:
     return cast(F, wrapped)
 
 
-def settings_with(**chosen: str | None) -> Settings:
-    """The settings of the environment, with what was given on the command line in their place."""
+def settings_with(**options: str | None) -> Settings:
+    """Read the settings from the environment and override them with command line options.
+
+    Args:
+        options: setting name to value; None keeps the value of the environment.
+    """
     from ldot_milvus.settings import Settings
 
-    return Settings().model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    return Settings().model_copy(update={name: value for name, value in options.items() if value is not None})
 
 
 def embedder_of(settings: Settings) -> Embedder:
-    """The embedder that the settings name."""
+    """Load the embedder that the settings name."""
     from ldot_milvus.models.loading import load_embedder
 
     return load_embedder(settings.model, device=settings.device, dtype=settings.dtype)
 
 
 def parse_filter(text: str | None) -> dict[str, Any] | None:
-    """What ``--filter`` says, not yet looked at; None where it was not given.
+    """Parse the JSON of ``--filter``; fields and operators are checked by the store.
+
+    Returns:
+        The filter, or None without the option.
 
     Raises:
-        FilterError: no JSON object.
+        FilterError: the text is not a JSON object.
     """
     from ldot_milvus.errors import FilterError
 
@@ -62,7 +74,7 @@ def parse_filter(text: str | None) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise FilterError(f"--filter is not JSON ({error})") from error
+        raise FilterError(f"--filter is not JSON ({error}): quote it for the shell, as in '{_FILTER}'") from error
     if not isinstance(value, dict):
-        raise FilterError('--filter must be a JSON object such as {"width": {"$gte": 640}}')
+        raise FilterError(f"--filter must be a JSON object such as {_FILTER}")
     return value

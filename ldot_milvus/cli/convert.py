@@ -1,4 +1,4 @@
-"""``ldot convert``."""
+"""The command ``ldot convert``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from ldot_milvus.cli.common import one_line_errors
 @click.command()
 @click.argument("source", metavar="SRC.pt")
 @click.argument("target", metavar="DST")
-@click.option("--config", metavar="FILE", help="BERT configuration (JSON) for what a checkpoint does not tell.")
+@click.option("--config", metavar="FILE", help="BERT configuration (JSON) for values that the checkpoint lacks.")
 @click.option(
-    "--detector", metavar="DIR", help="Bottom-up-attention detector, or its hub id (default: the public one)."
+    "--detector", metavar="DIR", help="Bottom-up-attention detector: folder or hub id (default: the public one)."
 )
-@click.option("--pretraining", is_flag=True, help="Keep the heads of pre-training, to go on with it.")
+@click.option("--pretraining", is_flag=True, help="Keep the pre-training heads, to continue pre-training.")
 @one_line_errors
 def convert(source: str, target: str, config: str | None, detector: str | None, pretraining: bool) -> None:
-    """Turn a published checkpoint into the folder DST, which works wherever a model's name does.
+    """Convert a published checkpoint into a model folder.
 
-    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker; put the latter into the
-    folder "reranker" of the former. Anything else, or a checkpoint with tensors missing or left over, is refused.
-    A detector's folder is copied into DST, so that DST is all that ingestion needs.
+    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker. DST is the new folder,
+    which --model and LDOT_MODEL accept. Convert a re-ranker into the subfolder "reranker" of its dual encoder.
+
+    Prints every tensor that was renamed or dropped. A checkpoint with missing or unknown tensors is refused. If
+    --detector is a folder, it is copied into DST, so that DST contains everything that ingestion needs.
     """
     from ldot_milvus.models.lightningdot.convert import convert as convert_checkpoint
 
@@ -50,7 +52,7 @@ def _read_json(file: str | None) -> dict[str, Any]:
         with open(file, encoding="utf-8") as opened:
             value = json.load(opened)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read as JSON ({error})") from error
+        raise UsageError(f"{file} cannot be read as JSON ({error}): --config takes a BERT config.json") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{file} holds no JSON object")
+        raise UsageError(f"{file} does not contain a JSON object: --config takes a BERT config.json")
     return value

@@ -1,4 +1,4 @@
-"""``ldot doctor``."""
+"""The command ``ldot doctor``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import click
 
 @click.command()
 def doctor() -> None:
-    """Look at everything that the settings name: device, model, store, indexes, region store and broker.
+    """Check the settings: device, model, stores and broker.
 
-    Each line says ok, or what to do. Exit status: 0 if all is well, else 1. A Milvus server is asked which GPU indexes
-    it can build, which takes up to 20 seconds.
+    Prints one line for each of device, model, vector store, index types, region store and broker: "ok", or "FAIL" with
+    the remedy. Exit status: 0 if every check passes, else 1. On a Milvus server, the check of the GPU indexes takes up
+    to 20 seconds.
     """
     from ldot_milvus.doctor import examine
     from ldot_milvus.settings import Settings
 
-    well = True
+    passed = True
     for finding in examine(Settings()):
-        well &= finding.ok
+        passed &= finding.ok
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.part:<13} {finding.text}")
-    sys.exit(0 if well else 1)
+    sys.exit(0 if passed else 1)

@@ -1,4 +1,4 @@
-"""``ldot eval``."""
+"""The command ``ldot eval``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,47 @@ from pathlib import Path
 
 import click
 
-from ldot_milvus.cli.common import RERANKER_HELP, embedder_of, one_line_errors, settings_with
+from ldot_milvus.cli.common import MODEL_HELP, RERANKER_HELP, embedder_of, one_line_errors, settings_with
 
 
 @click.command("eval")
-@click.option("--data", multiple=True, required=True, metavar="PATH", help="Photos with captions: see above.")
-@click.option("--photos", metavar="DIR", help="The photos that a file of captions names.")
-@click.option("--regions", multiple=True, metavar="PATH", help="Region features instead: LMDB, folder of npz, TSV.")
-@click.option("--split", default="test", show_default=True, help="Of a data set that has several.")
-@click.option("--language", default="en", show_default=True, help="Of Multi30K.")
-@click.option("--pool", multiple=True, metavar="PATH", help="Search among these too: of a data set, its other splits.")
-@click.option("--folds", type=click.IntRange(1), default=1, metavar="N", help="Average over N parts: 5 for COCO 1K.")
-@click.option("--rerank", type=int, default=0, show_default=True, metavar="M", help="Re-rank the first M too.")
-@click.option("--curve", metavar="OUT.png", help="Draw R@1 against the number re-ranked, up to 100 (.png or .svg).")
-@click.option("--model", help="Model: packaged name, folder or hub id (default: LDOT_MODEL, 'ldot-mini').")
-@click.option("--reranker", help=RERANKER_HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--data", multiple=True, required=True, metavar="PATH", help="Photos with captions (repeatable).")
+@click.option("--photos", metavar="DIR", help="Folder of the photos that a caption file names.")
+@click.option(
+    "--regions",
+    multiple=True,
+    metavar="PATH",
+    help="Region features to use instead of pixels: LMDB, folder of npz files or TSV (repeatable).",
+)
+@click.option("--split", default="test", show_default=True, help="Split to evaluate, if the data set has several.")
+@click.option("--language", default="en", show_default=True, help="Caption language, for Multi30K.")
+@click.option(
+    "--pool",
+    multiple=True,
+    metavar="PATH",
+    help="Also search these photos and captions; of a data set with splits, all its other splits (repeatable).",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Average over N equal parts of the data, such as 5 for COCO 1K.",
+)
+@click.option(
+    "--rerank",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="M",
+    help="Also re-rank the first M candidates of each query.",
+)
+@click.option(
+    "--curve", metavar="OUT.png", help="Plot R@1 against the number of re-ranked candidates, 0 to 100, as .png or .svg."
+)
+@click.option("--model", metavar="NAME", help=MODEL_HELP)
+@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.argument("more", nargs=-1, metavar="[PATH]...")
 @one_line_errors
 def evaluate(
@@ -41,13 +66,15 @@ def evaluate(
     as_json: bool,
     more: tuple[str, ...],
 ) -> None:
-    """Measure Recall@1/5/10 in both directions on photos with captions.
+    """Measure Recall@1/5/10 in both directions on captioned photos.
 
-    PATH is a tar or folder of NAME.jpg and NAME.json ({"captions": [...]}), or, with --photos or --regions, a
-    Karpathy JSON (Flickr8k, Flickr30k, COCO), a text LMDB of LightningDOT, a task's folder of Multi30K, or the folder
-    of Flickr8k's, Flickr30k's or COCO-CN's captions.
+    PATH is a tar or a folder of NAME.jpg and NAME.json ({"captions": [...]}). PATHs without an option are added to
+    --data.
 
-    Published figures are printed beside the measured ones where there are some: Flickr30k 1K and COCO 5K.
+    With --photos or --regions, PATH is one of: a Karpathy JSON file (Flickr8k, Flickr30k, COCO), a LightningDOT text
+    LMDB, a task folder of Multi30K, or the caption folder of Flickr8k, Flickr30k or COCO-CN.
+
+    For Flickr30k 1K and COCO 5K the published results are printed below the measured ones. See docs/evaluation.md.
     """
     import logging
 
@@ -58,26 +85,26 @@ def evaluate(
     from ldot_milvus.evaluation.report import headline, published_figures, table
 
     if rerank < 0:
-        raise UsageError(f"--rerank is {rerank}: it must be 0 or more")
+        raise UsageError(f"--rerank is {rerank}: give 0 or more")
     if curve is not None:
         check_picture(curve)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if sys.stderr.isatty():
         logging.getLogger("ldot_milvus.evaluation").setLevel(logging.INFO)
     settings = settings_with(model=model, reranker=reranker)
-    asked = read_data_set([*data, *more], regions=regions, photos=photos, split=split, language=language)
-    others = DataSet("", [])
+    evaluated = read_data_set([*data, *more], regions=regions, photos=photos, split=split, language=language)
+    distractors = DataSet("", [])
     if pool:
-        others = read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language)
+        distractors = read_data_set(pool, regions=regions, photos=photos, split=split, others=True, language=language)
     result = measure(
-        embedder_of(settings), asked.pairs, reranker=settings.reranker, rerank=rerank,
+        embedder_of(settings), evaluated.pairs, reranker=settings.reranker, rerank=rerank,
         curve=NUMBERS if curve else (), folds=folds,
-        pool=others.pairs, vocabulary=asked.vocabulary or others.vocabulary,
+        pool=distractors.pairs, vocabulary=evaluated.vocabulary or distractors.vocabulary,
     )  # fmt: skip
     if curve is not None:
-        name = asked.name or ", ".join(Path(path).name for path in (*data, *more))
+        name = evaluated.name or ", ".join(Path(path).name for path in (*data, *more))
         draw(result["curve"], curve, title=f"{Path(settings.model).name} on {name}, {result['images']:,} photos")
-    published = published_figures(asked.name, result)
+    published = published_figures(evaluated.name, result)
     if as_json:
         click.echo(json.dumps({**result, "published": published} if published else result))
     else:

@@ -1,4 +1,4 @@
-"""``ldot regions``."""
+"""The command ``ldot regions``."""
 
 from __future__ import annotations
 
@@ -16,16 +16,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--out", required=True, metavar="DIR", help="A new folder for the features.")
-@click.option("--format", type=click.Choice(["lmdb", "npz", "tsv"]), default="lmdb", show_default=True,
-              help="The authors' LMDB, a folder of npz files, or the public TSV.")  # fmt: skip
-@click.option("--show", is_flag=True, help="Also write DIR/show/NAME.jpg: photos with boxes, names and attributes.")
-@click.option("--detector", metavar="DIR", help="Folder or hub id (default: unc-nlp/frcnn-vg-finetuned).")
-@click.option("--boxes", type=click.Choice(["uniter", "reference"]), default="uniter", show_default=True,
-              help="How boxes are chosen: see docs/checkpoints.md.")  # fmt: skip
-@click.option("--sides", metavar="SHORTxLONG", default="600x1000", show_default=True,
-              help="Pixels to scale photos to; 800x1333 in the public PyTorch code.")  # fmt: skip
-@click.option("--fast", is_flag=True, help="Two fifths of the time, and slightly other features.")
+@click.option("--out", required=True, metavar="DIR", help="New folder for the features.")
+@click.option(
+    "--format",
+    type=click.Choice(["lmdb", "npz", "tsv"]),
+    default="lmdb",
+    show_default=True,
+    help="LMDB of LightningDOT, folder of npz files, or TSV of bottom-up attention.",
+)
+@click.option(
+    "--show", is_flag=True, help="Also write DIR/show/NAME.jpg: the photo with boxes, object names and attributes."
+)
+@click.option("--detector", metavar="DIR", help="Detector: folder or hub id (default: unc-nlp/frcnn-vg-finetuned).")
+@click.option(
+    "--boxes",
+    type=click.Choice(["uniter", "reference"]),
+    default="uniter",
+    show_default=True,
+    help="Box selection: as in UNITER, or as in the public PyTorch code (docs/checkpoints.md).",
+)
+@click.option(
+    "--sides",
+    metavar="SHORTxLONG",
+    default="600x1000",
+    show_default=True,
+    help="Scale photos to these sides in pixels; the public PyTorch code uses 800x1333.",
+)
+@click.option("--fast", is_flag=True, help="Take two fifths of the time and compute slightly different features.")
 @one_line_errors
 def regions(
     paths: tuple[str, ...],
@@ -37,10 +54,12 @@ def regions(
     sides: str,
     fast: bool,
 ) -> None:
-    """Extract bottom-up-attention regions of photos, in the formats that training and "ldot eval" read.
+    """Extract bottom-up-attention region features from photos.
 
-    PATH is what "enqueue" takes: files, folders, globs, tars, lists. LDOT_DEVICE and LDOT_DTYPE hold here too. Exit
-    status: 0, or 1 if some photos failed (they are listed), or 2 if nothing could be done.
+    PATH is a photo, a folder, a glob pattern, a tar or a list, as for "celery -A workers enqueue". "ldot train" and
+    "ldot eval" read the output. LDOT_DEVICE and LDOT_DTYPE select the device and the precision.
+
+    Exit status: 0 if all photos succeeded, 1 if some failed (they are listed), 2 if nothing was done.
     """
     from tqdm import tqdm
 
@@ -58,21 +77,15 @@ def regions(
         detector or PUBLISHED, boxes=boxes, short_side=short_side, long_side=long_side, fast=fast, device=device,
         dtype=choose_dtype(settings.dtype, device),
     )  # fmt: skip
+    photos = ((source.name, partial(_photo, source)) for source in sources)
     with tqdm(total=len(sources), unit=" photos", disable=None, leave=False) as bar:
-        done = extract(
-            ((one.name, partial(_photo, one)) for one in sources),
-            extractor,
-            out,
-            format=format,
-            show=show,
-            progress=bar.update,
-        )
-    click.echo(f"{out}: {done.photos} photos, {done.regions} regions of {extractor.dim} features")
+        result = extract(photos, extractor, out, format=format, show=show, progress=bar.update)
+    click.echo(f"{out}: {result.photos} photos, {result.regions} regions of {extractor.dim} features")
     if show:
-        click.echo(f"Pictures: {out}/show")
-    for name, reason in done.failed.items():
+        click.echo(f"Photos with boxes: {out}/show")
+    for name, reason in result.failed.items():
         click.echo(f"  failed: {name}: {reason}", err=True)
-    sys.exit(1 if done.failed else 0)
+    sys.exit(1 if result.failed else 0)
 
 
 def _photo(source: Source) -> bytes:
@@ -80,7 +93,7 @@ def _photo(source: Source) -> bytes:
     from ldot_milvus.sources import read
 
     if source.kind != "image":
-        raise InputError("this is no photo")
+        raise InputError("not a photo")
     return read(source)
 
 

@@ -1,4 +1,4 @@
-"""``ldot search``."""
+"""The command ``ldot search``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldot_milvus.cli.common import RERANKER_HELP, embedder_of, one_line_errors, parse_filter, settings_with
+from ldot_milvus.cli.common import (
+    COLLECTION_HELP,
+    MODEL_HELP,
+    RERANKER_HELP,
+    STORE_HELP,
+    embedder_of,
+    one_line_errors,
+    parse_filter,
+    settings_with,
+)
 
 if TYPE_CHECKING:
     from ldot_milvus.search.retriever import Hit
@@ -15,17 +24,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("texts", nargs=-1, metavar='"TEXT"...')
-@click.option("--image", metavar="FILE", help="Search with a photo instead of a text.")
-@click.option("-k", "k", type=int, default=5, show_default=True, help="How many answers.")
-@click.option("--rerank", type=int, metavar="M", help="Re-rank the first M (default: 20; 0: dot product alone).")
-@click.option("--filter", "filter_", metavar="JSON", help='For example \'{"width": {"$gte": 640}}\'.')
-@click.option("--kind", type=click.Choice(["image", "text"]), default="image", show_default=True, help="What to find.")
-@click.option("--collection", help="Collection to search (default: LDOT_COLLECTION, 'images').")
-@click.option("--store", help="Address of the store (default: LDOT_STORE, 'faiss:./ldot-data').")
-@click.option("--model", help="Model: packaged name, folder or hub id (default: LDOT_MODEL, 'ldot-mini').")
-@click.option("--reranker", help=RERANKER_HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--html", metavar="OUT.html", help="Also write one self-contained page with the pictures.")
+@click.option("--image", metavar="FILE", help="Search by this photo instead of a text.")
+@click.option("-k", "k", type=int, default=5, show_default=True, metavar="K", help="Number of results.")
+@click.option(
+    "--rerank",
+    type=int,
+    metavar="M",
+    help="Re-rank the first M candidates; 0 ranks by dot product alone (default: 20).",
+)
+@click.option(
+    "--filter",
+    "filter_",
+    metavar="JSON",
+    help='Search only rows that match, such as \'{"width": {"$gte": 640}}\' (docs/filters.md).',
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["image", "text"]),
+    default="image",
+    show_default=True,
+    help="Kind of rows to search: photos or texts.",
+)
+@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
+@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
+@click.option("--model", metavar="NAME", help=MODEL_HELP)
+@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.option("--html", metavar="OUT.html", help="Also write a self-contained HTML page with the photos.")
 @one_line_errors
 def search(
     texts: tuple[str, ...],
@@ -41,15 +66,18 @@ def search(
     as_json: bool,
     html: str | None,
 ) -> None:
-    """Find photos by describing them; several texts are several searches."""
+    """Search a collection by text or by photo.
+
+    TEXT describes the photo, such as "two dogs in the snow". Each TEXT is a search of its own.
+    """
     from ldot_milvus.errors import CollectionNotFound, UsageError
 
     if bool(texts) == bool(image):
-        raise UsageError("give a text to search for, or --image FILE (one of them)")
+        raise UsageError("give a text to search for or --image FILE, but not both")
     if k < 1:
-        raise UsageError(f"-k is {k}: ask for at least 1 answer")
+        raise UsageError(f"-k is {k}: give 1 or more")
     if rerank is not None and rerank < 0:
-        raise UsageError(f"--rerank is {rerank}: it must be 0 or more")
+        raise UsageError(f"--rerank is {rerank}: give 0 or more")
     if any(not text.strip() for text in texts):
         raise UsageError("the text is empty: describe what to look for")
     settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
@@ -60,27 +88,27 @@ def search(
     with open_store(settings.store, settings.collection) as opened:
         if opened.dim is None:
             raise CollectionNotFound(
-                f"there is no collection {settings.collection!r} in {settings.store}: "
+                f"{settings.store} has no collection {settings.collection!r}: "
                 'ingest photos first with "celery -A workers enqueue PATH..."'
             )
         from ldot_milvus.models.registry import find_model
         from ldot_milvus.search.retriever import Retriever, check_model
 
-        check_model(opened, find_model(settings.model))  # before seconds go into loading the model
+        check_model(opened, find_model(settings.model))  # fails early: loading the model takes seconds
         retriever = Retriever(embedder_of(settings), opened, reranker=settings.reranker)
         options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
-        answers = [(text, retriever.search(text, **options)) for text in texts]
+        results = [(text, retriever.search(text, **options)) for text in texts]
         if image is not None:
-            answers.append((image, retriever.search(image=image, **options)))
+            results.append((image, retriever.search(image=image, **options)))
     if html:
         from ldot_milvus.search.page import write_page
 
-        write_page(html, answers)
+        write_page(html, results)
     if as_json:
-        found = [{"query": query, "hits": [hit.to_dict() for hit in hits]} for query, hits in answers]
-        click.echo(json.dumps(found if len(found) > 1 else found[0], ensure_ascii=False, indent=2))
+        entries = [{"query": query, "hits": [hit.to_dict() for hit in hits]} for query, hits in results]
+        click.echo(json.dumps(entries if len(entries) > 1 else entries[0], ensure_ascii=False, indent=2))
     else:
-        for query, hits in answers:
+        for query, hits in results:
             _print_hits(query, hits)
     if html:
         click.echo(f"Page: {html}", err=as_json)
@@ -89,8 +117,8 @@ def search(
 def _print_hits(query: str, hits: list[Hit]) -> None:
     click.echo(f"\n{query}")
     if not hits:
-        click.echo("  nothing found")
-    for place, hit in enumerate(hits, start=1):
+        click.echo("  no results")
+    for rank, hit in enumerate(hits, start=1):
         reranked = "" if hit.rerank_score is None else f"  rerank {hit.rerank_score:7.3f}"
         caption = hit.caption.split("\n")[0]
-        click.echo(f"  {place:>3}. score {hit.score:7.3f}{reranked}  {hit.source or hit.id}  {caption}".rstrip())
+        click.echo(f"  {rank:>3}. score {hit.score:7.3f}{reranked}  {hit.source or hit.id}  {caption}".rstrip())

@@ -1,24 +1,28 @@
-"""``ldot migrate`` and ``ldot reindex``."""
+"""The commands ``ldot migrate`` and ``ldot reindex``."""
 
 from __future__ import annotations
 
 import click
 
-from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.cli.common import COLLECTION_HELP, STORE_HELP, one_line_errors, settings_with
 
 
 @click.command()
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.option("--collection", help="Collection to copy (default: LDOT_COLLECTION, 'images').")
-@click.option("--regions-from", metavar="ADDRESS", help="Region store of FROM (default: beside a local store).")
-@click.option("--regions-to", metavar="ADDRESS", help="Region store of TO (default: beside a local store).")
+@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
+@click.option(
+    "--regions-from", metavar="ADDRESS", help="Region store of FROM (default: $LDOT_REGION_STORE or beside it)."
+)
+@click.option("--regions-to", metavar="ADDRESS", help="Region store of TO (default: $LDOT_REGION_STORE or beside it).")
 @one_line_errors
 def migrate(source: str, target: str, collection: str | None, regions_from: str | None, regions_to: str | None) -> None:
-    """Copy a collection from one store to another, region data included.
+    """Copy a collection with its region data to another store.
 
-    Addresses are those of LDOT_STORE: faiss:PATH, PATH.db, http://HOST:19530. Run it again after an interruption: what
-    is there already is not sent again. The copy is checked by count and by the checksums of a sample.
+    FROM and TO are store addresses: faiss:PATH, PATH.db (Milvus Lite) or http://HOST:19530 (Milvus).
+
+    After an interruption, run the command again: rows that TO already has are not sent again. At the end, the row
+    counts and the checksums of a sample are compared.
     """
     from tqdm import tqdm
 
@@ -32,25 +36,26 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
         raise UsageError(f"FROM and TO are both {source}: name two stores")
     name = settings_with(collection=collection).collection
     with open_store(source, name) as old, open_store(target, name) as new:
-        place_from = region_store_address(source, regions_from)
-        place_to = region_store_address(target, regions_to)
-        regions = region_stores(place_from, place_to) if place_from != place_to else []
+        address_from = region_store_address(source, regions_from)
+        address_to = region_store_address(target, regions_to)
+        regions = region_stores(address_from, address_to) if address_from != address_to else []
         with tqdm(total=old.count(), unit=" rows", disable=None) as bar:
-            done = copy(old, new, regions, progress=bar.update)
-    click.echo(f"{done.rows} rows of {source}: {done.copied} copied, {done.rows - done.copied} were there already")
-    click.echo(f"region data of {done.regions} photos copied; {done.checked} rows compared by checksum: all the same")
+            result = copy(old, new, regions, progress=bar.update)
+    existing = result.rows - result.copied
+    click.echo(f"{result.rows} rows of {source}: {result.copied} copied, {existing} already in {target}")
+    click.echo(f"region data of {result.regions} photos copied; checksums of {result.checked} rows compared: all equal")
 
 
 @click.command()
-@click.option("--collection", help="Collection to build anew (default: LDOT_COLLECTION, 'images').")
-@click.option("--store", help="Address of the store (default: LDOT_STORE, 'faiss:./ldot-data').")
-@click.option("--model", help="Read every photo again and encode it with this model.")
-@click.option("--index", help="Index to build, such as HNSW:M=32 (default: LDOT_INDEX, 'auto').")
+@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
+@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
+@click.option("--model", metavar="NAME", help="Read every photo again and encode it with this model.")
+@click.option("--index", metavar="SPEC", help="Index to build, such as HNSW:M=32 (default: $LDOT_INDEX or 'auto').")
 @one_line_errors
 def reindex(collection: str | None, store: str | None, model: str | None, index: str | None) -> None:
-    """Build a collection anew with another index or another model, and put it in the old one's place.
+    """Rebuild a collection with another index or model.
 
-    Searches find the old rows until the new ones are complete.
+    The new collection replaces the old one when it is complete. Until then, searches use the old one.
     """
     from tqdm import tqdm
 
@@ -64,11 +69,11 @@ def reindex(collection: str | None, store: str | None, model: str | None, index:
     ):
         if model is None:
             rows = rebuild_index(opened, progress=bar.update)
-            click.echo(f"{rows} rows of {settings.collection!r} have a new index")
+            click.echo(f"collection {settings.collection!r}: rebuilt the index of {rows} rows")
         else:
             report = reembed(
                 opened, model, reranker=settings.reranker, region_store=settings.region_store,
                 device=settings.device, dtype=settings.dtype,
                 progress=bar.update,
             )  # fmt: skip
-            click.echo(f"{report.added} rows of {settings.collection!r} have vectors of {model}")
+            click.echo(f"collection {settings.collection!r}: encoded {report.added} rows with {model}")

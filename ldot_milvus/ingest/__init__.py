@@ -1,1 +1,1 @@
-"""From sources to rows: ``ingestor`` takes one chunk of them into a store, ``chunks`` sees that none is lost."""
+"""Ingestion: ``ingestor`` writes one chunk of sources into a store, ``chunks`` makes sure that no chunk is lost."""

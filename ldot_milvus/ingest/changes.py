@@ -1,4 +1,4 @@
-"""Rows that go or get another source: by id, source or filter, or since their photo is not in a folder any more."""
+"""Deletion and renaming of rows: by id, source or filter, or because their photo has left a folder or tar file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ldot_milvus.stores.regions import RegionStore
 
 @dataclass(frozen=True)
 class RowChange:
-    """One row that goes, or whose photo is there under another name.
+    """Deletion of one row, or its new source.
 
     Attributes:
-        source: the row's new one; None to delete the row.
+        id: the row's id.
+        source: the row's new source; None deletes the row.
     """
 
     id: str
@@ -33,33 +34,39 @@ class RowChange:
         return self.id
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without a source for a deletion; :meth:`from_dict` is the way back."""
+        """Return plain JSON values for :meth:`from_dict`; a deletion has no ``source``."""
         return {"id": self.id} if self.source is None else {"id": self.id, "source": self.source}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RowChange:
-        """What :meth:`to_dict` gave."""
+        """Build a change from the values that :meth:`to_dict` returned."""
         return cls(values["id"], values.get("source"))
 
 
 def change_rows(store: VectorStore, changes: Sequence[RowChange], region_store: RegionStore | None = None) -> Report:
-    """Delete rows with their region data, and rename sources. A row that is not there is unchanged.
+    """Delete rows together with their region data, and change the sources of other rows.
 
     Args:
-        store: the rows' collection.
-        changes: each of another row.
-        region_store: of the collection; None where nothing is kept for re-ranking.
+        store: collection of the rows.
+        changes: at most one change for each row.
+        region_store: region data of the collection; None without a re-ranker.
+
+    Returns:
+        Counts of deleted, updated and unchanged rows; a row that does not exist counts as unchanged.
+
+    Raises:
+        StoreError: the store or the region store cannot be used.
     """
-    doomed = [change.id for change in changes if change.source is None]
-    sources = {change.id: change.source for change in changes if change.source is not None}
+    deleted_ids = [change.id for change in changes if change.source is None]
+    new_sources = {change.id: change.source for change in changes if change.source is not None}
     report = Report()
-    if doomed:
-        # The row first: what a search finds always has its region data.
-        report.deleted = store.delete(doomed)
+    if deleted_ids:
+        # Rows are deleted before their region data, so that every row a search returns has region data.
+        report.deleted = store.delete(deleted_ids)
         if region_store is not None:
-            region_store.delete(doomed)
-    if sources:
-        renamed = [replace(row, source=sources[row.id]) for row in store.get(list(sources))]
+            region_store.delete(deleted_ids)
+    if new_sources:
+        renamed = [replace(row, source=new_sources[row.id]) for row in store.get(list(new_sources))]
         report.updated = store.update(renamed)
     report.unchanged = len(changes) - report.deleted - report.updated
     return report
@@ -68,15 +75,24 @@ def change_rows(store: VectorStore, changes: Sequence[RowChange], region_store: 
 def rows_to_delete(
     store: VectorStore, *, ids: Sequence[str] = (), sources: Sequence[str] = (), filter: Filter | None = None
 ) -> Iterator[Record]:
-    """The rows that exist and are meant: of these ids, with these sources, and that pass the filter.
+    """Yield the existing rows that a deletion selects.
+
+    Args:
+        store: collection of the rows.
+        ids: select rows with these ids.
+        sources: select rows with these sources.
+        filter: select rows that match, see ``docs/filters.md``.
+
+    Yields:
+        The selected rows, without embeddings. A row that several arguments select comes several times.
 
     Raises:
-        UsageError: nothing is asked for; an empty filter, which would mean every row.
+        UsageError: no argument selects anything, or the filter is empty and would select every row.
     """
     if filter == {}:
-        raise UsageError('an empty filter would delete every row: if that is meant, say {"id": {"$ne": ""}}')
+        raise UsageError('an empty filter would delete every row: to delete every row, use {"id": {"$ne": ""}}')
     if not ids and not sources and filter is None:
-        raise UsageError("say what to delete: ids, --source or --filter")
+        raise UsageError("nothing selected for deletion: give ids, --source or --filter")
     if ids:
         yield from store.get(list(dict.fromkeys(ids)))
     if sources:
@@ -87,87 +103,86 @@ def rows_to_delete(
 
 @dataclass
 class Pruning:
-    """What :func:`prune` found.
+    """Result of :func:`prune`.
 
     Attributes:
-        gone: rows whose photo is not in the folders any more.
-        moved: rows whose photo is there under another name, and that name.
+        gone: rows whose photo no longer exists in the folders and tar files.
+        moved: rows whose photo has another source now, and that source.
     """
 
     gone: list[Record] = field(default_factory=list)
     moved: list[tuple[Record, str]] = field(default_factory=list)
 
     def changes(self) -> list[RowChange]:
-        """What :func:`change_rows` takes."""
+        """Return the deletions and the new sources, as :func:`change_rows` takes them."""
         return [RowChange(row.id) for row in self.gone] + [RowChange(row.id, to) for row, to in self.moved]
 
 
 def prune(store: VectorStore, paths: Sequence[str], sources: Iterable[Source]) -> Pruning:
-    """Compare rows with what is in folders and tars now.
+    """Find the rows whose photo has left a folder or tar file, or has another name there.
 
-    A row belongs to a folder if its source is a path below it, seen from the current folder. It is gone if there is no
-    such file any more (or no such member of a tar). Photos that are no row's source are read then, since one of them
-    may be the same photo under another name.
+    A row belongs to a folder if its source is a path below the folder; relative paths count from the working
+    directory. If the file (or the tar member) no longer exists, the photos that no row has as its source are read and
+    hashed, since one of them may be the same photo under another name.
 
     Args:
-        paths: the folders and tars, as they were given to ``enqueue``.
-        sources: all that is in them.
+        store: collection of the rows; nothing is written.
+        paths: the folders and tar files, as they were given to ``enqueue``.
+        sources: all sources in ``paths``.
 
     Raises:
-        UsageError: a path that is neither folder nor tar, or a part of one that cannot be listed.
+        UsageError: a path is neither a folder nor a tar file, or a part of it cannot be listed.
     """
     for path in paths:
         if not os.path.isdir(path) and not path.endswith(".tar"):
-            raise UsageError(f"--prune compares with folders and tars, and {printable(path)} is neither")
-    there: dict[str, Source] = {}
+            raise UsageError(f"{printable(path)} is neither a folder nor a .tar file: give --prune one of these")
+    listed: dict[str, Source] = {}
     for source in sources:
-        place = os.path.join(source.base, source.path)
-        unseen = source.path in paths or (os.path.isdir(place) and not os.path.islink(place))
-        if source.problem is not None and source.member is None and unseen:
-            raise UsageError(f"{source.name}: {source.problem}; nothing is pruned, since not all can be seen")
-        there[_place(source.source)] = source
-    candidates = [row for row in store.iterate() if _belongs(row, paths) and not there.pop(_place(row.source), None)]
-    tars = tuple(_place(path) + os.sep for path in paths if not os.path.isdir(path))
-    candidates = [row for row in candidates if not _is_there(_place(row.source), tars)]
-    return _sort_out(candidates, there.values()) if candidates else Pruning()
+        location = os.path.join(source.base, source.path)
+        unlisted = source.path in paths or (os.path.isdir(location) and not os.path.islink(location))
+        if source.problem is not None and source.member is None and unlisted:
+            raise UsageError(f"{source.name}: {source.problem}; nothing is pruned, because it cannot be listed")
+        listed[os.path.abspath(source.source)] = source
+    candidates = [
+        row for row in store.iterate() if _belongs(row, paths) and not listed.pop(os.path.abspath(row.source), None)
+    ]
+    tars = tuple(os.path.abspath(path) + os.sep for path in paths if not os.path.isdir(path))
+    candidates = [row for row in candidates if not _exists(os.path.abspath(row.source), tars)]
+    return _gone_or_moved(candidates, listed.values()) if candidates else Pruning()
 
 
 def _belongs(row: Record, paths: Sequence[str]) -> bool:
-    roots = tuple(os.path.join(_place(path), "") for path in paths)
-    return row.kind == "image" and "://" not in row.source and _place(row.source).startswith(roots)
+    roots = tuple(os.path.join(os.path.abspath(path), "") for path in paths)
+    return row.kind == "image" and "://" not in row.source and os.path.abspath(row.source).startswith(roots)
 
 
-def _is_there(place: str, tars: tuple[str, ...]) -> bool:
-    """Whether what no listing gave is there all the same: hidden, of another suffix, or inside a file of its own."""
-    if place.startswith(tars):
+def _exists(path: str, tars: tuple[str, ...]) -> bool:
+    """Whether an unlisted source exists all the same: hidden, with another suffix, or inside a container file."""
+    if path.startswith(tars):
         return False  # the whole tar was listed
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-        if os.path.isfile(place) or os.path.isfile(os.path.join(place, "data.mdb")):
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+        if os.path.isfile(path) or os.path.isfile(os.path.join(path, "data.mdb")):
             return True  # a member of a tar, a line of a TSV, a record of an LMDB
-        if os.path.isdir(place):
+        if os.path.isdir(path):
             return False
     return True
 
 
-def _sort_out(candidates: list[Record], others: Iterable[Source]) -> Pruning:
-    elsewhere: dict[str, str] = {}  # id or content to a name
-    for source in others:
+def _gone_or_moved(candidates: list[Record], unmatched: Iterable[Source]) -> Pruning:
+    new_sources: dict[str, str] = {}  # by id and by content hash
+    for source in unmatched:
         try:
-            elsewhere.setdefault(content_id(read(source)), source.source)
+            new_sources.setdefault(content_id(read(source)), source.source)
         except InputError:
             continue
         if source.id is not None:
-            elsewhere.setdefault(source.id, source.source)
+            new_sources.setdefault(source.id, source.source)
     result = Pruning()
     for row in candidates:
-        name = elsewhere.get(str(row.metadata.get(CONTENT_ID))) or elsewhere.get(row.id)
-        if name is None:
+        new_source = new_sources.get(str(row.metadata.get(CONTENT_ID))) or new_sources.get(row.id)
+        if new_source is None:
             result.gone.append(row)
         else:
-            result.moved.append((row, name))
+            result.moved.append((row, new_source))
     return result
-
-
-def _place(path: str) -> str:
-    return os.path.abspath(path)

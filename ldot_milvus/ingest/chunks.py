@@ -1,8 +1,8 @@
-"""What a worker does with a chunk, so that nothing is lost, nothing loops, and one bad item harms no other.
+"""Processing of chunks: no item is lost, no chunk is repeated without end, and a bad item affects no other item.
 
-A chunk that was begun before and never ended has perhaps killed its worker, so it is split; so is one that raised what
-nobody expected. An item that is alone in its chunk and does it again ends among the failures. A store that is away is
-waited for: that is no fault of the chunk.
+A chunk that was started but never finished may have killed its worker, and is split into smaller chunks. A chunk that
+raised an unexpected error is split too. An item that is alone in its chunk and fails again is recorded as a failure.
+An unavailable store is waited for and does not count as an attempt.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from ldot_milvus.ingest.tasks import Item, Perform, Task, task_named
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""How often an item that is alone in its chunk is begun."""
+"""Attempts at an item that is alone in its chunk."""
 
 PARTS = 8
-"""Into how many a suspicious chunk is split."""
+"""Number of smaller chunks that a chunk is split into, at most."""
 
 LONGEST_WAIT = 30.0
-"""Seconds between two attempts to reach a store that is away, at most."""
+"""Longest pause between two attempts to reach an unavailable store, in seconds."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a run: what one message carries.
+    """A part of a run, sent to workers as one message.
 
     Attributes:
-        run_id, id: its place; the parts of chunk 7 are 7.0, 7.1, ...
-        items: of the type that the task works on.
+        run_id: id of the run.
+        id: id within the run; chunk 7 is split into 7.0, 7.1, ...
+        task: what is done with the items.
+        target: collection and models.
+        items: items of the task's type.
     """
 
     run_id: str
@@ -51,7 +54,7 @@ class Chunk:
     items: list[Item]
 
     def to_dict(self) -> dict[str, Any]:
-        """The message: plain JSON values, which other versions read too; :meth:`from_dict` is the way back."""
+        """Return the message, plain JSON values for :meth:`from_dict`; other versions read them too."""
         return {
             "run": self.run_id, "id": self.id, "task": self.task.name, "target": self.target.to_dict(),
             "items": [item.to_dict() for item in self.items],
@@ -59,17 +62,17 @@ class Chunk:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Chunk:
-        """What :meth:`to_dict` gave.
+        """Build a chunk from a message that :meth:`to_dict` returned.
 
         Raises:
-            UsageError: another version's task.
+            UsageError: the task is unknown to this version.
         """
         task = task_named(values["task"])
         items = [task.item(item) for item in values["items"]]
         return cls(values["run"], values["id"], task, Target.from_dict(values["target"]), items)
 
     def parts(self) -> list[Chunk]:
-        """The same items in up to eight chunks; their ids do not depend on who splits, or how often."""
+        """Split into up to :data:`PARTS` chunks, with the same ids in every process and at every attempt."""
         size = -(-len(self.items) // PARTS)
         return [
             replace(self, id=f"{self.id}.{number}", items=items)
@@ -78,14 +81,19 @@ class Chunk:
 
 
 def chunks_of(run: Run, items: Iterable[Item], size: int) -> Iterator[Chunk]:
-    """A run's items as chunks."""
+    """Yield the items of a run as chunks of ``size`` items."""
     task = task_named(run.task)
-    for number, part in enumerate(batched(items, size)):
-        yield Chunk(run.id, str(number), task, run.target, part)
+    for number, chunk_items in enumerate(batched(items, size)):
+        yield Chunk(run.id, str(number), task, run.target, chunk_items)
 
 
 def unfinished(chunks: Iterable[Chunk], ended: Mapping[str, bool]) -> Iterator[Chunk]:
-    """The chunks, and the parts of those that were split, that have not ended (see :meth:`Journal.ended`)."""
+    """Yield the chunks that are not finished; a split chunk is replaced by its unfinished parts.
+
+    Args:
+        chunks: chunks of one run.
+        ended: result of :meth:`Journal.ended` for the run.
+    """
     for chunk in chunks:
         if chunk.id not in ended:
             yield chunk
@@ -96,21 +104,25 @@ def unfinished(chunks: Iterable[Chunk], ended: Mapping[str, bool]) -> Iterator[C
 def process_chunk(
     chunk: Chunk, journal: Journal, perform: Perform[Any], send: Callable[[Chunk], object]
 ) -> Report | None:
-    """Do one chunk and note its end. Doing it twice, or at the same time as another worker, changes nothing.
+    """Process one chunk and record its end in the journal.
+
+    The call is idempotent, also while another worker processes the same chunk.
 
     Args:
-        perform: does the items and reports each of them; it may raise anything.
-        send: hands on the parts of a chunk that was split.
+        chunk: the chunk.
+        journal: journal of the run.
+        perform: processes the items and reports the outcome of each; it may raise any error.
+        send: sends a part of a split chunk to a worker.
 
     Returns:
-        The report; None where another worker has done the chunk, or where it was split.
+        The report; None if another worker has finished the chunk, or if it was split.
 
     Raises:
-        StoreError: the store or the journal is away; the chunk can be begun again.
+        StoreError: the store or the journal is unavailable; the chunk can be processed again.
     """
     attempt = journal.begin(chunk.run_id, chunk.id)
     if attempt == 0:
-        log.info("chunk %s of run %s has been done already", chunk.id, chunk.run_id)
+        log.info("chunk %s of run %s is already finished", chunk.id, chunk.run_id)
         _send_parts(chunk, journal, send)
         return None
     if attempt == 1 and journal.progress(chunk.run_id) is None:
@@ -121,7 +133,7 @@ def process_chunk(
     alone = len(chunk.items) == 1
     try:
         if attempt > 1 and not alone:
-            log.warning("chunk %s of run %s was begun before and not ended: it is split", chunk.id, chunk.run_id)
+            log.warning("chunk %s of run %s was started before and not finished: splitting it", chunk.id, chunk.run_id)
             report = None
         elif attempt > MAX_ATTEMPTS:
             report = _failed(chunk, f"its worker died {MAX_ATTEMPTS} times while working on it")
@@ -129,10 +141,11 @@ def process_chunk(
             report = _performed(chunk, perform)
         if report is not None:
             _note_end(chunk, journal, report)
-        elif journal.end(chunk.run_id, chunk.id, {}):  # first, so that its items are counted by its parts or not at all
+        elif journal.end(chunk.run_id, chunk.id, {}):  # before sending, so that only the parts count its items
             _send_parts(chunk, journal, send)
     except BaseException:
-        # The worker lives: it is told to stop, or the store is away. Only a journal that is away too must not hide it.
+        # The worker process did not die: it was asked to stop, or the store is unavailable. An unavailable journal must
+        # not hide that error.
         with suppress(StoreError):
             journal.give_back(chunk.run_id, chunk.id)
         raise
@@ -140,7 +153,7 @@ def process_chunk(
 
 
 def process_chunks_inline(chunks: Iterable[Chunk], journal: Journal, perform: Perform[Any]) -> Iterator[Report]:
-    """The same in this process, without workers: a report a chunk, as they are done."""
+    """Process chunks in this process, without workers; yield the report of each finished chunk."""
     for chunk in chunks:
         todo = deque([chunk])
         while todo:
@@ -155,14 +168,19 @@ def retry_while_unavailable(
     note: Callable[[str], object],
     stopping: Callable[[], bool] = lambda: False,
 ) -> Report | None:
-    """Do ``work``, again and again with growing pauses while a store is away, for about so many seconds.
+    """Call ``work`` and repeat it, with growing pauses, while a store is unavailable.
 
     Args:
-        note: told what is waited for.
-        stopping: asked every half second whether to give up early.
+        work: raises StoreError while a store is unavailable.
+        seconds: about how long to keep trying.
+        note: called with the message of each StoreError; a StoreError of its own is ignored.
+        stopping: called about every half second; True stops the attempts early.
+
+    Returns:
+        The result of ``work``.
 
     Raises:
-        StoreError: the store is still away.
+        StoreError: the store was unavailable at the last attempt.
     """
     deadline = time.monotonic() + seconds
     pause = 1.0
@@ -184,13 +202,13 @@ def retry_while_unavailable(
 
 
 def _performed(chunk: Chunk, perform: Perform[Any]) -> Report | None:
-    """The report, or None where the chunk has to be split."""
+    """Return the report, or None if the chunk has to be split."""
     try:
         return perform(chunk.items)
     except LdotError as error:
         if isinstance(error, StoreError) and not isinstance(error, ModelMismatch):
             raise
-        return _failed(chunk, str(error))  # an unknown model, another one's collection: waiting would not help
+        return _failed(chunk, str(error))  # unknown model, or model mismatch: retrying would not help
     except Exception as error:
         if len(chunk.items) == 1:
             log.exception("%s", chunk.items[0].name)
@@ -198,7 +216,7 @@ def _performed(chunk: Chunk, perform: Perform[Any]) -> Report | None:
                 return _failed(chunk, first_line(error))
             text = str(error).strip() or "no message"
             return _failed(chunk, f"unexpected error {type(error).__name__}: {text.splitlines()[0]}")
-        log.warning("chunk %s of run %s is split", chunk.id, chunk.run_id, exc_info=True)
+        log.warning("unexpected error in chunk %s of run %s: splitting it", chunk.id, chunk.run_id, exc_info=True)
         return None
 
 
@@ -207,7 +225,7 @@ def _failed(chunk: Chunk, reason: str) -> Report:
 
 
 def _send_parts(chunk: Chunk, journal: Journal, send: Callable[[Chunk], object]) -> None:
-    """Send what is left of a chunk that was split; again, if a worker died or lost the broker while it sent them."""
+    """Send the unfinished parts of a split chunk; sent again if a worker died or lost the broker while sending."""
     ended = journal.ended(chunk.run_id)
     if ended.get(chunk.id):
         for part in unfinished([chunk], ended):

@@ -1,8 +1,8 @@
-"""One chunk of sources into a store: the same code inline and in a worker.
+"""Ingestion of one chunk of sources into a store; workers and the in-process mode share this code.
 
-A photo's way: read, hash, skip what is known, decode, regions, vector, region store, vector store. Reading and decoding
-run ahead of the model in threads, and writing runs behind it, so that the model waits for neither. Photos whose regions
-are ready skip two of these steps, and texts have just read, hash, vector, vector store.
+The steps for a photo: read, hash, skip known rows, decode, extract regions, encode, write region data, write the row.
+Threads read and decode ahead of the model and write behind it, so that the model does not wait for either. Sources with
+precomputed regions skip decoding and extraction; texts are read, hashed, encoded and written.
 """
 
 from __future__ import annotations
@@ -33,26 +33,31 @@ if TYPE_CHECKING:
     from ldot_milvus.regions import Regions
 
 Opened = tuple[Record, Union["Image", "Regions", None]]
-"""A new row and its photo as the embedder takes it; None for a text."""
+"""A new row and the photo or regions that the embedder encodes; None for a text."""
 
 CHUNK_SIZE = 64
-"""Photos a chunk: one task of a worker."""
+"""Photos in a chunk, which is one task of a worker."""
 
 PART_SIZE = 32
-"""Photos a part: while one part of a chunk is in the model, the next one is read and decoded."""
+"""Photos encoded at a time: while the model encodes one part of a chunk, threads read and decode the next."""
 
 READERS = 4
-"""Threads that decode."""
+"""Threads that decode photos."""
 
 DEFAULT_NAMESPACE = "default"
 
 CONTENT_ID = "content_id"
-"""Metadata field that keeps the content's hash where the caller chose the id."""
+"""Metadata field with the SHA-256 of the content in hex, for rows whose id the caller chose."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One source that could not be ingested."""
+    """One source that could not be ingested.
+
+    Attributes:
+        source: name of the source, for people.
+        reason: what is wrong with it, without the name.
+    """
 
     source: str
     reason: str
@@ -60,7 +65,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Unread:
-    """A new row and the bytes of its source, not yet decoded."""
+    """A new row, and the bytes of its source before decoding."""
 
     source: Source
     row: Record
@@ -69,7 +74,17 @@ class Unread:
 
 @dataclass
 class Report:
-    """What became of the sources of one or more chunks; plain JSON values."""
+    """Outcome of one or more chunks.
+
+    Attributes:
+        added: rows written with a new vector.
+        updated: existing rows with a new caption, namespace, metadata or source.
+        unchanged: items that needed no write.
+        deleted: rows deleted.
+        failed: sources that could not be ingested.
+        bytes: bytes read from the sources.
+        seconds: seconds of each stage: wait, read, decode, regions, encode, write. Stages overlap.
+    """
 
     added: int = 0
     updated: int = 0
@@ -81,11 +96,11 @@ class Report:
 
     @property
     def total(self) -> int:
-        """How many sources were looked at."""
+        """Number of processed items, failed ones included."""
         return self.added + self.updated + self.unchanged + self.deleted + len(self.failed)
 
     def add(self, other: Report) -> None:
-        """Count another chunk's report into this one."""
+        """Add another chunk's report to this one."""
         self.added += other.added
         self.updated += other.updated
         self.unchanged += other.unchanged
@@ -95,27 +110,36 @@ class Report:
         self.seconds = dict(Counter(self.seconds) + Counter(other.seconds))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_dict` is the way back."""
+        """Return plain JSON values for :meth:`from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
-        """The report that :meth:`to_dict` was made of."""
+        """Build a report from the values that :meth:`to_dict` returned."""
         failed = [Failure(**failure) for failure in values["failed"]]
         return cls(**{**values, "failed": failed})
 
 
 class Ingestor:
-    """Writes photos into a store. The model is loaded when the first photo is new.
+    """Writes photos and texts into a store; loads the model when the first new item arrives.
 
     Args:
-        store: filled with, or still empty for, this model; another one's collection is refused here.
-        model: packaged name, folder or hub id.
-        reranker: whose region data is kept: None for the model's own, "none" for none, else a folder or hub id.
-        region_store: address for region data; None takes the setting, else the place beside the store.
+        store: collection to write to; it is empty or contains vectors of ``model``.
+        model: packaged name, folder or hub id of the embedder.
+        reranker: re-ranker whose region data is stored: None for the model's own, "none" for none, else a folder or hub
+            id.
+        region_store: address of the region data; None takes the setting, else the default beside the store.
+        device: torch device such as ``cuda:0``; None chooses one.
+        dtype: torch dtype such as ``float16``; None chooses one for the device.
+
+    Raises:
+        UsageError: no model or re-ranker of that name.
+        ModelError: the files of a model are missing or incomplete.
+        ModelMismatch: the collection contains vectors of another model.
 
     Attributes:
-        region_store: None where nothing is kept for re-ranking.
+        store: collection to write to.
+        region_store: region data of the collection; None without a re-ranker.
     """
 
     def __init__(
@@ -142,15 +166,15 @@ class Ingestor:
 
     @property
     def embedder(self) -> Embedder:
-        """The model, loaded on first use: a run that finds nothing new never loads it."""
-        with self._loading:  # a worker of threads works on several chunks at once
+        """The model, loaded on first use; a run without new items never loads it."""
+        with self._loading:  # a worker with a thread pool processes several chunks at once
             if self._embedder is None:
                 self._embedder = self._files.load(device=self._device, dtype=self._dtype)
             return self._embedder
 
     @property
     def reranker(self) -> Reranker | None:
-        """What decides which region data is kept; None where none is."""
+        """The re-ranker that selects the region data to store, loaded on first use; None without one."""
         if self.region_store is None:
             return None
         embedder = self.embedder
@@ -160,9 +184,20 @@ class Ingestor:
             return self._reranker
 
     def ingest(self, sources: Sequence[Source]) -> Report:
-        """Ingest one chunk. A source that fails is reported and the others go on.
+        """Ingest one chunk of sources.
 
-        Photos are known by id: the same bytes twice, in this chunk or an earlier one, are one row.
+        Photos are identified by the SHA-256 of their contents unless the source has an id. The same contents twice, in
+        this chunk or an earlier one, give one row. A source that fails is reported and does not stop the others.
+
+        Args:
+            sources: photos, texts and precomputed regions.
+
+        Returns:
+            Counts, failures and seconds by stage.
+
+        Raises:
+            StoreError: a store cannot be used.
+            ModelError: the model cannot be loaded.
         """
         report = Report()
         chunk = _Chunk(self, report)
@@ -183,33 +218,30 @@ class Ingestor:
             if written is not None:
                 written.result()
         finally:
-            for threads in (
-                ahead,
-                readers,
-                writer,
-            ):  # where a photo hangs, whoever stops the chunk must not wait for it
+            for threads in (ahead, readers, writer):
+                # Without waiting: a chunk can be stopped although one of its photos hangs.
                 threads.shutdown(wait=False, cancel_futures=True)
-        report.failed += chunk.failed_twins()
+        report.failed += chunk.failed_duplicates()
         return report
 
 
 class _Chunk:
-    """What the threads that work on one chunk share.
+    """State that the threads of one chunk share.
 
-    Only one thread prepares, one encodes and one writes, and each has its own fields of the report.
+    One thread prepares, one encodes and one writes; each changes other fields of the report.
     """
 
     def __init__(self, ingestor: Ingestor, report: Report) -> None:
         self._ingestor = ingestor
         self._report = report
         self.clock = _Clock(report.seconds)
-        self._names: dict[str, list[str]] = {}  # id to the sources that have it, the first one's first
-        self._refused: dict[str, str] = {}  # id to the reason
+        self._names: dict[str, list[str]] = {}  # names of the sources of each id, in the order of reading
+        self._refused: dict[str, str] = {}  # reason by id
 
     def prepare(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> list[Opened]:
-        """Read and decode one part; what is known is done with here, and what is new comes back decoded."""
+        """Read one part, update the known rows whose description changed, and return the new ones decoded."""
         with self.clock("read"):
-            new, changed = self._sort_out(sources)
+            new, changed = self._new_and_changed(sources)
         if changed:
             with self.clock("write"):
                 self._report.updated += self._ingestor.store.update(changed)
@@ -220,7 +252,7 @@ class _Chunk:
             return self._open(new, readers, embedder)
 
     def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, KeptImage]]:
-        """The rows of one part with their vectors, and by id what the re-ranker keeps of the photos."""
+        """Return the rows of one part with their vectors, and the region data of the photos by id."""
         embedder, reranker = self._ingestor.embedder, self._ingestor.reranker
         photos = [(row, photo) for row, photo in opened if photo is not None]
         texts = [row for row, photo in opened if photo is None]
@@ -234,28 +266,26 @@ class _Chunk:
         records += [replace(row, embedding=vector) for row, vector in zip(texts, text_vectors, strict=True)]
         if reranker is None:
             return records, {}
-        return records, {row.id: one for (row, _), one in zip(photos, kept, strict=True)}
+        return records, {row.id: image for (row, _), image in zip(photos, kept, strict=True)}
 
     def write(self, records: list[Record], kept: dict[str, KeptImage]) -> None:
-        """Region data first: whatever a search finds can be re-ranked."""
+        """Write region data before rows, so that every row a search returns can be re-ranked."""
         with self.clock("write"):
             if self._ingestor.region_store is not None:
                 self._ingestor.region_store.put(kept)
             self._ingestor.store.upsert(records)
         self._report.added += len(records)
 
-    def failed_twins(self) -> list[Failure]:
-        """The same bytes again as those of a photo that could not be decoded: they fail as it did."""
-        twins = [
-            Failure(name, reason) for id, reason in self._refused.items() for name in self._names[id][1:]
-        ]  # fmt: skip
-        self._report.unchanged -= len(twins)
-        return twins
+    def failed_duplicates(self) -> list[Failure]:
+        """Return a failure for each further source with the contents of a photo that could not be decoded."""
+        duplicates = [Failure(name, reason) for id, reason in self._refused.items() for name in self._names[id][1:]]
+        self._report.unchanged -= len(duplicates)
+        return duplicates
 
-    def _sort_out(self, sources: Sequence[Source]) -> tuple[list[Unread], list[Record]]:
-        """Read and hash everything; return what is new, and the rows whose description changed."""
+    def _new_and_changed(self, sources: Sequence[Source]) -> tuple[list[Unread], list[Record]]:
+        """Read and hash the sources; return the new ones, and the known rows whose description changed."""
         store, regions, report = self._ingestor.store, self._ingestor.region_store, self._report
-        found: dict[str, Unread] = {}
+        unread_by_id: dict[str, Unread] = {}
         for source, data in zip(sources, read_all(sources), strict=True):
             if isinstance(data, InputError):
                 report.failed.append(_failure(source, data))
@@ -272,18 +302,18 @@ class _Chunk:
             if len(names) > 1:
                 report.unchanged += 1
             else:
-                found[row.id] = Unread(source, row, data)
-        known = {row.id: row for row in store.get(list(found))}
+                unread_by_id[row.id] = Unread(source, row, data)
+        known = {row.id: row for row in store.get(list(unread_by_id))}
         photos = [id for id, row in known.items() if row.kind == "image"]
-        ready = set(photos) if regions is None else regions.has(photos)
+        with_regions = set(photos) if regions is None else regions.has(photos)
         new: list[Unread] = []
         changed: list[Record] = []
-        for id, unread in found.items():
+        for id, unread in unread_by_id.items():
             stored, row = known.get(id), unread.row
-            if stored is None or not _same_content(stored, row) or (row.kind == "image" and id not in ready):
+            if stored is None or not _same_content(stored, row) or (row.kind == "image" and id not in with_regions):
                 new.append(unread)
                 continue
-            described = _described_anew(stored, row)
+            described = _with_description(stored, row)
             if described == stored:
                 report.unchanged += 1
             else:
@@ -308,9 +338,9 @@ def _opened(unread: Unread, embedder: Embedder) -> Opened | InputError:
         if source.kind == "text":
             return row, None
         if source.kind == "regions":
-            ready, width, height = regions_of(source, unread.data)
-            embedder.image_features([ready])  # refuses another extractor's
-            return replace(row, width=width, height=height), ready
+            regions, width, height = regions_of(source, unread.data)
+            embedder.image_features([regions])  # raises InputError for regions of another extractor
+            return replace(row, width=width, height=height), regions
         photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
         return replace(row, width=photo.width, height=photo.height), photo.image
     except InputError as error:
@@ -329,8 +359,8 @@ def _row(source: Source, content: str) -> Record:
     )
 
 
-def _described_anew(stored: Record, row: Record) -> Record:
-    """The stored row with what the source says now; what it leaves out stays."""
+def _with_description(stored: Record, row: Record) -> Record:
+    """Return the stored row with the namespace, caption and metadata of the new one, where that has any."""
     return replace(
         stored,
         namespace=stored.namespace if row.namespace == DEFAULT_NAMESPACE else row.namespace,
@@ -340,17 +370,17 @@ def _described_anew(stored: Record, row: Record) -> Record:
 
 
 def _same_content(stored: Record, row: Record) -> bool:
-    """Whether the row of this id is of the same photo or text; the id tells it unless the caller chose it."""
+    """Whether two rows of one id have the same content; rows differ only where the caller chose the id."""
     return stored.kind == row.kind and stored.metadata.get(CONTENT_ID) == row.metadata.get(CONTENT_ID)
 
 
 def _failure(source: Source, error: InputError | UsageError) -> Failure:
-    """The reason without the name that a listing shows beside it."""
+    """Return the failure, without the source's name in its reason."""
     return Failure(source.name, str(error).removeprefix(f"{source.name}: "))
 
 
 class _Clock:
-    """Adds up the seconds of each stage; stages that overlap count each in full."""
+    """Sums the seconds of each stage; overlapping stages count in full."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""Where what a re-ranker keeps of a collection's photos lies."""
+"""The region store that belongs to a collection and a re-ranker."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ log = logging.getLogger(__name__)
 def region_store_of(
     store: VectorStore, kept_by: RerankerFiles | None, address: str | None = None
 ) -> RegionStore | None:
-    """The region store of a collection under a re-ranker; None without one.
+    """Open the region store of a collection and a re-ranker.
 
     Args:
         store: the collection.
-        kept_by: the files of the re-ranker.
-        address: of the region data; None takes the setting, else the place beside the store.
+        kept_by: files of the re-ranker; None without one.
+        address: address of the region data; None takes the setting, else the default beside the store.
+
+    Returns:
+        The region store; None without a re-ranker.
     """
     if kept_by is None:
         return None
@@ -31,16 +34,25 @@ def region_store_of(
 def region_store_to_delete_from(
     store: VectorStore, model: str, reranker: str | None = None, address: str | None = None
 ) -> RegionStore | None:
-    """The region store of a collection by the names of model and re-ranker, which are not loaded.
+    """Open the region store of a collection without loading the model or the re-ranker.
 
-    A worker that only deletes may lack the model's files: then the region data stays, and a warning says so. For a
-    collection of another model it is the region data that 0.1.0 kept under that model's fingerprint.
+    A worker that only deletes rows may lack the model's files. A warning is logged then, and the region data is not
+    deleted. A collection of another model gets the region store that 0.1.0 named by that model's fingerprint.
+
+    Args:
+        store: the collection.
+        model: packaged name, folder or hub id of the embedder.
+        reranker: None for the model's own, "none" for none, else a folder or hub id.
+        address: address of the region data; None takes the setting, else the default beside the store.
+
+    Returns:
+        The region store; None without a re-ranker, or if the files of a model are not on this machine.
     """
     try:
         files = find_model(model)
         if store.model in (None, files.fingerprint, *files.former_fingerprints):
             return region_store_of(store, find_reranker(reranker, files), address)
     except (UsageError, ModelError) as error:
-        log.warning("the region data of deleted photos stays, since its model is not on this machine: %s", error)
+        log.warning("region data of deleted photos is not removed, because the model is not on this machine: %s", error)
         return None
     return open_region_store(store.address, str(store.model), address)

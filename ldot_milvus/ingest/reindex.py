@@ -1,4 +1,4 @@
-"""A collection built anew beside the old one, and put in its place at once: for another model or another index."""
+"""Rebuilding of a collection for another model or index: a new collection replaces the old one atomically."""
 
 from __future__ import annotations
 
@@ -17,19 +17,30 @@ log = logging.getLogger(__name__)
 
 
 def rebuild_index(store: VectorStore, *, progress: Callable[[int], object] = lambda rows: None) -> int:
-    """The same rows under the index that ``store`` was opened with; returns how many.
+    """Rebuild a collection with the index that ``store`` was opened with.
 
-    Searches go on over the old collection until the new one is complete. What is written meanwhile is caught up with
-    in a second pass, and what is written in the instant after it is lost: stop the workers for the end of it.
+    Searches use the old collection until the new one is complete. A second pass copies the rows that were written in
+    the meantime. Rows written between that pass and the replacement are lost: stop the workers before the end.
+
+    Args:
+        store: the collection, opened with the new index.
+        progress: called with the number of rows of each copied batch.
+
+    Returns:
+        Number of rows in the new collection after the first pass.
+
+    Raises:
+        CollectionNotFound: the collection does not exist.
+        StoreError: the collection cannot be replaced, see :meth:`VectorStore.successor`.
     """
-    _check_there(store)
+    _check_exists(store)
     successor = store.successor()
-    copied = migrate(store, successor, progress=progress)
-    late = migrate(store, successor)
-    if late.copied:
-        log.info("%d rows came in while the index was built", late.copied)
+    first_pass = migrate(store, successor, progress=progress)
+    second_pass = migrate(store, successor)
+    if second_pass.copied:
+        log.info("%d rows were written while the index was built", second_pass.copied)
     store.replace_by(successor)
-    return copied.rows
+    return first_pass.rows
 
 
 def reembed(
@@ -42,14 +53,28 @@ def reembed(
     dtype: str | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Report:
-    """The same photos and texts under another model: every photo is read again from its source.
+    """Rebuild a collection with the vectors of another model; every photo is read again from its source.
 
-    The new collection takes the old one's place only if nothing failed.
+    The new collection replaces the old one only if no item failed.
+
+    Args:
+        store: the collection.
+        model: packaged name, folder or hub id of the new embedder.
+        reranker: re-ranker whose region data is stored: None for the model's own, "none" for none, else a folder or hub
+            id.
+        region_store: address of the region data; None takes the setting, else the default beside the store.
+        device: torch device such as ``cuda:0``; None chooses one.
+        dtype: torch dtype such as ``float16``; None chooses one for the device.
+        progress: called with the number of rows of each finished batch.
+
+    Returns:
+        Outcome of the ingestion into the new collection.
 
     Raises:
-        StoreError: some photos are not to be had any more; the old collection stays.
+        CollectionNotFound: the collection does not exist.
+        StoreError: photos cannot be read any more; the old collection is unchanged.
     """
-    _check_there(store)
+    _check_exists(store)
     successor = store.successor()
     ingestor = Ingestor(successor, model, reranker=reranker, region_store=region_store, device=device, dtype=dtype)
     report = Report()
@@ -66,15 +91,15 @@ def reembed(
         first = report.failed[0]
         raise StoreError(
             f"{len(report.failed)} of {report.total} photos could not be read again (first: {first.source}: "
-            f"{first.reason}), so collection {store.collection!r} stays as it is: delete their rows, or bring the "
-            "photos back"
+            f"{first.reason}), so collection {store.collection!r} is unchanged: restore the photos or delete their "
+            "rows, then try again"
         )
     store.replace_by(successor)
     return report
 
 
 def _source(row: Record) -> Source:
-    """The photo or text of a row as it was ingested: with the caller's id if it had one."""
+    """Return the source that a row was ingested from, with its id if the caller chose that."""
     source = Source(row.source, kind="text") if row.kind == "text" else locate(row.source)
     metadata = {name: value for name, value in row.metadata.items() if name != CONTENT_ID}
     return replace(
@@ -83,6 +108,6 @@ def _source(row: Record) -> Source:
     )  # fmt: skip
 
 
-def _check_there(store: VectorStore) -> None:
+def _check_exists(store: VectorStore) -> None:
     if store.dim is None:
         raise CollectionNotFound(f"{store.address} has no collection {store.collection!r}: name it with --collection")

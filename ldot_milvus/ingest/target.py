@@ -1,4 +1,4 @@
-"""Where a chunk's items go: the target, as messages and journals keep it, and the same opened."""
+"""Target of a chunk: collection and models as stored in messages and journals, and the same opened."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A collection and what it is filled by.
+    """A collection, and the models that fill it.
 
     Attributes:
-        store: its address, the same from a worker's folder.
-        model: packaged name, folder or hub id.
-        region_store: address of the region data; None for the place beside the store.
+        store: absolute address of the vector store, valid in every working directory.
+        collection: name of the collection.
+        model: packaged name, folder or hub id of the embedder.
+        region_store: address of the region data; None for the default beside the store.
         reranker: None for the model's own, "none" for none, else a folder or hub id.
     """
 
@@ -34,7 +35,7 @@ class Target:
 
     @classmethod
     def of(cls, settings: Settings) -> Target:
-        """What the settings name."""
+        """Build the target that the settings name."""
         from ldot_milvus.stores.regions import absolute_region_address
         from ldot_milvus.stores.registry import parse_address
 
@@ -45,21 +46,31 @@ class Target:
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_dict` is the way back."""
+        """Return plain JSON values for :meth:`from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Target:
-        """What :meth:`to_dict` gave, in this version or another: what is unknown is left out, what is missing is None.
+        """Build a target from the values that :meth:`to_dict` returned in this version or another.
 
-        Other versions' chunks may be in the broker, and their runs and failures are in the journal.
+        Unknown names are ignored and missing optional ones are None, because the broker and the journal may contain
+        chunks, runs and failures of other versions.
         """
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
 class OpenTarget:
-    """A target's store, open, and its ingestor, made when it is first asked for. It does not survive a fork."""
+    """The open store of a target, and its ingestor; not usable after a fork.
+
+    Args:
+        target: collection and models.
+        settings: device and dtype of the models.
+
+    Attributes:
+        target: collection and models.
+        store: the open store.
+    """
 
     def __init__(self, target: Target, settings: Settings) -> None:
         from ldot_milvus.stores import open_store
@@ -72,12 +83,14 @@ class OpenTarget:
 
     @property
     def ingestor(self) -> Ingestor:
-        """The one ingestor of this target.
+        """The ingestor of this target, created on first use.
 
         Raises:
-            LdotError: the model is unknown, or the collection is another model's.
+            UsageError: the model or the re-ranker is unknown.
+            ModelError: the files of a model are missing or incomplete.
+            ModelMismatch: the collection contains vectors of another model.
         """
-        with self._making:  # a worker of threads shares one model
+        with self._making:  # the threads of a worker share one model
             if self._ingestor is None:
                 from ldot_milvus.ingest.ingestor import Ingestor
 

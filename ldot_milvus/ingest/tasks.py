@@ -1,6 +1,6 @@
-"""The tasks: what can be done with the items of a chunk, by a worker or in this process. One class each.
+"""Task types: the operations on the items of a chunk, one class each; workers and this process both run them.
 
-The Celery application reads this table for its queues, so it imports nothing heavy.
+The Celery application takes its queues from :data:`TASKS`, so this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from typing_extensions import override
 
 from ldot_milvus.errors import UsageError
 
@@ -20,34 +22,38 @@ if TYPE_CHECKING:
 
 
 class Item(Protocol):
-    """One piece of work, a dataclass. Messages and failures keep its ``to_dict()``; the task's ``item`` reads that."""
+    """A dataclass that describes one unit of work.
+
+    Messages and failures contain its ``to_dict()``; :meth:`Task.item` builds the item again.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str:
-        """For people, and what a report calls it."""
+        """Name in reports and for people."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values for :meth:`Task.item`."""
 
 
 ItemT = TypeVar("ItemT", bound=Item)
 Perform = Callable[[Sequence[ItemT]], "Report"]
-"""Does items and reports on each of them."""
+"""Processes items and returns a report that counts each of them."""
 
 
 class Task(ABC, Generic[ItemT]):
-    """What is done with the items of a run, and what people and Celery call it.
+    """An operation on the items of a run, and its names for people and for Celery.
 
     Attributes:
-        name: in journals and messages, which other versions read too.
-        celery_name: of the Celery task that does a chunk; it is in messages too.
-        queue: of that Celery task.
-        chunk_size: how many items a chunk has unless somebody asks for another number.
-        noun, unit: one item, and the many that a rate counts.
-        doing: what the task does to its items, as in "ingesting 5 photos".
-        counters: the numbers of a report that a summary shows.
+        name: name in journals and messages, which other versions read too.
+        celery_name: name of the Celery task that processes a chunk, in messages too.
+        queue: Celery queue of that task.
+        chunk_size: default number of items in a chunk.
+        noun: one item, in the singular.
+        unit: items in a rate, in the plural, as in "images/s".
+        doing: the operation as a participle, as in "ingesting 5 photos".
+        counters: numbers of a report that a summary shows.
     """
 
     name: ClassVar[str]
@@ -61,19 +67,22 @@ class Task(ABC, Generic[ItemT]):
 
     @abstractmethod
     def item(self, values: Mapping[str, Any]) -> ItemT:
-        """The item that ``to_dict`` gave these values for."""
+        """Build an item from the values that its ``to_dict`` returned."""
 
     @abstractmethod
     def performer(self, opened: OpenTarget) -> Perform[ItemT]:
-        """What does items of this task at this target.
+        """Return the function that processes items of this task at a target.
+
+        Args:
+            opened: the target.
 
         Raises:
-            LdotError: the target cannot be used for it, or is away.
+            LdotError: the target is unavailable, or cannot be used for this task.
         """
 
 
 class IngestTask(Task["Source"]):
-    """Photos and texts into the collection. It needs the model, so its queue is for workers with a GPU, if any has."""
+    """Ingestion of photos and texts. It needs the model, so its queue suits workers with a GPU."""
 
     name = "ingest"
     celery_name = "ldot.ingest_chunk"
@@ -82,19 +91,19 @@ class IngestTask(Task["Source"]):
     noun, unit, doing = "photo", "images", "ingesting"
     counters = ("added", "updated", "unchanged", "failed")
 
+    @override
     def item(self, values: Mapping[str, Any]) -> Source:
-        """A source."""
         from ldot_milvus.sources import Source
 
         return Source.from_dict(values)
 
+    @override
     def performer(self, opened: OpenTarget) -> Perform[Source]:
-        """The target's ingestor."""
         return opened.ingestor.ingest
 
 
 class ChangeTask(Task["RowChange"]):
-    """Rows that are deleted or get another source: any worker that reaches the store will do."""
+    """Deletion of rows and changes of their source, on any worker that reaches the store."""
 
     name = "change"
     celery_name = "ldot.change_rows"
@@ -103,14 +112,14 @@ class ChangeTask(Task["RowChange"]):
     noun, unit, doing = "row", "rows", "changing"
     counters = ("deleted", "updated", "unchanged", "failed")
 
+    @override
     def item(self, values: Mapping[str, Any]) -> RowChange:
-        """A row's change."""
         from ldot_milvus.ingest.changes import RowChange
 
         return RowChange.from_dict(values)
 
+    @override
     def performer(self, opened: OpenTarget) -> Perform[RowChange]:
-        """:func:`~ldot_milvus.ingest.changes.change_rows` in the target's store."""
         from ldot_milvus.ingest.changes import change_rows
         from ldot_milvus.ingest.region_data import region_store_to_delete_from
 
@@ -125,11 +134,11 @@ TASKS: dict[str, Task[Any]] = {task.name: task for task in (INGEST, CHANGE)}
 
 
 def task_named(name: str) -> Task[Any]:
-    """The task of that name.
+    """Return the task of that name.
 
     Raises:
-        UsageError: another version's.
+        UsageError: the name is unknown; another version wrote it.
     """
     if name not in TASKS:
-        raise UsageError(f"the task {name!r} is of another version of ldot-milvus: upgrade this one")
+        raise UsageError(f"task {name!r} comes from another version of ldot-milvus: upgrade this one")
     return TASKS[name]

@@ -1,1 +1,1 @@
-"""Adapters to other frameworks; they hold no logic of their own."""
+"""Adapters to other frameworks, without retrieval logic."""

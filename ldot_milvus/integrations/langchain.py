@@ -1,4 +1,4 @@
-"""LangChain: ``LightningDOTRetriever`` finds photos for a question, ``LightningDOTEmbeddings`` gives vectors."""
+"""LangChain components: a retriever of photos and an embedding model for texts and photos."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import ConfigDict, SkipValidation
+from typing_extensions import override
 
 from ldot_milvus.models.base import Embedder, Reranker
 from ldot_milvus.models.loading import load_embedder
@@ -19,14 +20,28 @@ from ldot_milvus.stores import VectorStore, open_store
 
 
 class LightningDOTRetriever(BaseRetriever):
-    """Photos for a question, as documents: the caption (or the file's name) and where the photo is.
+    """A LangChain retriever that returns photos as documents.
+
+    A document's ``page_content`` is the photo's caption, or its source if it has none. The metadata contains
+    ``source``, ``score``, ``rerank_score``, ``width`` and ``height`` in pixels, and the photo's own fields.
 
     Example:
         >>> retriever = LightningDOTRetriever(store="faiss:./ldot-data", collection="images", k=5, rerank=20)
         >>> retriever.invoke("two dogs in the snow")  # or await retriever.ainvoke(..., k=3)
 
-    Every field may be given anew in a call: ``invoke(question, k=3, filter={...})``. What is None takes the
-    ``LDOT_`` setting.
+    A call may override ``k``, ``rerank``, ``filter`` and ``kind``: ``invoke(question, k=3, filter={...})``. It raises
+    :class:`~ldot_milvus.errors.LdotError` if the model or the store cannot be used or an argument is invalid.
+
+    Attributes:
+        store: address of the vector store, or an open store; None takes the setting ``LDOT_STORE``.
+        collection: name of the collection; None takes ``LDOT_COLLECTION``. Ignored for an open store.
+        model: packaged name, folder or hub id, or an embedder; None takes ``LDOT_MODEL``.
+        reranker: folder, hub id, "none", or a re-ranker; None takes ``LDOT_RERANKER``, else the model's own.
+        k: number of documents.
+        rerank: number of candidates to re-rank; None takes the default of
+            :meth:`Retriever.search <ldot_milvus.search.retriever.Retriever.search>`, 0 ranks by dot product alone.
+        filter: condition on the rows, see ``docs/filters.md``.
+        kind: kind of rows to search, "image" or "text".
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
@@ -42,53 +57,80 @@ class LightningDOTRetriever(BaseRetriever):
 
     @cached_property
     def retriever(self) -> Retriever:
-        """The two-stage retriever behind this one, made at the first question."""
+        """The underlying two-stage retriever. Its store is opened and its model loaded at the first access."""
         store = self.store
         if not isinstance(store, VectorStore):
             store = open_store(store, self.collection)
         return Retriever(_embedder(self.model), store, reranker=self.reranker or Settings().reranker)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **given: Any
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return [_document(hit) for hit in self.retriever.search(query, **self._arguments(given))]
+        return [_document(hit) for hit in self.retriever.search(query, **self._arguments(overrides))]
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **given: Any
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return [_document(hit) for hit in await self.retriever.asearch(query, **self._arguments(given))]
+        return [_document(hit) for hit in await self.retriever.asearch(query, **self._arguments(overrides))]
 
-    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"k": self.k, "rerank": self.rerank, "filter": self.filter, "kind": self.kind, **given}
+    def _arguments(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        return {"k": self.k, "rerank": self.rerank, "filter": self.filter, "kind": self.kind, **overrides}
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
         params["ls_vector_store_provider"] = self.store if isinstance(self.store, str) else type(self.store).__name__
-        params["ls_embedding_model"] = self.model if isinstance(self.model, str) else "ldot-mini"
+        params["ls_embedding_model"] = getattr(self.model, "name", self.model) or Settings().model
         return params
 
 
 class LightningDOTEmbeddings(Embeddings):
-    """Vectors of texts and photos for LangChain's vector stores; compare them by inner product."""
+    """A LangChain embedding model for texts and photos. Compare its vectors by inner product.
+
+    Args:
+        model: packaged name, folder or hub id, or an embedder; None takes the setting ``LDOT_MODEL``.
+
+    Raises:
+        ModelError: the model's files are missing or incomplete.
+        UsageError: no model has that name.
+
+    Attributes:
+        embedder: the embedder that computes the vectors.
+    """
 
     def __init__(self, model: str | Embedder | None = None) -> None:
         self.embedder = _embedder(model)
 
+    @override
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One vector a text."""
+        """Encode texts.
+
+        Returns:
+            One vector of ``embedder.dim`` values for each text.
+        """
         return self.embedder.encode_texts(texts).tolist()  # type: ignore[no-any-return]
 
+    @override
     def embed_query(self, text: str) -> list[float]:
-        """The vector of one text."""
+        """Encode one text as a vector of ``embedder.dim`` values."""
         return self.embed_documents([text])[0]
 
     def embed_image(self, uris: list[str]) -> list[list[float]]:
-        """One vector a photo, given by path."""
+        """Encode photos.
+
+        Args:
+            uris: paths of the photos.
+
+        Returns:
+            One vector of ``embedder.dim`` values for each photo.
+
+        Raises:
+            InputError: a photo cannot be read or decoded.
+        """
         return self.embedder.encode_images(uris).tolist()  # type: ignore[no-any-return]
 
 
 def _embedder(model: str | Embedder | None) -> Embedder:
-    """The model itself, or the one that the name or the settings say."""
+    """Return ``model`` itself, or load it by its name; None loads the model of the settings."""
     if model is not None and not isinstance(model, str):
         return model
     settings = Settings()

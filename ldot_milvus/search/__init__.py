@@ -1,1 +1,1 @@
-"""Two-stage retrieval, and its results as a page."""
+"""Two-stage retrieval, and an HTML page of its results."""

@@ -1,4 +1,4 @@
-"""One self-contained page of search results: what was asked, and the pictures that came."""
+"""A self-contained HTML page of search results: queries and the photos found for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ figcaption{padding:.5rem .7rem;overflow-wrap:anywhere}
 
 
 def write_page(path: str | os.PathLike[str], answers: Sequence[tuple[str, Sequence[Hit]]]) -> None:
-    """Write the page for some searches; pictures that cannot be read any more are named instead.
+    """Write an HTML page with the results of searches; a photo that cannot be read is replaced by a note.
+
+    Args:
+        path: file to write.
+        answers: pairs of a query and its hits.
 
     Raises:
         StoreError: the file cannot be written.
@@ -48,17 +52,17 @@ def write_page(path: str | os.PathLike[str], answers: Sequence[tuple[str, Sequen
     try:
         Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"{os.fspath(path)} cannot be written ({error.strerror}): name another file") from error
+        raise StoreError(f"{os.fspath(path)} cannot be written ({error.strerror}): choose another file") from error
 
 
 def _section(query: str, hits: Sequence[Hit]) -> str:
-    cards = "".join(_card(place, hit) for place, hit in enumerate(hits, start=1)) or "<p>Nothing found.</p>"
+    cards = "".join(_card(rank, hit) for rank, hit in enumerate(hits, start=1)) or "<p>Nothing found.</p>"
     return f'<h2>{escape(query)}</h2><div class="hits">{cards}</div>'
 
 
-def _card(place: int, hit: Hit) -> str:
+def _card(rank: int, hit: Hit) -> str:
     score = hit.score if hit.rerank_score is None else hit.rerank_score
-    lines = [f'<span class="score">{score:.2f}</span><b>{place}</b> {escape(os.path.basename(hit.source) or hit.id)}']
+    lines = [f'<span class="score">{score:.2f}</span><b>{rank}</b> {escape(os.path.basename(hit.source) or hit.id)}']
     if hit.caption:
         lines.append(f'<div class="more">{escape(hit.caption.split(chr(10))[0])}</div>')
     if credit := _credit(hit):
@@ -67,7 +71,7 @@ def _card(place: int, hit: Hit) -> str:
 
 
 def _credit(hit: Hit) -> str:
-    """Licence and origin, where the photo's metadata gives them: pages travel, and so must attribution."""
+    """Return links to licence and original from the photo's metadata: a shared page needs the attribution."""
     links = [("license", hit.metadata.get("license_url")), ("original", hit.metadata.get("source"))]
     parts = []
     for name, address in links:
@@ -86,7 +90,7 @@ def _picture(hit: Hit) -> str:
     try:
         image = decode(read(locate(hit.source)), name=hit.source).image
     except InputError:
-        return '<div class="none">picture not found from here</div>'
+        return '<div class="none">photo cannot be read from here</div>'
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)

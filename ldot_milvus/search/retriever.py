@@ -1,6 +1,6 @@
-"""Two-stage retrieval: dot product over everything, cross-attention over the first few.
+"""Two-stage retrieval: dot product over all rows, then cross-attention over the best ones.
 
-LightningDOT, section 3.4: the second stage reads stored region data, so a query never opens an image.
+Source: LightningDOT, section 3.4. The second stage reads stored region data, so a query never opens an image.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from ldot_milvus.stores.regions import RegionStore, open_region_store
 log = logging.getLogger(__name__)
 
 RERANK = 20
-"""How many are re-ranked unless told."""
+"""Default number of hits to re-rank."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer.
+    """One row found by a search.
 
     Attributes:
-        id: the row's; the SHA-256 of the photo's contents in hex unless the caller chose another.
+        id: id of the row: the SHA-256 of the contents in hex unless the caller chose another.
         score: inner product of the query's and the row's vectors.
-        rerank_score: the re-ranker's score, by which the first ones are ordered; None where it was not asked.
+        rerank_score: score of the re-ranker, which orders the re-ranked hits; None if the hit was not re-ranked.
         source: path or URL of the photo.
-        caption: the text that came with the photo, or the text itself.
+        caption: caption of the photo, or the text itself.
         kind: "image" or "text".
+        namespace: tenant of the row.
         width, height: pixels after EXIF rotation; 0 for texts.
         metadata: the caller's own fields.
     """
@@ -51,22 +52,22 @@ class Hit:
     metadata: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, by the names of the attributes."""
+        """Return the attributes as plain JSON values."""
         return asdict(self)
 
 
 class Retriever:
-    """Finds photos for a sentence, and photos or sentences for a photo. Searching writes nothing.
+    """Finds photos for a text, and photos or texts for a photo. Searching writes nothing.
 
     Args:
-        embedder: the model that also filled ``store``; another one is refused at the first search.
-        store: the collection to search.
-        region_store: where region data lies; None takes the setting, else the place beside the store.
-        reranker: None for the embedder's own, "none" for none, a folder or hub id of another, or one that is loaded.
+        embedder: model that also filled ``store``; the first search checks this.
+        store: collection to search.
+        region_store: region data of the collection; None takes the setting, else the default beside the store.
+        reranker: None for the embedder's own, "none" for none, a folder or hub id, or a loaded re-ranker.
 
     Raises:
-        UsageError: no such re-ranker.
-        ModelError: a re-ranker that does not read this embedder's features.
+        UsageError: no re-ranker of that name.
+        ModelError: the re-ranker does not read the features of this embedder.
     """
 
     def __init__(
@@ -89,13 +90,15 @@ class Retriever:
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None) -> Retriever:
-        """The retriever that the settings name: store, collection, model, re-ranker, device.
+        """Open the store, collection, model and re-ranker that the settings name.
 
         Args:
             settings: None reads the environment.
 
         Raises:
-            UsageError, ModelError, StoreError: a setting names what is not there.
+            UsageError: an unknown model or re-ranker, or a store address of unknown form.
+            ModelError: the files of a model are missing or incomplete.
+            StoreError: a store cannot be opened.
         """
         settings = settings or Settings()
         embedder = load_embedder(settings.model, device=settings.device, dtype=settings.dtype)
@@ -111,37 +114,38 @@ class Retriever:
         filter: dict[str, Any] | None = None,
         kind: str = "image",
     ) -> list[Hit]:
-        """The k best rows for a text or an image, best first.
+        """Return the k best rows for a text or an image, best first.
 
         Args:
-            text, image: the query, exactly one of them.
-            k: how many rows at most.
-            rerank: how many of the first to re-rank: 0 for the dot product alone; None for 20 where there is a
-                re-ranker and the query and the rows are a text and images (or the reverse), else 0.
-            filter: see ``docs/filters.md``.
-            kind: "image" or "text", what to find.
+            text: query text; give either this or ``image``.
+            image: query image.
+            k: maximum number of hits, at least 1.
+            rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
+                re-ranker and a text is compared with images (or the reverse), else 0.
+            filter: search only rows that match, see ``docs/filters.md``.
+            kind: kind of the rows to find, "image" or "text".
 
         Returns:
-            At most k hits; re-ranked ones first, by ``rerank_score``, then the others by ``score``.
+            At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, k or rerank out of range.
-            InputError: a query image that cannot be read.
-            CollectionNotFound: nothing was ingested yet.
-            ModelMismatch: the collection was filled with another model.
+            UsageError: no query or two, an empty text, ``k`` or ``rerank`` out of range.
+            InputError: the query image cannot be read.
+            CollectionNotFound: the collection does not exist yet.
+            ModelMismatch: the collection contains vectors of another model.
         """
         if (text is None) == (image is None):
-            raise UsageError("give a text or an image to search for (one of them)")
+            raise UsageError("search takes a text or an image: give exactly one of them")
         _check_count("k", k, 1)
         crosses = (text is None) == (kind == "text")
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
         _check_count("rerank", rerank, 0)
         if rerank and not crosses:
-            raise UsageError("re-ranking compares a text with an image: use rerank=0 here")
+            raise UsageError("re-ranking compares a text with an image: use rerank=0 for this search")
         if rerank and self.reranker is None:
-            raise UsageError("this model has no re-ranker: use rerank=0")
-        if not self._checked:  # once is enough: a collection never changes its model
+            raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
+        if not self._checked:  # checked once, since a collection never changes its model
             self._checked = check_model(self.store, self.embedder)
 
         kept: list[KeptImage] = []
@@ -162,7 +166,7 @@ class Retriever:
         return hits[:k]
 
     async def asearch(self, text: str | None = None, **arguments: Any) -> list[Hit]:
-        """:meth:`search` without blocking the event loop; the arguments are the same."""
+        """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
         return await asyncio.to_thread(self.search, text, **arguments)
 
     def _by_images(self, text: str, hits: list[Hit]) -> list[Hit]:
@@ -181,7 +185,7 @@ class Retriever:
         return self._ordered(hits, [hit.caption for hit in hits], [kept] * len(hits))
 
     def _kept(self, ids: Sequence[str]) -> dict[str, KeptImage]:
-        """The region data of these ids, without what is not there or not of this re-ranker's making."""
+        """Return the region data of these ids, without ids whose data is missing, damaged or of another re-ranker."""
         assert self.region_store is not None
         assert self.reranker is not None
         kept = dict(self.region_store.get(ids))
@@ -205,32 +209,36 @@ class Retriever:
 
 
 def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
-    """Whether there is a collection; if so, it holds this model's vectors as far as can be told.
+    """Check that a collection contains vectors of a model.
 
     Args:
-        model: loaded, or its files.
+        store: the collection.
+        model: the loaded model, or its files.
+
+    Returns:
+        Whether the collection exists.
 
     Raises:
-        ModelMismatch: the collection was filled with another model.
+        ModelMismatch: fingerprint or dimension is that of another model.
     """
     stored = store.model
     if stored not in (None, model.fingerprint, *model.former_fingerprints):
         raise ModelMismatch(
-            f"collection {store.collection!r} in {store.address} was filled with another model than {model.name!r}: "
-            "name that model (LDOT_MODEL, --model), or ingest into another collection"
+            f"collection {store.collection!r} in {store.address} was filled with a model other than {model.name!r}: "
+            "name the model that filled it (LDOT_MODEL, --model), or ingest into another collection"
         )
     dim = store.dim
     if dim not in (None, model.dim):
         raise ModelMismatch(
-            f"collection {store.collection!r} in {store.address} holds vectors of {dim} dimensions, and model "
-            f"{model.name!r} gives {model.dim}: name the model that filled it, or another collection"
+            f"collection {store.collection!r} in {store.address} contains vectors of {dim} dimensions, and model "
+            f"{model.name!r} returns {model.dim}: name the model that filled it, or another collection"
         )
     return dim is not None
 
 
 def _check_count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}: it must be a whole number of at least {least}")
+        raise UsageError(f"{name} is {value!r}: give a whole number of at least {least}")
 
 
 def _hit(match: Match) -> Hit:

@@ -1,7 +1,7 @@
-"""What goes into a collection, from wherever it comes: what PATH... names becomes sources, one a photo or text.
+"""Inputs of ingestion: turn the PATH arguments of a command into sources, each a photo or a text, and read them.
 
-:func:`expand` opens nothing but tars, lists and files of region features; :func:`read` opens a photo, perhaps in
-another process on another day.
+:func:`expand` lists sources and opens only tars, lists and region feature files. :func:`read` reads one source,
+possibly later and in another process.
 """
 
 from ldot_milvus.sources.base import MAX_BYTES, Source

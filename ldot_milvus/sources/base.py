@@ -1,4 +1,4 @@
-"""One source: where a photo or a text is, and what its owner says about it."""
+"""The description of one photo or text to ingest."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from typing import Any
 
 from ldot_milvus.errors import printable
 
-MAX_BYTES = 256 * 2**20  # of one photo's file
+MAX_BYTES = 256 * 2**20
+"""Largest file of one photo, in bytes."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one photo or text is, and what its owner says about it; plain JSON values throughout.
+    """Location and description of one photo or text. All values are plain JSON values.
 
     Attributes:
-        path: as the caller gave it; bytes that are not UTF-8 are in it as surrogates, as Python does with paths.
-        base: the folder that a relative ``path`` starts from, since a worker runs elsewhere.
-        member, offset, size: a photo inside an uncompressed tar, or a record of a file of region features: its name
-            there and the bytes that it takes.
-        kind: "image" for an encoded photo, "regions" for one whose region features are ready, "text" for a text.
-        id: the caller's own id; None for the content's hash.
-        caption: the text itself where this is a text.
-        problem: found while listing; :func:`read` raises it, so that it ends among the failures like any other.
+        path: path or URL as the caller gave it. Bytes that are not UTF-8 are surrogates, as in Python's own paths.
+        base: folder to which a relative ``path`` refers, since a worker may run in another folder.
+        member: name of a photo in an uncompressed tar, or of a record in a file of region features; None otherwise.
+        offset: position of the member in the file, in bytes; None without a member, and for records of an LMDB.
+        size: size of the member, in bytes; None as for ``offset``.
+        kind: "image" for a photo, "regions" for a photo's region features, "text" for a text.
+        id: the caller's own id, at most 64 bytes; None for the SHA-256 of the content.
+        caption: caption of the photo, at most 8,192 bytes; the text itself if ``kind`` is "text".
+        namespace: tenant, at most 64 bytes.
+        metadata: the caller's own fields.
+        problem: reason why the source cannot be ingested, if listing found one; :func:`read` raises it, so that the
+            source is reported among the failures.
     """
 
     path: str
@@ -44,40 +49,45 @@ class Source:
 
     @property
     def source(self) -> str:
-        """The stored field: the path as given, ``shard.tar/member.jpg`` in a tar; stray bytes as ``\\xff``."""
+        """Value of the field ``source``: ``path``, or ``path/member``, with bytes that are not UTF-8 as ``\\xff``."""
         path = self.path if self.member is None else f"{self.path}/{self.member}"
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
     @property
     def name(self) -> str:
-        """The same for messages and logs: one line, printable."""
+        """:attr:`source` as one printable line, for messages and logs."""
         return printable(self.source)
 
     def described_by(self, fields: Mapping[str, Any]) -> Source:
-        """The same with what its owner says: these fields win, and their metadata is added to what is there."""
+        """Return a copy with ``fields`` replaced; their ``metadata`` is merged into the existing metadata."""
         return replace(self, **{**fields, "metadata": {**self.metadata, **fields.get("metadata", {})}})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_dict` is the way back."""
+        """Return plain JSON values that :meth:`from_dict` accepts."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Source:
-        """What :meth:`to_dict` gave, back from JSON."""
+        """Create a source from the values of :meth:`to_dict`."""
         return cls(**values)
 
 
 def source_at(path: str, **fields: Any) -> Source:
-    """A source as seen from the current folder; an address is the same from everywhere."""
+    """Create a source whose relative path refers to the current folder.
+
+    Args:
+        path: a path or an address.
+        fields: other fields of :class:`Source`.
+    """
     return Source(path, base="" if os.path.isabs(path) or scheme(path) else os.getcwd(), **fields)
 
 
 def too_large(size: int) -> str:
-    """Why a file of so many bytes is not read."""
+    """Format the reason why a file of ``size`` bytes is not read."""
     return f"{size:,} bytes are more than the limit of {MAX_BYTES:,} bytes"
 
 
 def scheme(path: str) -> str | None:
-    """What stands before ``://`` in an address, in small letters; None for a path."""
-    found = _SCHEME.match(path)
-    return found[1].lower() if found else None
+    """Return the scheme of an address in lower case, such as "s3"; None for a path."""
+    match = _SCHEME.match(path)
+    return match[1].lower() if match else None

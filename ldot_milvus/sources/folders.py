@@ -1,4 +1,4 @@
-"""Photos in a folder of this machine, however deep."""
+"""List the photos in a local folder and its subfolders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from ldot_milvus.sources.base import Source, source_at
 
 
 def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
-    """The photos below a folder with their paths in it, sorted; image suffixes only, nothing hidden.
+    """List the photos in a folder and its subfolders, sorted, by suffix and without hidden files and folders.
+
+    Args:
+        root: path of the folder.
+
+    Yields:
+        Each photo's path relative to ``root``, and its source. A link out of the folder and a subfolder that cannot be
+        listed are sources with a ``problem``.
 
     Raises:
-        UsageError: it cannot be listed.
+        UsageError: ``root`` cannot be listed.
     """
     prefix, inside = os.path.join(root, ""), os.path.join(os.path.realpath(root), "")
     try:
@@ -28,10 +35,13 @@ def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
         if not is_folder and os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             continue
         if entry.is_symlink() and not os.path.join(os.path.realpath(entry.path), "").startswith(inside):
-            yield key, source_at(entry.path, problem="a link out of the folder is not followed: name its target itself")
+            yield (
+                key,
+                source_at(entry.path, problem="a link out of the folder is not followed: give its target as PATH"),
+            )
         elif not is_folder:
             yield key, source_at(entry.path)
-        elif not entry.is_symlink():  # a linked folder is listed where it really is; following could go in circles
+        elif not entry.is_symlink():  # a linked folder is listed at its real path, since links can form a cycle
             try:
                 todo += _entries(entry.path)
             except OSError as error:
@@ -39,7 +49,7 @@ def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden, last name first, since the caller takes from the end."""
+    """Return the visible entries of a folder in descending order, since the caller pops from the end."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name, reverse=True)
 
@@ -47,5 +57,5 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a link to itself raises ELOOP
         return False

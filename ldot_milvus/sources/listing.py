@@ -1,4 +1,4 @@
-"""What PATH... means on a command line: files, folders, globs, tars, lists and region features become sources."""
+"""Expand the PATH arguments of a command: files, folders, patterns, tars, lists and region features to sources."""
 
 from __future__ import annotations
 
@@ -23,100 +23,112 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 
 
 def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterator[Source]:
-    """The photos and texts that PATH... means, in order; folders and patterns sorted.
+    """Expand paths to the photos and texts that they name.
 
-    A PATH is a file (whatever its suffix), a folder (recursive; image suffixes only, nothing hidden), a glob
-    pattern, an uncompressed .tar of images with NAME.json beside them, a .txt with one path a line, relative to the
-    list, a .jsonl with one photo or text a line, or region features: an LMDB, a .tsv, .npz files or a folder of them;
-    all but the last may lie in an object store. A photo may be a URL. ``docs/ingestion.md`` tells more. What is wrong
-    with a single photo becomes its ``problem`` and the others go on.
+    A path is one of the following, of which all but region features may be in an object store (``docs/ingestion.md``):
+
+    - a photo, with any suffix, or its URL;
+    - a folder, searched recursively for visible files with an image suffix;
+    - a glob pattern;
+    - an uncompressed .tar of photos, each described by NAME.json beside NAME.jpg;
+    - a .txt list with one path or URL per line, relative to the list;
+    - a .jsonl manifest with one photo or text per line;
+    - region features: an LMDB, a .tsv, an .npz file, or a folder of .npz files.
+
+    An error in a single photo becomes the ``problem`` of its source.
 
     Args:
-        metadata: from :func:`~ldot_milvus.sources.metadata.load_metadata`; a photo is looked up by its path in the
-            folder, tar or list, by its path as given, then by its base name.
+        paths: paths, patterns and addresses.
+        metadata: descriptions from :func:`~ldot_milvus.sources.metadata.load_metadata`. A photo is looked up by its
+            path in the folder, tar or list, by its path as given, then by its base name.
+
+    Returns:
+        The sources, in the order of ``paths``; those of a folder or a pattern are sorted.
 
     Raises:
-        UsageError: at once, before the first source: a PATH that is missing or unreadable, without any image, a
-            compressed tar, a URL where they are not allowed.
+        UsageError: a path does not exist, cannot be read, contains no photo, is a compressed tar, or is a URL although
+            URLs are not allowed. It is raised before the first source is yielded.
     """
     allow_urls = Settings().allow_urls
     for path in paths:
-        next(_Listing(allow_urls, peek=True).named(path), None)
+        next(_Listing(allow_urls, peek=True).expand(path), None)
     return _with_metadata(paths, _Listing(allow_urls), metadata or {})
 
 
 def _with_metadata(paths: Sequence[str], listing: _Listing, metadata: Metadata) -> Iterator[Source]:
-    taken: dict[str, tuple[str, str | None]] = {}
+    owners: dict[str, tuple[str, str | None]] = {}  # of each id: the file, and the member of a tar
     for path in paths:
-        for key, source in listing.named(path):
+        for key, source in listing.expand(path):
             names = (os.path.normpath(key), os.path.normpath(source.path), os.path.basename(key))
             entry = next((metadata[name] for name in names if name in metadata), None)
             if entry is not None:
                 source = source.described_by(entry)
             if source.id is not None:
-                # One "file": "a.jpg" fits every a.jpg below the folder; a shared id would let only one survive.
-                this = (os.path.abspath(os.path.join(source.base, source.path)), source.member)
-                first = taken.setdefault(source.id, this)
-                if first != this:
+                # A description of "a.jpg" matches every a.jpg in the folder, of which a shared id would keep only one.
+                owner = (os.path.abspath(os.path.join(source.base, source.path)), source.member)
+                first = owners.setdefault(source.id, owner)
+                if first != owner:
                     other = printable("/".join(part for part in first if part))
-                    source = replace(source, problem=f"its id {source.id!r} is already the id of {other}")
+                    source = replace(source, problem=f"duplicate id: {source.id!r} is already the id of {other}")
             yield source
 
 
-Found = Iterator[tuple[str, Source]]
-"""Sources, each with the name by which the metadata may know it."""
+NamedSources = Iterator[tuple[str, Source]]
+"""Sources, each with the name under which the metadata may describe it."""
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """How PATHs are listed.
+    """Expands paths.
 
     Attributes:
-        peek: only to see whether a PATH means anything: its first source is enough.
+        allow_urls: whether URLs are allowed.
+        peek: whether only the first source of each path is needed, to check that the path is valid.
     """
 
     allow_urls: bool
     peek: bool = False
 
-    def named(self, path: str) -> Found:
-        """What a PATH of the command line means."""
+    def expand(self, path: str) -> NamedSources:
+        """Expand a path, pattern or address of the command line."""
         name = printable(path)
-        self._check_allowed(path, name)
+        self._check_url(path, name)
         try:
-            if _is_there(path):
-                yield from self._one(path)
+            if _exists(path):
+                yield from self._expand_one(path)
                 return
             if not glob.has_magic(path):
                 raise UsageError(f"{name}: no such file or folder")
             matches = objects.matches(path) if scheme(path) else sorted(glob.glob(path, recursive=True))
         except OSError as error:
             raise UsageError(f"{name}: {reason(error)}") from error
-        if "**" in path:  # matches the folders and what is in them: each file once is enough
+        if "**" in path:  # matches both folders and their files: skip the folders, so that each file occurs once
             matches = [match for match in matches if not os.path.isdir(match)]
         if not matches:
-            raise UsageError(f"{name}: no file fits this pattern")
+            raise UsageError(f"{name}: no file matches this pattern")
         for match in matches:
-            yield from self._one_of_many(match, match)
+            yield from self._expand_item(match, match)
 
-    def _one(self, path: str) -> Found:
-        """What one path or address means; lines of lists and matches of patterns come here too."""
+    def _expand_one(self, path: str) -> NamedSources:
+        """Expand one path or address; raise UsageError if it contains no photo."""
         empty = True
-        for item in self._found(path):
+        for item in self._dispatch(path):
             empty = False
             yield item
         if empty:
-            raise UsageError(f"{printable(path)}: no image in it (looked for {' '.join(SUFFIXES)})")
+            raise UsageError(f"{printable(path)}: it contains no image (supported: {' '.join(SUFFIXES)})")
 
-    def _found(self, path: str) -> Found:
+    def _dispatch(self, path: str) -> NamedSources:
+        """Expand a path by its scheme and suffix."""
         name, suffix = printable(path), os.path.splitext(path)[1].lower()
         if scheme(path) in URL_SCHEMES:
             return iter([(path, _url(path))])
         if objects.is_object(path) and suffix in (".tsv", ".npz"):
-            raise UsageError(f"{name}: region features are read from this machine: copy them here")
+            raise UsageError(f"{name}: region features are read from local files only: copy the file to this machine")
         if _is_folder(path, suffix):
             return self._folder(path)
         if _COMPRESSED_TAR.search(path):
-            raise UsageError(f"{name}: a compressed tar: unpack it, or use an uncompressed .tar")
+            raise UsageError(f"{name}: the tar is compressed: unpack it, or use an uncompressed .tar")
         if suffix == ".tar":
             return tar_members(path, self.peek)
         if suffix == ".txt":
@@ -127,10 +139,10 @@ class _Listing:
             return region_files.tsv_records(path)
         return iter([(path, region_files.npz_record(path) if suffix == ".npz" else source_at(path))])
 
-    def _folder(self, path: str) -> Found:
+    def _folder(self, path: str) -> NamedSources:
         if objects.is_object(path):
             try:
-                yield from objects.object_photos(path, anew=self.peek)
+                yield from objects.object_photos(path, refresh=self.peek)
             except OSError as error:
                 raise UsageError(f"{printable(path)}: {reason(error)}") from error
         elif region_files.is_lmdb(path):
@@ -144,43 +156,44 @@ class _Listing:
                 yield first
                 yield from photos
 
-    def _check_allowed(self, path: str, where: str) -> None:
-        """Told once, not for each of a million lines. In a manifest each line is read, and refused, by itself."""
+    def _check_url(self, path: str, where: str) -> None:
+        """Refuse the whole list at a URL that is not allowed. In a manifest, each such line fails when it is read."""
         if scheme(path) in URL_SCHEMES and not self.allow_urls:
             raise UsageError(f"{where}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it, or download the files")
 
-    def _list(self, path: str) -> Found:
+    def _list(self, path: str) -> NamedSources:
         name, folder, lines = printable(path), os.path.dirname(path), list_lines(path)
         for number, line in lines:
-            self._check_allowed(line, f"{name}:{number}")
+            self._check_url(line, f"{name}:{number}")
         targets = (_join(folder, line) for _, line in lines)
         if lines and not any(scheme(target) or os.path.lexists(target) for target in targets):
-            raise UsageError(f"{name}: none of its {len(lines)} lines is the path of a file: is it a list of paths?")
+            raise UsageError(f"{name}: none of its {len(lines)} lines is the path of an existing file: check the list")
         for _, line in lines:
             yield from self._line(folder, line)
 
-    def _manifest(self, path: str) -> Found:
+    def _manifest(self, path: str) -> NamedSources:
         folder = os.path.dirname(path)
         for number, target, fields in manifest_lines(path):
             if target is None:
-                here = f"{path}:{number}"
-                yield here, source_at(here, **fields)
+                name = f"{path}:{number}"
+                yield name, source_at(name, **fields)
                 continue
             for key, source in self._line(folder, target):
                 yield key, source.described_by(fields)
 
-    def _line(self, folder: str, line: str) -> Found:
-        """The path in a line of a list that lies in ``folder``."""
+    def _line(self, folder: str, line: str) -> NamedSources:
+        """Expand the path in a line of a list in ``folder``."""
         path = _join(folder, line)
-        if path.lower().endswith((".txt", ".jsonl")) and (scheme(path) or os.path.isfile(path)):  # it could name itself
-            yield line, source_at(path, problem="a list inside a list is not read: name it itself")
+        # Lists in lists are not read, since a list could contain itself.
+        if path.lower().endswith((".txt", ".jsonl")) and (scheme(path) or os.path.isfile(path)):
+            yield line, source_at(path, problem="a list inside a list is not read: give it as PATH")
         else:
-            yield from self._one_of_many(path, line)
+            yield from self._expand_item(path, line)
 
-    def _one_of_many(self, path: str, key: str) -> Found:
-        """One line of a list or match of a pattern: trouble with it is its own, and the others go on."""
+    def _expand_item(self, path: str, key: str) -> NamedSources:
+        """Expand a line of a list or a match of a pattern; an error in it becomes a source with a ``problem``."""
         try:
-            for inner, source in self._one(path):
+            for inner, source in self._expand_one(path):
                 yield (key if inner == path else inner), source
         except UsageError as error:
             yield key, source_at(path, problem=str(error).removeprefix(f"{printable(path)}: "))
@@ -188,11 +201,12 @@ class _Listing:
 
 def _url(path: str) -> Source:
     if path.partition("?")[0].lower().endswith((".tar", ".txt", ".jsonl", ".tsv", ".npz")):
-        raise UsageError(f"{printable(path)}: only photos are fetched by URL: download this file and name it here")
+        raise UsageError(f"{printable(path)}: only photos are fetched by URL: download this file and give its path")
     return Source(path)
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
+    """Return whether a path or an object exists; a URL always counts as existing."""
     if scheme(path) in URL_SCHEMES:
         return True
     try:
@@ -208,7 +222,7 @@ def _is_there(path: str) -> bool:
 def _is_folder(path: str, suffix: str) -> bool:
     if not scheme(path):
         return os.path.isdir(path)
-    if suffix in (*SUFFIXES, ".tar", ".txt", ".jsonl"):  # not worth a request for each line of a list
+    if suffix in (*SUFFIXES, ".tar", ".txt", ".jsonl"):  # saves a request for each line of a list
         return False
     try:
         return objects.is_folder(path)

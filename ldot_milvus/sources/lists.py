@@ -1,4 +1,4 @@
-"""Lists of paths, one a line, and manifests: JSON lines, each a photo with what its owner says, or a text."""
+"""Parse lists of paths, one per line, and manifests, with one JSON object per line for a photo or a text."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from ldot_milvus.errors import UsageError, printable, reason
-from ldot_milvus.sources.metadata import described, json_object, own_fields
+from ldot_milvus.sources.metadata import json_object, pop_identity, source_fields
 from ldot_milvus.sources.objects import open_file
 
 TARGETS = ("path", "url", "file", "text")
 
 
 def list_lines(path: str) -> list[tuple[int, str]]:
-    """The lines of a list of paths with their numbers, without empty ones and comments.
+    """Read a list of paths, without empty lines and comments (``#``).
+
+    Returns:
+        Line number, from 1, and path of each line.
 
     Raises:
-        UsageError: the file cannot be read, or is no text.
+        UsageError: the file cannot be read, or is not text in UTF-8.
     """
     try:
         with open_file(path) as file:
@@ -30,17 +33,17 @@ def list_lines(path: str) -> list[tuple[int, str]]:
 
 
 def manifest_lines(path: str) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
-    """The lines of a manifest that are not empty.
+    """Read the lines of a manifest, without empty ones.
 
-    A line is an object with one of "path", "url" or "file" for a photo or "text" for a text, and the keys of
+    A line is a JSON object with one of "path", "url" or "file" for a photo or "text" for a text, and the keys of
     :func:`~ldot_milvus.sources.metadata.load_metadata`.
 
-    Returns:
-        Number of the line; path or URL, None for a text; fields of :class:`~ldot_milvus.sources.Source`, of which
-        ``problem`` tells what is wrong with the line.
+    Yields:
+        The line number, from 1; the path or URL, None for a text; the fields of
+        :class:`~ldot_milvus.sources.Source` that the line sets, of which ``problem`` is the error in an invalid line.
 
     Raises:
-        UsageError: the file cannot be read, or its first line is not of a manifest.
+        UsageError: the file cannot be read, or its first line is invalid, so that it is not a manifest.
     """
     first = True
     try:
@@ -62,17 +65,19 @@ def manifest_lines(path: str) -> Iterator[tuple[int, str | None, dict[str, Any]]
 
 def _parsed(line: bytes) -> tuple[str | None, dict[str, Any]]:
     values = json_object(line)
-    named = [key for key in TARGETS if values.get(key) is not None]
-    if len(named) != 1:
-        raise ValueError('a line has one of "path", "url" and "text"' + (f", not {' and '.join(named)}" * bool(named)))
-    target = values.pop(named[0])
+    keys = [key for key in TARGETS if values.get(key) is not None]
+    if len(keys) != 1:
+        raise ValueError(
+            'a line must have one of "path", "url" and "text"' + f", not {' and '.join(keys)}" * bool(keys)
+        )
+    target = values.pop(keys[0])
     if not isinstance(target, str) or not target.strip():
-        raise ValueError(f'"{named[0]}" must be a text that is not empty')
-    own = own_fields(values)
-    if named[0] != "text":
-        return target, described(values, own)
+        raise ValueError(f'"{keys[0]}" must be a string that is not empty')
+    identity = pop_identity(values)
+    if keys[0] != "text":
+        return target, source_fields(values, identity)
     if "caption" in values or "captions" in values:
-        raise ValueError('a text has no "caption": it is itself the caption')
-    fields = described(values, {**own, "text": target})
+        raise ValueError('a line with "text" must not have a "caption": the text is stored as the caption')
+    fields = source_fields(values, {**identity, "text": target})
     fields["caption"] = fields.pop("text")
     return None, {**fields, "kind": "text"}

@@ -1,4 +1,4 @@
-"""What owners say about photos and texts: lines of metadata files and manifests, JSON files beside photos in a tar."""
+"""Parse the descriptions of photos and texts: lines of metadata files and manifests, and JSON files in a tar."""
 
 from __future__ import annotations
 
@@ -9,25 +9,35 @@ from typing import Any
 
 from ldot_milvus.errors import UsageError, printable, reason
 
-_LIMITS = {"id": 64, "namespace": 64, "caption": 8192, "text": 8192}  # bytes of UTF-8 that a collection's fields hold
+_LIMITS = {
+    "id": 64,
+    "namespace": 64,
+    "caption": 8192,
+    "text": 8192,
+}  # sizes of a collection's fields, in bytes of UTF-8
 
 Metadata = Mapping[str, Mapping[str, Any]]
-"""By file name: the fields of a :class:`~ldot_milvus.sources.Source` that its owner sets."""
+"""File name to the fields of :class:`~ldot_milvus.sources.Source` that its description sets."""
 
 
 def load_metadata(path: str) -> dict[str, dict[str, Any]]:
-    """Read a JSONL file of what the owner knows about the photos.
+    """Read a JSONL file that describes photos.
 
-    Each line is an object with "file" (relative path or base name), optionally "id", "namespace", and "caption" or
-    "captions" (a list); all other keys are the photo's metadata, and so are those of an object under "metadata".
+    Each line is a JSON object with "file" (relative path or base name), and optionally "id", "namespace", and
+    "caption" or "captions" (a list). All other keys become the photo's metadata, as do the keys of an object under
+    "metadata".
+
+    Args:
+        path: path of the file.
 
     Returns:
-        "file" to the fields of :class:`~ldot_milvus.sources.Source` that the line sets.
+        The value of "file" to the fields of :class:`~ldot_milvus.sources.Source` that the line sets.
 
     Raises:
-        UsageError: with file and line, for a line that is not such an object or a file named twice.
+        UsageError: the file cannot be read, a line is not such an object, or a "file" occurs twice; the message names
+            file and line.
     """
-    found: dict[str, dict[str, Any]] = {}
+    fields: dict[str, dict[str, Any]] = {}
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -39,18 +49,22 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
                     if not isinstance(name, str) or not name:
                         raise ValueError('"file" is missing: the photo\'s relative path or base name')
                     name = os.path.normpath(name)
-                    if name in found:
-                        raise ValueError(f"{printable(name)} is there twice")
-                    found[name] = described(values, own_fields(values))
+                    if name in fields:
+                        raise ValueError(f"{printable(name)} occurs twice")
+                    fields[name] = source_fields(values, pop_identity(values))
                 except ValueError as error:
                     raise UsageError(f"{printable(path)}:{number}: {error}") from error
     except OSError as error:
         raise UsageError(f"{printable(path)}: {reason(error)}") from error
-    return found
+    return fields
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """Parse; raises ValueError with the reason for whatever is not a JSON object in UTF-8."""
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: the text is not UTF-8, or not a JSON object; the message is the reason.
+    """
     try:
         values = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -68,28 +82,41 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def own_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Take "id" and "namespace" out of ``values``: what only a line that names its photo may set."""
+def pop_identity(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove "id" and "namespace" from ``values`` and return them. The JSON files in a tar cannot set them."""
     return {key: value for key in ("id", "namespace") if (value := values.pop(key, None)) is not None}
 
 
-def described(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A source's fields: ``own`` and the caption of ``values`` checked, the rest of ``values`` as metadata."""
+def source_fields(values: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a source.
+
+    Args:
+        values: the description, of which "caption" or "captions" is removed; all other keys become the metadata.
+        fields: further fields, such as "id".
+
+    Returns:
+        ``fields`` with "caption" and "metadata".
+
+    Raises:
+        ValueError: a field is not a string, or too long, or a string has half a surrogate pair.
+    """
     captions = values.pop("captions" if "captions" in values else "caption", None)
     if isinstance(captions, list) and all(isinstance(line, str) for line in captions):
         captions = "\n".join(captions)
     if captions is not None:
-        own = {**own, "caption": captions}
+        fields = {**fields, "caption": captions}
     if isinstance(values.get("metadata"), dict):
         values = {**values, **values["metadata"]}
         del values["metadata"]
-    for key, value in own.items():
-        if not isinstance(value, str) or (not value and key != "caption"):
-            raise ValueError(f'"{key}" must be a text')
+    for key, value in fields.items():
+        if not isinstance(value, str):
+            raise ValueError(f'"{key}" must be a string')
+        if not value and key != "caption":
+            raise ValueError(f'"{key}" must not be empty')
         if len(value.encode("utf-8", "surrogatepass")) > _LIMITS[key]:
             raise ValueError(f'"{key}" is longer than {_LIMITS[key]} bytes')
     try:
-        json.dumps([own, values], ensure_ascii=False).encode()
+        json.dumps([fields, values], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError("half a surrogate pair: no store can keep that text") from error
-    return {**own, "metadata": values}
+        raise ValueError("half a surrogate pair, which no store can keep: write the character in UTF-8") from error
+    return {**fields, "metadata": values}

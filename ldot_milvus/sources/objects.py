@@ -1,6 +1,6 @@
-"""Photos, tars and lists in object stores, through fsspec: ``s3://bucket/photos``.
+"""Read and list photos, tars and lists in object stores such as ``s3://bucket/photos``, through fsspec.
 
-Everything here raises OSError for whatever a store's client raises, so that callers treat both sorts of files alike.
+All errors of a store's client are raised as OSError, so that callers handle local and remote files alike.
 """
 
 from __future__ import annotations
@@ -11,71 +11,78 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from typing_extensions import override
+
 from ldot_milvus.errors import UsageError, printable
 from ldot_milvus.images import SUFFIXES
 from ldot_milvus.sources import base
 from ldot_milvus.sources.base import Source, scheme, too_large
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs")
-"""Only stores whose host the operator sets: an address in a list must not choose whom this machine talks to."""
+"""Supported schemes. Their hosts come from the operator's settings, so that an address in a list cannot choose one."""
 
-READ_AHEAD = 4 * 2**20  # bytes a request while a tar is listed
+READ_AHEAD = 4 * 2**20
+"""Bytes per request while a tar is listed."""
 
 
 def is_object(path: str) -> bool:
-    """Whether this is an address in an object store.
+    """Return whether ``path`` is an address in an object store.
 
     Raises:
-        UsageError: it has a scheme, of a kind that is not read.
+        UsageError: the scheme is not supported.
     """
-    found = scheme(path)
-    if found is None:
+    name = scheme(path)
+    if name is None:
         return False
-    if found not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in ("http", "https", *SCHEMES))
-        raise UsageError(f"{printable(path)}: addresses of {found}:// are not read ({known} are)")
+    if name not in SCHEMES:
+        supported = ", ".join(f"{other}://" for other in ("http", "https", *SCHEMES))
+        raise UsageError(f"{printable(path)}: the scheme {name} is not supported: use {supported} or a local path")
     return True
 
 
 def open_file(path: str) -> IO[bytes]:
-    """A file of this machine or of an object store, for reading and seeking."""
+    """Open a local file or an object for reading and seeking."""
     if not is_object(path):
         return open(path, "rb")
     return io.BufferedReader(_Object(path), READ_AHEAD)
 
 
 def read_object(path: str, offset: int, size: int) -> bytes:
-    """At most ``size`` bytes from ``offset`` on, in one request."""
+    """Read at most ``size`` bytes of an object, starting at ``offset``, in one request."""
     with _connected(path) as (fs, place):
         try:
             return bytes(fs.cat_file(place, start=offset, end=offset + size))
         except FileNotFoundError:
             raise
         except Exception:
-            if fs.info(place)["size"] == 0:  # no range of it can be had
+            if fs.info(place)["size"] == 0:  # stores refuse every range of an empty object
                 return b""
             raise
 
 
 def is_folder(path: str) -> bool:
-    """Whether something lies below this address; it or the address itself is there.
+    """Return whether an address is a prefix of objects rather than an object.
 
     Raises:
-        FileNotFoundError: neither is.
+        FileNotFoundError: it is neither.
     """
     with _connected(path) as (fs, place):
         return bool(fs.info(place)["type"] == "directory")
 
 
-def object_photos(path: str, *, anew: bool = False) -> Iterator[tuple[str, Source]]:
-    """The photos below an address with their paths below it, sorted; image suffixes only, nothing hidden.
+def object_photos(path: str, *, refresh: bool = False) -> Iterator[tuple[str, Source]]:
+    """List the photos below an address, sorted, by suffix and without hidden objects.
 
     Args:
-        anew: ask the store even for what an earlier listing in this process knows.
+        path: the address.
+        refresh: discard cached listings of this process.
+
+    Yields:
+        Each photo's path relative to the address, and its source.
     """
     with _connected(path) as (fs, place):
         place = place.rstrip("/")
-        if anew:
+        if refresh:
             fs.invalidate_cache(place)
         todo: list[dict[str, Any]] = [{"name": place, "type": "directory"}]
         while todo:
@@ -83,9 +90,9 @@ def object_photos(path: str, *, anew: bool = False) -> Iterator[tuple[str, Sourc
             name = entry["name"].rstrip("/")
             key = name.removeprefix(f"{place}/")
             if entry["type"] == "directory":
-                inside = [one for one in fs.ls(name, detail=True) if one["name"].rstrip("/") != name]
-                shown = [one for one in inside if not one["name"].rstrip("/").rpartition("/")[2].startswith(".")]
-                todo += sorted(shown, key=lambda one: str(one["name"]), reverse=True)
+                children = [child for child in fs.ls(name, detail=True) if child["name"].rstrip("/") != name]
+                visible = [c for c in children if not c["name"].rstrip("/").rpartition("/")[2].startswith(".")]
+                todo += sorted(visible, key=lambda child: str(child["name"]), reverse=True)
             elif os.path.splitext(key)[1].lower() in SUFFIXES:
                 size = int(entry.get("size") or 0)
                 problem = too_large(size) if size > base.MAX_BYTES else None
@@ -93,14 +100,14 @@ def object_photos(path: str, *, anew: bool = False) -> Iterator[tuple[str, Sourc
 
 
 def matches(pattern: str) -> list[str]:
-    """The addresses that fit a pattern, sorted; hidden ones only where the pattern asks for them."""
+    """Return the addresses that match a pattern, sorted; hidden ones only if the pattern contains ``/.``."""
     with _connected(pattern) as (fs, place):
-        found = sorted(fs.glob(place))
-    return [f"{scheme(pattern)}://{name}" for name in found if "/." in place or "/." not in name]
+        names = sorted(fs.glob(place))
+    return [f"{scheme(pattern)}://{name}" for name in names if "/." in place or "/." not in name]
 
 
 class _Object(io.RawIOBase):
-    """An object as a file."""
+    """A seekable file that reads an object by ranges."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -108,22 +115,25 @@ class _Object(io.RawIOBase):
         with _connected(path) as (fs, place):
             self._size = int(fs.info(place)["size"])
 
+    @override
     def readable(self) -> bool:
         return True
 
+    @override
     def seekable(self) -> bool:
         return True
 
+    @override
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._position)
-        if wanted <= 0:
+        size = min(len(buffer), self._size - self._position)
+        if size <= 0:
             return 0
-        data = read_object(self._path, self._position, wanted)
+        data = read_object(self._path, self._position, size)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -131,13 +141,13 @@ class _Object(io.RawIOBase):
 
 @contextmanager
 def _connected(path: str) -> Iterator[tuple[Any, str]]:
-    """The file system behind an address, and the path in it."""
+    """Yield the fsspec file system of an address, and the path in it; raise all its errors as OSError."""
     import fsspec
 
     try:
         fs, place = fsspec.core.url_to_fs(path)
         yield fs, str(place)
-    except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
+    except ImportError as error:  # its message names the package: "Install s3fs to access S3"
         extra = " (pip install 'ldot-milvus[s3]')" if scheme(path) == "s3" else ""
         raise OSError(f"{error}{extra}") from error
     except OSError:

@@ -1,4 +1,4 @@
-"""Photos in an uncompressed tar, with NAME.json beside NAME.jpg."""
+"""List the photos in an uncompressed tar, each described by NAME.json beside NAME.jpg."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from typing import IO, Any
 from ldot_milvus.errors import InputError, UsageError, printable, reason
 from ldot_milvus.images import SUFFIXES
 from ldot_milvus.sources.base import Source, scheme, source_at
-from ldot_milvus.sources.metadata import described, json_object
+from ldot_milvus.sources.metadata import json_object, source_fields
 from ldot_milvus.sources.objects import open_file
 
-MAX_SIDECAR = 2**20  # bytes: more is cut, and no JSON any more
+MAX_SIDECAR = 2**20
+"""Largest JSON file, in bytes. A larger one is cut and therefore refused as invalid JSON."""
 
 
 def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
-    """The photos of a tar with the name of each in it, in its order; ``peek``: the first is enough.
+    """List the photos of a tar in the order of the file, without hidden members.
+
+    Args:
+        path: path or address of the tar.
+        peek: whether to stop at the first photo.
+
+    Yields:
+        Each photo's name in the tar, and its source. Links, sparse files, photos with an invalid JSON file and the
+        damaged end of a tar are sources with a ``problem``.
 
     Raises:
-        UsageError: it cannot be opened as an uncompressed tar.
+        UsageError: the file cannot be opened as an uncompressed tar.
     """
     try:
         file = open_file(path)
@@ -45,7 +54,7 @@ def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
                 elif suffix.lower() == ".json" and member.isreg():
                     sidecars[stem] = _bytes_at(file, member.offset_data, min(member.size, MAX_SIDECAR))
             else:
-                # tarfile stops at a damaged header as if the tar ended there; a whole tar ends in zeros.
+                # tarfile treats a damaged header as the end of the tar; an intact tar ends with a block of zeros.
                 damaged = bool(_bytes_at(file, tar.offset, tarfile.BLOCKSIZE).strip(b"\0"))
         except (tarfile.TarError, OSError, ValueError):
             damaged = True
@@ -64,21 +73,22 @@ def tar_members(path: str, peek: bool) -> Iterator[tuple[str, Source]]:
 
 
 def find_member(path: str, name: str) -> Source:
-    """One photo of a tar.
+    """Find one photo of a tar by its name.
 
     Raises:
-        InputError: no such tar, or no such photo in it.
+        InputError: the tar does not exist, or does not contain the photo.
     """
     try:
-        changed = 0 if scheme(path) else os.stat(path).st_mtime_ns
-        offset, size = _places(path, changed)[name]
+        modified = 0 if scheme(path) else os.stat(path).st_mtime_ns
+        offset, size = _members(path, modified)[name]
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
-        raise InputError(f"{printable(f'{path}/{name}')}: not found from here") from error
+        raise InputError(f"{printable(f'{path}/{name}')}: not found from {os.getcwd()}") from error
     return Source(path, member=name, offset=offset, size=size)
 
 
-@lru_cache(maxsize=4)  # whoever asks for one photo of a tar asks for the next one too
-def _places(path: str, changed: int) -> dict[str, tuple[int, int]]:
+@lru_cache(maxsize=4)  # photos of one tar are usually looked up one after the other
+def _members(path: str, modified: int) -> dict[str, tuple[int, int]]:
+    """Return offset and size, in bytes, of each regular member by name; ``modified`` invalidates the cache."""
     with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
 
@@ -90,4 +100,4 @@ def _bytes_at(file: IO[bytes], offset: int, size: int) -> bytes:
 
 def _sidecar(sidecars: Mapping[str, bytes], name: str) -> dict[str, Any]:
     text = sidecars.get(os.path.splitext(name)[0])
-    return {} if text is None else described(json_object(text), {})
+    return {} if text is None else source_fields(json_object(text), {})

@@ -1,7 +1,7 @@
-"""Photos by http and https, from public addresses only, in bounded time and memory.
+"""Fetch photos by HTTP and HTTPS from public addresses only, in bounded time and memory.
 
-A name is resolved once for a connection, every address that it has is checked, and the connection goes to a checked
-one: what the name means a moment later does not matter. Redirects are followed by hand, each like a new URL.
+A host name is resolved once per connection, all its addresses are checked, and the connection uses a checked address,
+so that DNS rebinding has no effect. Each redirect is checked like a new URL.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
+from typing_extensions import override
 
 from ldot_milvus.errors import InputError, printable
 
 SCHEMES = ("http", "https")
-MAX_URL = 4096  # bytes, what a collection keeps of it
+MAX_URL = 4096
+"""Longest URL, in bytes: the size of a collection's field ``source``."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TRY_AGAIN = (429, 500, 502, 503, 504)
+_TRANSIENT = (429, 500, 502, 503, 504)
 _HEADERS = [("User-Agent", "ldot-milvus"), ("Accept", "image/*"), ("Accept-Encoding", "identity")]
 
-# Public by the registries or by some versions of Python, and still somebody's inside: Azure's metadata service, a block
-# with Oracle's, 6to4 and Teredo, whose addresses carry any IPv4 address, the old 6to4 relay, addresses of examples.
+# Networks that registries or some versions of Python count as global although they can lead to an internal service:
+# Azure's metadata service; a block with that of Oracle; Teredo and 6to4, whose addresses embed any IPv4 address; the
+# former 6to4 relay; and documentation addresses.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")
@@ -39,7 +42,17 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one photo may cost: seconds (``total`` with all redirects and attempts), bytes, redirects, attempts."""
+    """Limits for one photo.
+
+    Attributes:
+        connect: time to connect, in seconds.
+        read: time between two parts of an answer, in seconds.
+        total: time for all redirects and attempts, in seconds.
+        bytes: size of the body, in bytes.
+        redirects: number of redirects.
+        attempts: number of attempts after transient errors.
+        pause: time before the second attempt, in seconds; it doubles before each further one.
+    """
 
     connect: float = 5.0
     read: float = 10.0
@@ -47,11 +60,11 @@ class Limits:
     bytes: int = 64 * 2**20
     redirects: int = 5
     attempts: int = 3
-    pause: float = 0.5  # seconds before the second attempt, twice as many before each further one
+    pause: float = 0.5
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not private, local, reserved, multicast or metadata."""
+    """Return whether an IP address is public: not private, local, reserved, multicast, or of a metadata service."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -64,11 +77,12 @@ def is_public(address: str) -> bool:
 
 
 class Fetcher:
-    """Fetches photos.
+    """Fetches photos by URL.
 
     Args:
-        resolve: as :func:`socket.getaddrinfo`.
-        is_allowed: tells of an IP address whether it may be connected to.
+        limits: None takes the defaults of :class:`Limits`.
+        resolve: resolves host names, with the signature of :func:`socket.getaddrinfo`.
+        is_allowed: returns whether connections to an IP address are allowed.
     """
 
     def __init__(
@@ -83,56 +97,56 @@ class Fetcher:
         self._is_allowed = is_allowed
 
     def fetch(self, url: str) -> bytes:
-        """The body that a URL answers with; trouble that may pass is met by trying again.
+        """Fetch the body of a URL, retrying after transient errors.
 
         Raises:
-            InputError: beginning with the URL; it is not allowed, does not answer in time, answers with something
-                else than a body of bounded size, or its redirects lead to such a place.
+            InputError: the URL or one of its redirects is not allowed, does not answer in time, or does not answer
+                with a body within the limits. The message starts with the URL.
         """
         deadline = time.monotonic() + self.limits.total
         attempt = 1
         while True:
             try:
                 return self._attempt(url, deadline)
-            except _Passing as error:
+            except _TransientError as error:
                 pause = self.limits.pause * 2 ** (attempt - 1)
                 if attempt == self.limits.attempts or time.monotonic() + pause > deadline:
-                    tried = f" ({attempt} attempts)" if attempt > 1 else ""
-                    raise InputError(f"{printable(url)}: {error}{tried}") from error
+                    attempts = f" ({attempt} attempts)" if attempt > 1 else ""
+                    raise InputError(f"{printable(url)}: {error}{attempts}") from error
                 attempt += 1
                 time.sleep(pause)
-            except _Refused as error:
+            except _PermanentError as error:
                 raise InputError(f"{printable(url)}: {error}") from error
 
     def _attempt(self, url: str, deadline: float) -> bytes:
         limits = self.limits
         timeout = {"connect": limits.connect, "read": limits.read, "write": limits.read, "pool": limits.connect}
-        backend = _Checked(self._addresses, deadline)
+        backend = _CheckedBackend(self._addresses, deadline)
         try:
             with httpcore.ConnectionPool(ssl_context=_tls(), network_backend=backend) as pool:
                 for _ in range(limits.redirects + 1):
-                    target, host = _parsed(url)
+                    target, host = _parse(url)
                     headers = [("Host", host), *_HEADERS]
                     with pool.stream("GET", target, headers=headers, extensions={"timeout": timeout}) as response:
                         if response.status not in _REDIRECTS:
                             return self._body(response)
-                        url = _redirected(url, _header(response, b"location"))
+                        url = _redirect_target(url, _header(response, b"location"))
         except httpcore.TimeoutException as error:
-            raise _Refused(
+            raise _PermanentError(
                 f"the server does not answer in time ({limits.connect:g} s to connect, {limits.read:g} s between two "
                 f"parts, {limits.total:g} s in all)"
             ) from error
         except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:
-            raise _Passing(f"the connection failed: {str(error) or type(error).__name__}") from error
-        raise _Refused(f"more than {limits.redirects} redirects")
+            raise _TransientError(f"the connection failed: {str(error) or type(error).__name__}") from error
+        raise _PermanentError(f"more than {limits.redirects} redirects")
 
     def _body(self, response: httpcore.Response) -> bytes:
-        if response.status in _TRY_AGAIN:
-            raise _Passing(f"the server answers {response.status}")
+        if response.status in _TRANSIENT:
+            raise _TransientError(f"the server answers {response.status}")
         if response.status != 200:
-            raise _Refused(f"the server answers {response.status}")
+            raise _PermanentError(f"the server answers {response.status}")
         if (encoding := _header(response, b"content-encoding")) not in (None, "identity"):
-            raise _Refused(f"the answer is compressed ({encoding})")
+            raise _PermanentError(f"the answer is compressed ({encoding})")
         limit = self.limits.bytes
         promised = _header(response, b"content-length") or ""
         body = bytearray()
@@ -143,41 +157,42 @@ class Fetcher:
                     break
             else:
                 return bytes(body)
-        raise _Refused(f"the answer has more than the limit of {limit:,} bytes")
+        raise _PermanentError(f"the answer has more than the limit of {limit:,} bytes")
 
     def _addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of a host, all of them allowed."""
+        """Resolve a host to its addresses; raise :class:`_PermanentError` if one of them is not allowed."""
         try:
-            found = self._resolve(host, port, type=socket.SOCK_STREAM)
+            entries = self._resolve(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
-            kind = _Passing if error.errno == socket.EAI_AGAIN else _Refused
-            raise kind(f"the name {host} cannot be resolved ({error.strerror})") from error
+            error_class = _TransientError if error.errno == socket.EAI_AGAIN else _PermanentError
+            raise error_class(f"the name {host} cannot be resolved ({error.strerror})") from error
         except (UnicodeError, ValueError) as error:
-            raise _Refused(f"{host!r} is not the name of a host") from error
-        addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+            raise _PermanentError(f"{host!r} is not a valid host name") from error
+        addresses = list(dict.fromkeys(entry[4][0] for entry in entries))
         for address in addresses:
             if not self._is_allowed(address):
-                what = address if host == address else f"{host} is at {address}, which"
-                raise _Refused(f"{what} is not a public address")
+                subject = address if host == address else f"{host} resolves to {address}, which"
+                raise _PermanentError(f"{subject} is not a public address")
         return addresses
 
 
-class _Refused(Exception):
-    """A reason that another attempt would not change."""
+class _PermanentError(Exception):
+    """An error that another attempt would not change."""
 
 
-class _Passing(Exception):
-    """A reason that may be gone at the next attempt."""
+class _TransientError(Exception):
+    """An error that may not occur at the next attempt."""
 
 
-class _Checked(httpcore.NetworkBackend):
-    """Connects to the checked addresses of a host, and no longer than until the deadline."""
+class _CheckedBackend(httpcore.NetworkBackend):
+    """Connects only to checked addresses, and only until the deadline."""
 
     def __init__(self, addresses: Callable[[str, int], list[str]], deadline: float) -> None:
         self._addresses = addresses
         self._deadline = deadline
         self._inner = httpcore.SyncBackend()
 
+    @override
     def connect_tcp(
         self,
         host: str,
@@ -186,74 +201,84 @@ class _Checked(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        failed: Exception | None = None
+        last_error: Exception | None = None
         for address in self._addresses(host, port):
             try:
-                left = _left(timeout, self._deadline)
-                stream = self._inner.connect_tcp(address, port, left, local_address, socket_options)
-                return _Bounded(stream, self._deadline)
+                remaining = _remaining(timeout, self._deadline)
+                stream = self._inner.connect_tcp(address, port, remaining, local_address, socket_options)
+                return _DeadlineStream(stream, self._deadline)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failed = error
-        raise failed or httpcore.ConnectError(f"{host} has no address")
+                last_error = error
+        raise last_error or httpcore.ConnectError(f"{host} has no address")
 
 
-class _Bounded(httpcore.NetworkStream):
-    """A connection that ends at the deadline: httpcore's own time-outs start anew with each byte that drips in."""
+class _DeadlineStream(httpcore.NetworkStream):
+    """A connection that ends at the deadline. The time-outs of httpcore alone restart with each received byte."""
 
     def __init__(self, inner: httpcore.NetworkStream, deadline: float) -> None:
         self._inner = inner
         self._deadline = deadline
 
+    @override
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, self._deadline))
+        return self._inner.read(max_bytes, _remaining(timeout, self._deadline))
 
+    @override
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _left(timeout, self._deadline))
+        self._inner.write(buffer, _remaining(timeout, self._deadline))
 
+    @override
     def close(self) -> None:
         self._inner.close()
 
+    @override
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        stream = self._inner.start_tls(ssl_context, server_hostname, _left(timeout, self._deadline))
-        return _Bounded(stream, self._deadline)
+        stream = self._inner.start_tls(ssl_context, server_hostname, _remaining(timeout, self._deadline))
+        return _DeadlineStream(stream, self._deadline)
 
+    @override
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
-def _left(timeout: float | None, deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise httpcore.ReadTimeout("the time for this photo is over")
-    return left if timeout is None else min(timeout, left)
+def _remaining(timeout: float | None, deadline: float) -> float:
+    """Return the seconds until the deadline, at most ``timeout``; raise httpcore.ReadTimeout after the deadline."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise httpcore.ReadTimeout("the time limit of this photo has expired")
+    return remaining if timeout is None else min(timeout, remaining)
 
 
-def _redirected(url: str, location: str | None) -> str:
+def _redirect_target(url: str, location: str | None) -> str:
     try:
         return urljoin(url, location or "")
     except ValueError as error:
-        raise _Refused(f"its redirect is not a URL ({error})") from error
+        raise _PermanentError(f"its redirect is not a URL ({error})") from error
 
 
-def _parsed(url: str) -> tuple[httpcore.URL, str]:
-    """The URL, taken apart once: what is checked is what is connected to. Also the ``Host`` header."""
+def _parse(url: str) -> tuple[httpcore.URL, str]:
+    """Parse a URL once, so that the checked host is the one that is connected to.
+
+    Returns:
+        The URL for httpcore, and the ``Host`` header.
+    """
     if len(url.encode("utf-8", "surrogatepass")) > MAX_URL:
-        raise _Refused(f"the URL is longer than {MAX_URL:,} bytes")
+        raise _PermanentError(f"the URL is longer than {MAX_URL:,} bytes")
     if not url.isprintable():
-        raise _Refused("a URL has no control characters")
+        raise _PermanentError("the URL contains control characters")
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode() if parts.netloc else ""
         port = parts.port
     except ValueError as error:
-        raise _Refused(f"not a URL ({error})") from error
+        raise _PermanentError(f"not a URL ({error})") from error
     if parts.scheme not in SCHEMES or not host:
-        raise _Refused(f"{url if len(url) < 200 else url[:200] + '...'} is not a URL of http or https")
+        raise _PermanentError(f"{url if len(url) < 200 else url[:200] + '...'} is not a URL of http or https")
     if "@" in parts.netloc:
-        raise _Refused("a user name in a URL is not sent")
-    # Letters beyond ASCII and spaces are quoted, what is quoted stays.
+        raise _PermanentError("the URL contains a user name: remove it")
+    # Quote spaces and characters beyond ASCII; keep percent-encoded ones.
     target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="%/:?#[]@!$&'()*+,;=~")
     name = f"[{host}]" if ":" in host else host
     return (
@@ -268,4 +293,4 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    return httpcore.default_ssl_context()  # reads the certificates of all authorities
+    return httpcore.default_ssl_context()  # cached: loading the certificates of all authorities takes time

@@ -1,4 +1,4 @@
-"""Vector stores: one interface (:mod:`~ldot_milvus.stores.base`), and :func:`open_store` to get one by its address."""
+"""Vector stores: :func:`open_store` opens one by its address; :mod:`~ldot_milvus.stores.base` is their interface."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ __all__ = ["Match", "Record", "VectorStore", "open_store", "register_store"]
 
 
 def open_store(address: str | None = None, collection: str | None = None, index: str | None = None) -> VectorStore:
-    """Open one collection of a store; nothing is created until something is written.
+    """Open one collection of a vector store; nothing is created before the first write.
 
     Args:
         address: ``faiss:PATH``, a folder for a local store; ``PATH.db`` for Milvus Lite; ``http://host:19530`` for a
             Milvus server (its token is the setting ``LDOT_STORE_TOKEN``). A path may begin with ``~`` and is made
-            absolute here. None takes the setting ``LDOT_STORE``.
+            absolute. None takes the setting ``LDOT_STORE``.
         collection: letters, digits and underscores; None takes the setting ``LDOT_COLLECTION``.
         index: ``auto``, or an index type with its parameters, such as ``HNSW:M=16,ef=64``; None takes ``LDOT_INDEX``.
 
+    Returns:
+        The collection, which may not exist yet.
+
     Raises:
-        UsageError: an address of no known form, a bad collection name, or an index that cannot be.
+        UsageError: an address of unknown form, a bad collection name, or an index that the store does not have.
     """
     settings = Settings()
     store = parse_address(settings.store if address is None else address)

@@ -1,4 +1,4 @@
-"""The interface of every vector store, and the rows that it holds."""
+"""Interface of the vector stores, and their rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ KINDS = ("image", "text")
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a collection (the fields are a contract: ``docs/collection.md``).
+    """One row of a collection; ``docs/collection.md`` specifies the fields.
 
     Attributes:
-        id: at most 64 characters; the SHA-256 of the content in hex unless the caller has his own.
-        embedding: (dim,) float32, as the model gave it; None where a read did not ask for it.
+        id: at most 64 bytes of UTF-8: the SHA-256 of the contents in hex unless the caller chose another.
+        embedding: float32 (dim,), as the model returned it; None if a read did not ask for it.
         kind: "image" or "text".
+        namespace: tenant, at most 64 bytes of UTF-8.
+        source: path or URL, at most 4,096 bytes of UTF-8.
+        caption: caption of the photo, or the text itself; at most 8,192 bytes of UTF-8.
         width, height: pixels after EXIF rotation; 0 for texts.
-        metadata: the caller's own fields, JSON values.
+        metadata: the caller's own fields, JSON values; at most 65,536 bytes as JSON.
     """
 
     id: str
@@ -42,21 +45,26 @@ class Record:
 
 @dataclass(frozen=True)
 class Match:
-    """One answer of a search: the row (without its embedding) and its inner product with the query."""
+    """One row found by a search.
+
+    Attributes:
+        record: the row, without its embedding.
+        score: inner product of the row's and the query's vectors.
+    """
 
     record: Record
     score: float
 
 
 class VectorStore(ABC):
-    """One collection of vectors, compared by inner product. Every store does the same with the same calls.
+    """One collection of vectors, compared by inner product. All stores behave the same.
 
-    All methods raise :class:`~ldot_milvus.errors.StoreError` or a subclass where the store cannot be used, and
-    :class:`~ldot_milvus.errors.UsageError` for bad arguments, before anything is written. A filter is a dictionary as
-    ``docs/filters.md`` describes it; a bad one is a :class:`~ldot_milvus.errors.FilterError`.
+    All methods raise :class:`~ldot_milvus.errors.StoreError` or a subclass if the store cannot be used, and
+    :class:`~ldot_milvus.errors.UsageError` for bad arguments, before anything is written. Filters are dictionaries as
+    in ``docs/filters.md``; a bad one raises :class:`~ldot_milvus.errors.FilterError`.
 
     Attributes:
-        address: of the store, absolute: :mod:`~ldot_milvus.stores.registry`.
+        address: absolute address of the store, see :mod:`~ldot_milvus.stores.registry`.
         collection: name of the collection.
     """
 
@@ -66,139 +74,139 @@ class VectorStore(ABC):
     @property
     @abstractmethod
     def model(self) -> str | None:
-        """Fingerprint of the model whose vectors are here; None while there is no collection, or none is bound.
+        """Fingerprint of the model of the vectors; None if the collection does not exist or has no model.
 
-        Looked up each time: another process may bind one.
+        Read from the store at each access, since another process may bind a model.
         """
 
     @property
     @abstractmethod
     def dim(self) -> int | None:
-        """Width of the vectors; None while there is no collection. Looked up each time."""
+        """Dimension of the vectors; None if the collection does not exist. Read from the store at each access."""
 
     @abstractmethod
     def bind(self, model: str, dim: int) -> None:
-        """Create the collection for a model, or check that it was made with this one.
+        """Create the collection for a model, or check that it belongs to this model.
 
-        A collection without a model adopts this one if the width agrees.
+        A collection without a model becomes this model's if the dimensions agree.
 
         Args:
-            model: the model's fingerprint.
-            dim: width of its vectors, at least 1.
+            model: fingerprint of the model.
+            dim: dimension of its vectors, at least 1.
 
         Raises:
-            ModelMismatch: it holds vectors of another model or another dimension.
+            ModelMismatch: the collection contains vectors of another model or dimension.
         """
 
     @abstractmethod
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace by id, all or nothing.
+        """Insert or replace rows by id, all or none.
 
-        A collection that does not exist yet is created with the vectors' width and no model.
+        If the collection does not exist, it is created with the dimension of the vectors and no model.
 
         Args:
-            records: each with its embedding, (dim,) float32 and finite. Where an id comes twice the last one wins.
+            records: rows with embeddings, float32 (dim,) and finite. The last record of an id wins.
 
         Returns:
-            How many rows were written; an id that came twice counts once.
+            Number of rows written; an id counts once.
 
         Raises:
-            ModelMismatch: vectors of another width than the collection's.
-            UsageError: names the id and the field that cannot be kept.
+            ModelMismatch: the vectors have another dimension than the collection.
+            UsageError: a field cannot be stored; the message names the id and the field.
         """
 
     @abstractmethod
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
-        """The k rows of largest inner product for each query, best first, equal scores by id.
+        """Return the k rows with the largest inner product for each query, best first, equal scores by id.
 
         Args:
-            queries: (n, dim) float32, finite.
-            k: from 1 to 16,384; fewer rows come back where the collection (after the filter) has fewer.
+            queries: float32 (n, dim), finite.
+            k: maximum number of rows for each query, from 1 to 16,384.
             kind: kind of the rows, "image" or "text".
-            filter: only rows that pass; None for all.
+            filter: search only rows that match; None searches all.
 
         Returns:
-            n lists of at most k matches, without their embeddings.
+            n lists of k matches, or of fewer where fewer rows match. The rows have no embeddings.
 
         Raises:
-            CollectionNotFound: nothing was ever written; the message names the collections that there are.
-            ModelMismatch: queries of another width than the collection's.
+            CollectionNotFound: the collection does not exist; the message lists the existing ones.
+            ModelMismatch: the queries have another dimension than the collection.
         """
 
     @abstractmethod
     def get(self, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
-        """The rows of these ids that exist, in the order asked for; an id asked for twice comes twice.
+        """Return the existing rows of these ids, in the order of ``ids``.
 
         Args:
-            ids: any strings.
-            with_embeddings: fill ``embedding``, (dim,) float32 as it was written; else it is None.
+            ids: ids, which need not exist; the row of a repeated id is repeated.
+            with_embeddings: read the embeddings too, float32 (dim,) as written; else they are None.
         """
 
     @abstractmethod
     def update(self, records: Sequence[Record]) -> int:
-        """Replace namespace, source, caption and metadata of existing rows, keeping everything else.
+        """Replace namespace, source, caption and metadata of existing rows.
 
         Args:
-            records: their embedding, kind, width and height are ignored. Where an id comes twice the last one wins.
+            records: new values; embedding, kind, width and height are ignored. The last record of an id wins.
 
         Returns:
-            How many of the ids exist.
+            Number of the ids that exist.
         """
 
     @abstractmethod
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
-        """Delete by id or by filter.
+        """Delete rows by id or by filter.
 
         Args:
-            ids: rows to delete; those that do not exist are no error.
-            filter: delete what passes; ``{}`` is refused, because it would delete everything.
+            ids: ids of the rows to delete; ids that do not exist are ignored.
+            filter: delete the rows that match; ``{}`` is refused, because it would delete every row.
 
         Returns:
-            How many rows went.
+            Number of deleted rows.
 
         Raises:
-            UsageError: both or neither of them given, or an empty filter.
+            UsageError: both or neither of the arguments are given, or the filter is empty.
         """
 
     @abstractmethod
     def count(self, filter: Filter | None = None) -> int:
-        """How many rows there are (that pass the filter); 0 while there is no collection."""
+        """Return the number of rows that match the filter (None matches all); 0 if the collection does not exist."""
 
     @abstractmethod
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        """All rows (that pass the filter), in order of id, without a limit; none while there is no collection.
+        """Iterate over all rows that match the filter, in order of id; over none if the collection does not exist.
 
-        Each batch sees the store as it is then, so writing while iterating is safe.
+        Each batch is read when it is needed, so writing while iterating is safe.
 
         Args:
-            filter: only rows that pass; None for all.
+            filter: only rows that match; None for all.
             batch_size: rows read at a time, from 1 to 16,384.
             with_embeddings: as in :meth:`get`.
         """
 
     @abstractmethod
     def successor(self) -> VectorStore:
-        """An empty collection of the same store and index settings, to be filled and put in this one's place.
+        """Return an empty collection with the same store and index settings, to replace this one.
 
-        An earlier successor that was left half filled is emptied.
+        Rows in an earlier successor that was abandoned are deleted.
 
         Raises:
-            StoreError: no other collection can take this one's place.
+            StoreError: this collection cannot be replaced.
         """
 
     @abstractmethod
     def replace_by(self, successor: VectorStore) -> None:
-        """Make this collection's name mean ``successor``'s rows, at once for every process; the old rows go.
+        """Replace this collection by its successor, atomically for every process, and delete the old rows.
 
         Args:
-            successor: what :meth:`successor` gave, filled.
+            successor: collection that :meth:`successor` returned, with its rows.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release files and connections; a closed store is not used again."""
+        """Release files and connections. Do not use the store afterwards."""
 
     def __enter__(self) -> VectorStore:
         return self

@@ -1,13 +1,13 @@
-"""Filters: a dictionary parsed into a small checked tree, and the tree compiled for a store.
+"""Filters: parsing of a dictionary into a checked tree, and compilation of the tree for a store.
 
-Meaning, the same in every store (two-valued, like MongoDB's):
+The meaning is the same in every store (two-valued logic, as in MongoDB):
 
-- Several keys in a dictionary, and several operators on a field, must all hold. A bare value means ``$eq``.
-- ``metadata.a.b`` looks up key ``b`` inside key ``a``. A comparison with a key that is not there, or with a value of
-  another type, is false. Numbers compare with numbers, strings with strings (by code point), booleans only for
-  equality with booleans. ``None`` equals a JSON null that is there; a missing key is not null.
+- All keys of a dictionary, and all operators on a field, must be true. A bare value means ``$eq``.
+- ``metadata.a.b`` looks up key ``b`` inside key ``a``. A comparison with a missing key, or with a value of another
+  type, is false. Numbers compare with numbers, strings with strings (by code point), booleans with booleans and only
+  for equality. ``None`` equals an existing JSON null; a missing key is not null.
 - ``$ne``, ``$nin`` and ``$not`` are exact complements, so a missing key satisfies ``{"metadata.a": {"$ne": 1}}``.
-- ``{}`` at the top is no filter. An empty ``$in`` matches nothing.
+- ``{}`` at the top matches every row. An empty ``$in`` matches none.
 """
 
 from __future__ import annotations
@@ -34,20 +34,25 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Field:
-    """A column, or a value inside ``metadata`` (then ``path`` holds the keys that lead to it)."""
+    """A column, or a value inside ``metadata``.
+
+    Attributes:
+        name: name of the column.
+        path: keys that lead to a value inside ``metadata``; empty for other columns.
+    """
 
     name: str
     path: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:
-        """True for a column that holds strings."""
+        """True for a column of strings."""
         return self.name in TEXT_FIELDS
 
 
 @dataclass(frozen=True)
 class Compare:
-    """``operator`` is one of $eq, $gt, $gte, $lt, $lte."""
+    """A comparison of a field with a value; ``operator`` is one of $eq, $gt, $gte, $lt, $lte."""
 
     field: Field
     operator: str
@@ -56,7 +61,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class In:
-    """The field equals one of the values; never true without values."""
+    """True if the field equals one of the values; false without values."""
 
     field: Field
     values: tuple[Scalar, ...]
@@ -64,21 +69,21 @@ class In:
 
 @dataclass(frozen=True)
 class And:
-    """True when there are no parts."""
+    """True if all parts are true; true without parts."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Or:
-    """Never without parts."""
+    """True if one of the parts is true; there is at least one part."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Not:
-    """True where the part is false, and false where it is true: nothing is in between."""
+    """True if the part is false, and false if it is true."""
 
     part: Node
 
@@ -87,21 +92,28 @@ Node = Compare | In | And | Or | Not
 
 
 def parse(filter: Mapping[str, Any] | None) -> Node:
-    """Check a filter and turn it into a tree; None and ``{}`` become the empty ``And``.
+    """Check a filter and parse it into a tree.
+
+    Args:
+        filter: the filter; None and ``{}`` become the empty ``And``, which matches every row.
 
     Raises:
-        FilterError: an unknown field or operator, or a value of the wrong type.
+        FilterError: an unknown field or operator, a value of the wrong type, or too many conditions or levels.
     """
     if filter is None or filter == {}:
         return And(())
     node = _parse_filter(filter, 1)
     if _conditions(node) > MAX_CONDITIONS:
-        raise FilterError(f"a filter holds at most {MAX_CONDITIONS} conditions: use $in for a long list of values")
+        raise FilterError(f"a filter has at most {MAX_CONDITIONS} conditions: use $in for a long list of values")
     return node
 
 
 def to_sql(node: Node) -> tuple[str, list[Any]]:
-    """Compile for SQLite: an expression over the columns of the local store that is 0 or 1, and its parameters."""
+    """Compile a tree for SQLite.
+
+    Returns:
+        An SQL expression over the columns of the local store, whose value is 0 or 1, and its parameters.
+    """
     if isinstance(node, Not):
         clause, params = to_sql(node.part)
         return f"NOT {clause}", params
@@ -125,15 +137,15 @@ def _metadata_to_sql(node: Compare | In) -> tuple[str, list[Any]]:
     path = "$" + "".join(f'."{key}"' for key in node.field.path)
     if isinstance(node, Compare) and node.operator != "$eq":
         types = "= 'text'" if isinstance(node.value, str) else "IN ('integer', 'real')"
-        # The value goes through SQLite's own JSON reader, as the stored one does: its reading of a float can differ
-        # from Python's in the last bit. COALESCE because a missing key gives NULL, which NOT would keep.
+        # SQLite's own JSON parser reads both values, because it may read a float differently from Python in the last
+        # bit. COALESCE: a missing key gives NULL, which NOT would leave NULL.
         clause = (
             f"COALESCE(json_type(metadata, ?) {types} AND "
             f"json_extract(metadata, ?) {_SQL_OPERATORS[node.operator]} json_extract(?, '$'), 0)"
         )
         return clause, [path, path, _json(node.value)]
     values = node.values if isinstance(node, In) else (node.value,)
-    # json_extract gives 1 for true, so true, false and null are told by their type alone.
+    # json_extract returns 1 for true, so true, false and null are recognised by their type alone.
     names = [_json(value) for value in values if value is None or isinstance(value, bool)]
     plain = [value for value in values if not (value is None or isinstance(value, bool))]
     clause = (
@@ -145,18 +157,18 @@ def _metadata_to_sql(node: Compare | In) -> tuple[str, list[Any]]:
 
 
 def matches(node: Node, record: Record) -> bool:
-    """Whether a row passes: what :func:`to_sql` says in SQL, for rows that are at hand."""
+    """Whether a row in memory matches; the result is that of :func:`to_sql`."""
     if isinstance(node, Not):
         return not matches(node.part, record)
     if isinstance(node, And):
         return all(matches(part, record) for part in node.parts)
     if isinstance(node, Or):
         return any(matches(part, record) for part in node.parts)
-    there, value = _value_of(node.field, record)
-    if not there:
+    exists, value = _value_of(node.field, record)
+    if not exists:
         return False
     if isinstance(node, In):
-        return any(_compares("$eq", value, wanted) for wanted in node.values)
+        return any(_compares("$eq", value, operand) for operand in node.values)
     return _compares(node.operator, value, node.value)
 
 
@@ -166,7 +178,7 @@ _PYTHON_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def _value_of(field: Field, record: Record) -> tuple[bool, Any]:
-    """Whether the row has the field, and its value."""
+    """Return whether the row has the field, and its value."""
     value: Any = getattr(record, field.name)
     for key in field.path:
         if not isinstance(value, dict) or key not in value:
@@ -175,12 +187,12 @@ def _value_of(field: Field, record: Record) -> tuple[bool, Any]:
     return True, value
 
 
-def _compares(name: str, value: Any, wanted: Scalar) -> bool:
-    return _kind_of(value) == _kind_of(wanted) is not None and _PYTHON_OPERATORS[name](value, wanted)
+def _compares(operator: str, value: Any, operand: Scalar) -> bool:
+    return _type_name(value) == _type_name(operand) is not None and _PYTHON_OPERATORS[operator](value, operand)
 
 
-def _kind_of(value: Any) -> str | None:
-    """What a JSON value compares with; None for lists and objects, which compare with nothing."""
+def _type_name(value: Any) -> str | None:
+    """Return the type within which a JSON value compares; None for lists and objects, which never compare."""
     if value is None or isinstance(value, bool):
         return repr(type(value))
     return "number" if isinstance(value, (int, float)) else "text" if isinstance(value, str) else None
@@ -202,7 +214,7 @@ def _parse_filter(filter: Any, depth: int) -> Node:
     if not isinstance(filter, Mapping):
         raise FilterError(f'a filter is a dictionary such as {{"width": {{"$gte": 640}}}}, not {_describe(filter)}')
     if not filter:
-        raise FilterError("an empty filter inside a filter: leave it out")
+        raise FilterError("a filter contains an empty filter: leave it out")
     if depth > MAX_DEPTH:
         raise FilterError(f"a filter is nested more than {MAX_DEPTH} deep")
     return _all([_parse_entry(key, value, depth) for key, value in filter.items()])
@@ -232,8 +244,8 @@ def _parse_field(key: Any) -> Field:
         path = tuple(key.split(".")[1:])
         if not all(path) or any(char in "'\"\\" or ord(char) < 32 or ord(char) == 127 for char in key):
             raise FilterError(
-                f"bad metadata path {key!r}: keys are joined by dots and hold no quotes, "
-                "backslashes or control characters, and none is empty"
+                f"bad metadata path {key!r}: join keys with dots; a key is not empty and has no quotes, "
+                "backslashes or control characters"
             )
         _check_text(key, "a field name")
         return Field("metadata", path)
@@ -285,16 +297,16 @@ def _check_value(field: Field, where: str, value: Any) -> Scalar:
     elif isinstance(value, float) and not math.isfinite(value):
         raise FilterError(f"{where} takes a finite number, not {value}")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        # No row can hold such a number; SQLite and Milvus would round it without a word.
-        raise FilterError(f"{where}: {value} does not fit in 64 bits")
+        # No row can contain such a number; SQLite and Milvus would round it silently.
+        raise FilterError(f"{where}: {value} does not fit in 64 bits: give a smaller number")
     checked: Scalar = value
     return checked
 
 
 def _check_text(value: str, where: str) -> None:
-    # No row holds a NUL (SQLite's JSON functions cut a string there) or half a surrogate pair.
+    # No row contains a NUL (SQLite's JSON functions cut a string there) or half a surrogate pair.
     if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
-        raise FilterError(f"{where}: {_describe(value)} holds a NUL character or is not valid Unicode")
+        raise FilterError(f"{where}: {_describe(value)} contains a NUL character or is not valid Unicode")
 
 
 def _all(parts: list[Node]) -> Node:

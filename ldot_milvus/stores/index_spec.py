@@ -1,7 +1,7 @@
-"""Index types: what ``LDOT_INDEX`` may say, checked before anything is sent to a server.
+"""Index types and their parameters (``LDOT_INDEX``), checked before anything is sent to a server.
 
-Names and parameters are Milvus's own (https://milvus.io/docs/index.md, https://milvus.io/docs/gpu-index.md). All types
-compare by inner product.
+Names and parameters are those of Milvus (https://milvus.io/docs/index.md, https://milvus.io/docs/gpu-index.md). All
+types compare by inner product.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BUILD: dict[str, dict[str, Range]] = {
     "GPU_IVF_FLAT": {**_CELLS, **_CACHED},
     "GPU_IVF_PQ": {**_CELLS, "m": (1, 65536), "nbits": (1, 16), **_CACHED},
 }  # fmt: skip
-"""The parameters with which each type is built: a range of whole numbers, or the words allowed."""
+"""Build parameters of each type, with a range of whole numbers or the allowed words."""
 
 CPU_TYPES = tuple(name for name in BUILD if not name.startswith(GPU_PREFIX))
 GPU_TYPES = tuple(name for name in BUILD if name.startswith(GPU_PREFIX))
@@ -52,7 +52,7 @@ SEARCH: dict[str, dict[str, Range]] = {
     "GPU_IVF_FLAT": {**_PROBES},
     "GPU_IVF_PQ": {**_PROBES},
 }
-"""The parameters of a search."""
+"""Search parameters of each type."""
 
 DEFAULTS: dict[str, dict[str, Value]] = {
     # Recall of at least 0.98 at 10 for vectors of ldot-mini and of LightningDOT's size: benchmarks/indexes.py.
@@ -65,23 +65,28 @@ DEFAULTS: dict[str, dict[str, Value]] = {
 }
 
 EXACT_UP_TO = {False: 100_000, True: 250_000}
-"""Rows up to which ``auto`` compares with everything, without and with a GPU: below, a graph saves no time worth its
-build and its lost neighbours (benchmarks/README.md)."""
+"""Rows up to which ``auto`` uses exact search, without and with a GPU: for fewer rows a graph saves too little time to
+justify its build and its missed neighbours (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """An index type and its parameters; ``AUTO`` leaves the choice to the size and to what the server accepts."""
+    """An index type and its parameters.
+
+    Attributes:
+        index_type: name of the type; ``AUTO`` chooses by the number of rows and by what the server supports.
+        params: build and search parameters that differ from the defaults.
+    """
 
     index_type: str = AUTO
     params: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> IndexSpec:
-        """Read a setting: ``auto``, ``HNSW``, ``HNSW:M=16,efConstruction=200,ef=64``.
+        """Parse a setting such as ``auto``, ``HNSW`` or ``HNSW:M=16,efConstruction=200,ef=64``.
 
         Raises:
-            UsageError: an unknown type or parameter, a value out of range, another metric than inner product.
+            UsageError: an unknown type or parameter, a value out of range, or a metric other than inner product.
         """
         index_type, _, rest = text.strip().partition(":")
         index_type = index_type.strip().upper()
@@ -89,12 +94,16 @@ class IndexSpec:
         for part in filter(None, (part.strip() for part in rest.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not name:
-                raise UsageError(f"index {text!r}: {part!r} is not NAME=VALUE")
+                raise UsageError(f"index {text!r}: {part!r} is not of the form NAME=VALUE")
             params[name] = int(value) if re.fullmatch("-?[0-9]{1,18}", value) else value
         return cls(index_type, params).checked()
 
     def checked(self) -> IndexSpec:
-        """This spec without its metric, or UsageError where something in it cannot be."""
+        """Return this spec without its metric.
+
+        Raises:
+            UsageError: an unknown type or parameter, a value out of range, or a metric other than inner product.
+        """
         params = dict(self.params)
         metric = str(params.pop("metric_type", "IP")).upper()
         if metric != "IP":
@@ -118,37 +127,44 @@ class IndexSpec:
 
     @property
     def needs_gpu(self) -> bool:
-        """True for the types that only a server (or FAISS) with a GPU has."""
+        """True for the types that need a GPU in the server (or for FAISS)."""
         return self.index_type.startswith(GPU_PREFIX)
 
     def on_cpu(self) -> IndexSpec:
-        """The nearest type without a GPU, with its default parameters."""
+        """Return the nearest type without a GPU, with its default parameters."""
         nearest = {"GPU_BRUTE_FORCE": "FLAT", "GPU_CAGRA": "HNSW", "GPU_IVF_FLAT": "IVF_FLAT", "GPU_IVF_PQ": "IVF_SQ8"}
         return IndexSpec(nearest.get(self.index_type, self.index_type), {} if self.needs_gpu else self.params)
 
     def build_params(self, dim: int) -> dict[str, Value]:
-        """What the index is built with.
+        """Return the build parameters, defaults included.
+
+        Args:
+            dim: dimension of the vectors.
 
         Raises:
-            UsageError: parameters that do not fit vectors of this width.
+            UsageError: the parameters do not fit this dimension.
         """
         params = self._with_defaults(BUILD)
         if self.index_type == "GPU_IVF_PQ":
             parts = int(params["m"]) or max(n for n in (1, 2, 4, 8, 16, 32, 48, 64, 96) if dim % n == 0)
             if dim % parts:
-                raise UsageError(f"index GPU_IVF_PQ: m ({parts}) does not divide the vectors' width ({dim})")
+                raise UsageError(f"index GPU_IVF_PQ: m ({parts}) does not divide the dimension of the vectors ({dim})")
             params["m"] = parts
         return params
 
     def search_params(self, k: int) -> dict[str, Value]:
-        """What a search for the first ``k`` is sent with: no smaller than the type's own rules allow."""
+        """Return the search parameters, defaults included, raised or lowered to what the type allows.
+
+        Args:
+            k: number of rows to find.
+        """
         params = self._with_defaults(SEARCH)
         if "ef" in params:
             params["ef"] = max(int(params["ef"]), k)
-        if "nprobe" in params:  # more cells than there are is an error in Milvus
+        if "nprobe" in params:  # Milvus refuses to probe more cells than exist
             params["nprobe"] = min(int(params["nprobe"]), int(self._with_defaults(BUILD)["nlist"]))
         if "itopk_size" in params:
-            params["itopk_size"] = -(-max(int(params["itopk_size"]), k) // 32) * 32  # cuVS wants multiples of 32
+            params["itopk_size"] = -(-max(int(params["itopk_size"]), k) // 32) * 32  # cuVS requires multiples of 32
         return params
 
     def _with_defaults(self, table: dict[str, dict[str, Range]]) -> dict[str, Value]:
@@ -161,7 +177,12 @@ class IndexSpec:
 
 
 def choose(rows: int, gpu: bool) -> IndexSpec:
-    """What ``auto`` means for this many rows."""
+    """Return the index type that ``auto`` stands for.
+
+    Args:
+        rows: number of rows.
+        gpu: whether a GPU is available.
+    """
     exact, approximate = ("GPU_BRUTE_FORCE", "GPU_CAGRA") if gpu else ("FLAT", "HNSW")
     return IndexSpec(exact if rows <= EXACT_UP_TO[gpu] else approximate)
 

@@ -1,4 +1,4 @@
-"""A collection from one store to another: local to server and back, with what re-ranking needs; can be resumed."""
+"""Copying of a collection with its region data from one store to another; an interrupted copy can be resumed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 BATCH = 500
 SAMPLE = 1000
-"""Rows whose checksums are compared at the end."""
+"""Number of rows, about, whose checksums are compared after copying."""
 
 
 @dataclass
 class Migration:
-    """What a migration did.
+    """Counts of a migration.
 
     Attributes:
-        rows: of the source.
-        copied: rows that the target did not have yet, or had otherwise.
-        regions: photos whose region data was copied.
+        rows: rows in the source.
+        copied: rows that were missing or different in the target.
+        regions: photos whose region data was copied, summed over the re-rankers.
         checked: rows whose checksums were compared.
     """
 
@@ -46,45 +46,54 @@ def migrate(
     *,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Migration:
-    """Copy every row of ``source`` into ``target``, and its region data; what is there already is not sent again.
+    """Copy every row of ``source`` and its region data into ``target``.
 
-    Run it again after an interruption: it goes on. Rows that only the target has are left alone.
+    Rows that the target already has are not sent again, so an interrupted migration can be resumed by another call.
+    Other rows of the target are not changed.
 
     Args:
-        source: read only.
-        target: its collection is made for the source's model where it does not exist.
-        regions: from where to where the region data goes, a pair for each re-ranker that has kept some.
-        progress: called with the number of rows of each batch that is done.
+        source: collection to read.
+        target: collection to write; it is created for the source's model if it does not exist.
+        regions: pairs of source and target of the region data, one for each re-ranker.
+        progress: called with the number of rows of each copied batch.
+
+    Returns:
+        Counts of rows and region data.
 
     Raises:
-        CollectionNotFound: the source has no such collection.
-        ModelMismatch: the target's collection holds vectors of another model.
-        StoreError: afterwards a row is missing in the target, or is another one there.
+        CollectionNotFound: the source collection does not exist.
+        ModelMismatch: the target contains vectors of another model.
+        StoreError: after copying, a row is missing or different in the target.
     """
     done = Migration()
     for batch in batched(_rows(source, target), BATCH):
         ids = [row.id for row in batch]
-        there = {row.id: checksum(row) for row in target.get(ids, with_embeddings=True)}
-        fresh = [row for row in batch if there.get(row.id) != checksum(row)]
+        existing = {row.id: checksum(row) for row in target.get(ids, with_embeddings=True)}
+        changed = [row for row in batch if existing.get(row.id) != checksum(row)]
         for kept_from, kept_to in regions:
-            # Region data first, as in ingestion: whatever a search finds can be re-ranked.
+            # Region data before rows, as in ingestion: every row a search returns can be re-ranked.
             done.regions += _copy_regions(kept_from, kept_to, ids)
-        target.upsert(fresh)
+        target.upsert(changed)
         done.rows += len(batch)
-        done.copied += len(fresh)
+        done.copied += len(changed)
         progress(len(batch))
     done.checked = verify(source, target, done.rows)
     return done
 
 
 def verify(source: VectorStore, target: VectorStore, rows: int) -> int:
-    """Compare the counts, and the checksums of up to ``SAMPLE`` rows spread evenly over the collection.
+    """Compare the counts, and the checksums of about ``SAMPLE`` rows spread evenly over the collection.
+
+    Args:
+        source: collection that was copied.
+        target: the copy.
+        rows: number of rows that were copied.
 
     Returns:
-        How many rows were compared.
+        Number of rows compared.
 
     Raises:
-        StoreError: they differ.
+        StoreError: the target has fewer rows, or a row differs.
     """
     count = target.count()
     if count < rows:
@@ -96,14 +105,14 @@ def verify(source: VectorStore, target: VectorStore, rows: int) -> int:
         wrong = [row.id for row in source.get(ids, with_embeddings=True) if theirs.get(row.id) != checksum(row)]
         if wrong:
             raise StoreError(
-                f"{len(wrong)} rows differ in {target.address} (first: {wrong[0]}): something else writes to one of "
+                f"{len(wrong)} rows differ in {target.address} (first: {wrong[0]}): another program writes to one of "
                 "the stores; stop it and run the migration again"
             )
     return len(sample)
 
 
 def checksum(row: Record) -> str:
-    """SHA-256 in hex over all fields of a row, its vector's bytes included."""
+    """Return the SHA-256 in hex of all fields of a row, including the bytes of its vector."""
     fields = (row.id, row.kind, row.namespace, row.source, row.caption, row.width, row.height)
     text = json.dumps([*fields, row.metadata], sort_keys=True, ensure_ascii=False)
     vector = b"" if row.embedding is None else np.ascontiguousarray(row.embedding, "<f4").tobytes()
@@ -111,7 +120,7 @@ def checksum(row: Record) -> str:
 
 
 def _rows(source: VectorStore, target: VectorStore) -> Iterator[Record]:
-    """All rows with their vectors, after the target was made ready for them."""
+    """Create the target collection if needed, and iterate over the source's rows with their vectors."""
     if source.dim is None:
         raise CollectionNotFound(f"{source.address} has no collection {source.collection!r}: name it with --collection")
     if source.model is not None:
@@ -120,8 +129,8 @@ def _rows(source: VectorStore, target: VectorStore) -> Iterator[Record]:
 
 
 def _copy_regions(source: RegionStore, target: RegionStore, ids: Sequence[str]) -> int:
-    there = target.has(ids)
-    missing = source.get([id for id in ids if id not in there])
+    existing = target.has(ids)
+    missing = source.get([id for id in ids if id not in existing])
     if missing:
         target.put(missing)
     return len(missing)

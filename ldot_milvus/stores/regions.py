@@ -1,6 +1,6 @@
-"""What a re-ranker keeps of each photo, in one small safetensors file a photo, in any folder or bucket.
+"""Region stores: the region data of each photo in one safetensors file, in a folder or in object storage.
 
-A file holds named arrays, in whatever precision the re-ranker chose; nothing here knows what they mean.
+A file contains named arrays in the precision that the re-ranker chose. This module does not interpret them.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from ldot_milvus.stores.registry import absolute_path, parse_address
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 16  # requests under way at a time to a remote store
-_NAME_MAX = 200  # bytes of a file name; most file systems take 255, and the suffix needs some
+_THREADS = 16  # concurrent requests to a remote store
+_NAME_MAX = 200  # bytes of a file name without its suffix; most file systems allow 255
 _T = TypeVar("_T")
 
 Arrays = Mapping[str, NDArray[Any]]
-"""What is kept of one photo: named arrays."""
+"""Region data of one photo: named arrays."""
 
 
 def region_store_address(store: str, address: str | None = None) -> str:
-    """Where the region data of a vector store lies, absolute.
+    """Return the absolute address of the region data of a vector store.
 
     Args:
         store: address of the vector store.
-        address: of the region data, a folder or any fsspec address; None takes the setting ``LDOT_REGION_STORE``, else
-            the place beside the vector store that :mod:`~ldot_milvus.stores.registry` names.
+        address: address of the region data, a folder or any fsspec address; None takes the setting
+            ``LDOT_REGION_STORE``, else the default beside the vector store (:mod:`~ldot_milvus.stores.registry`).
 
     Raises:
-        UsageError: ``store`` is an address of no known form, and nothing else says where the region data is.
+        UsageError: the default is needed and ``store`` has an unknown form.
     """
     if address is None:
         from ldot_milvus.settings import Settings
@@ -55,48 +55,57 @@ def region_store_address(store: str, address: str | None = None) -> str:
 def open_region_store(
     store: str, fingerprint: str, address: str | None = None, former: Iterable[str] = ()
 ) -> RegionStore:
-    """The region store that goes with a vector store; nothing is created or read yet.
+    """Open the region store of a vector store; nothing is created or read yet.
 
     Args:
-        store, address: see :func:`region_store_address`.
-        fingerprint, former: see :class:`RegionStore`.
+        store: address of the vector store.
+        fingerprint: fingerprint of the re-ranker.
+        address: address of the region data, see :func:`region_store_address`.
+        former: earlier fingerprints of the re-ranker, see :class:`RegionStore`.
 
     Raises:
-        UsageError: as of :func:`region_store_address`.
-        StoreError: an fsspec address that cannot be opened.
+        UsageError: see :func:`region_store_address`.
+        StoreError: an fsspec address cannot be opened.
     """
     return RegionStore(region_store_address(store, address), fingerprint, former)
 
 
 def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionStore]]:
-    """For every re-ranker that has kept something at one address, its region store there and at another one.
+    """Return pairs of region stores at two addresses, one for each re-ranker with region data at the first.
+
+    Args:
+        source: address of existing region data.
+        target: address to copy it to.
 
     Raises:
-        StoreError: the first address cannot be listed.
+        StoreError: ``source`` cannot be listed.
     """
     names = RegionStore(source, "").fingerprints()
     return [(RegionStore(source, name), RegionStore(target, name)) for name in names]
 
 
 def absolute_region_address(address: str) -> str:
-    """A folder's path expanded and absolute; an fsspec address (``s3://...``, ``a::b``) as it is."""
+    """Return the absolute path of a folder; an fsspec address (``s3://...``, ``a::b``) is returned unchanged."""
     return address if _is_fsspec(address) else absolute_path(address)
 
 
 class RegionStore:
-    """Named arrays by photo id, apart for each re-ranker: what another one keeps is of no use to it.
+    """Region data of one re-ranker: named arrays by photo id.
 
-    Every method raises :class:`~ldot_milvus.errors.StoreError`, saying what to do, when the store cannot be used.
-    Several processes may read and write at once; the last writer of an id wins, and readers see whole files.
+    All methods raise :class:`~ldot_milvus.errors.StoreError` if the store cannot be used. Several processes may read
+    and write at once: the last writer of an id wins, and readers see complete files.
+
+    Attributes:
+        address: absolute address, without the re-ranker's folder.
     """
 
     def __init__(self, address: str, fingerprint: str, former: Iterable[str] = ()) -> None:
-        """Nothing is created or read yet.
+        """Open the store; nothing is created or read yet.
 
         Args:
-            address: a folder, or any fsspec address: ``memory://regions``, ``s3://bucket/regions``.
-            fingerprint: of the re-ranker that keeps them; its first 16 characters name the folder.
-            former: fingerprints under which an earlier version stored the same; read where the folder lacks a photo.
+            address: a folder, or any fsspec address such as ``memory://regions`` or ``s3://bucket/regions``.
+            fingerprint: fingerprint of the re-ranker; its first 16 characters name the folder.
+            former: fingerprints under which earlier versions stored the same data; read if a photo is missing.
         """
         self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
@@ -107,51 +116,56 @@ class RegionStore:
 
     @property
     def folder(self) -> str | None:
-        """The local folder that the regions are in; None for an object store or a network."""
+        """The local folder of the region data; None for remote storage."""
         return None if self._fs is not None else self._root
 
     def put(self, items: Mapping[str, Arrays]) -> None:
-        """Write or replace the arrays of these ids; a local file is replaced at once or not at all."""
+        """Write or replace the arrays of photos, each local file atomically.
+
+        Args:
+            items: arrays by photo id.
+        """
         files = [(self._path(id), _pack(arrays)) for id, arrays in items.items()]
         with self._explained("written"):
             self._map(lambda file: self._write(*file), files)
 
     def get(self, ids: Sequence[str]) -> dict[str, Arrays]:
-        """The arrays of these ids, as they were put; an id that is not there, or whose file is damaged, is left out.
+        """Return the arrays of photos by id, as written.
 
-        A crash of the machine can leave an empty or torn file: it is logged, and :meth:`put` mends it.
+        Missing ids and damaged files are left out. A crash of the machine can damage a file; this is logged, and
+        :meth:`put` replaces the file.
         """
-        wanted = list(dict.fromkeys(ids))
-        found: dict[str, Arrays] = {}
+        unique_ids = list(dict.fromkeys(ids))
+        loaded: dict[str, Arrays] = {}
         for root in (self._root, *self._former):
-            paths = {self._path(id, root): id for id in wanted if id not in found}
+            paths = {self._path(id, root): id for id in unique_ids if id not in loaded}
             with self._explained("read"):
                 files = self._read(list(paths))
             for path, data in files.items():
                 try:
-                    found[paths[path]] = load(data)
+                    loaded[paths[path]] = load(data)
                 except (SafetensorError, KeyError, ValueError) as error:
                     logger.warning("%s is damaged (%s): ingest the photo again", path, error)
-        return {id: found[id] for id in wanted if id in found}
+        return {id: loaded[id] for id in unique_ids if id in loaded}
 
     def has(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids whose arrays are there; an empty file, as a crash leaves it, does not count."""
-        there: set[str] = set()
+        """Return the ids that have arrays; an empty file, which a crash can leave, does not count."""
+        present: set[str] = set()
         for root in (self._root, *self._former):
-            missing = [id for id in dict.fromkeys(ids) if id not in there]
+            missing = [id for id in dict.fromkeys(ids) if id not in present]
             with self._explained("read"):
                 sizes = self._map(self._size, [self._path(id, root) for id in missing])
-            there.update(id for id, size in zip(missing, sizes, strict=True) if size)
-        return there
+            present.update(id for id, size in zip(missing, sizes, strict=True) if size)
+        return present
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Forget these ids; those that are not there are no error."""
+        """Delete the arrays of these ids; missing ids are ignored."""
         paths = [self._path(id, root) for root in (self._root, *self._former) for id in dict.fromkeys(ids)]
         with self._explained("written"):
             self._map(self._remove, paths)
 
     def fingerprints(self) -> list[str]:
-        """The first 16 characters of every re-ranker's fingerprint under which something is kept at this address."""
+        """Return the first 16 characters of the fingerprint of every re-ranker with region data at this address."""
         root = self._root.rpartition("/")[0]
         with self._explained("read"):
             try:
@@ -165,32 +179,32 @@ class RegionStore:
 
     def _path(self, id: str, root: str | None = None) -> str:
         name = _safe(id)
-        if len(name) > _NAME_MAX:  # many letters of three or four bytes; "=" is in no quoted id
+        if len(name) > _NAME_MAX:  # many characters of three or four bytes; no quoted id contains "="
             name = "=" + hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{root or self._root}/{_safe(id[:2])}/{name}.safetensors"
 
     def _map(self, function: Callable[[Any], _T], values: Sequence[Any]) -> list[_T]:
-        """One after the other in a folder, where threads only cost; side by side over a network."""
+        """Apply a function to the values: concurrently for remote storage, else in sequence, which is faster."""
         if self._fs is None or len(values) < 2:
             return [function(value) for value in values]
         with ThreadPoolExecutor(min(_THREADS, len(values))) as threads:
             return list(threads.map(function, values))
 
     def _read(self, paths: Sequence[str]) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         if self._fs is None:
             for path in paths:
                 with suppress(FileNotFoundError), open(path, "rb") as file:
-                    found[path] = file.read()
-            return found
-        # Not on_error="omit": a network that is down must not look like regions that were never stored.
-        answers = self._fs.cat(list(paths), on_error="return") if paths else {}
-        for path, answer in answers.items():
-            if isinstance(answer, bytes):
-                found[path] = answer
-            elif not isinstance(answer, FileNotFoundError):
-                raise answer
-        return found
+                    contents[path] = file.read()
+            return contents
+        # Not on_error="omit": an unreachable network must not look like missing region data.
+        results = self._fs.cat(list(paths), on_error="return") if paths else {}
+        for path, result in results.items():
+            if isinstance(result, bytes):
+                contents[path] = result
+            elif not isinstance(result, FileNotFoundError):
+                raise result
+        return contents
 
     def _write(self, path: str, data: bytes) -> None:
         if self._fs is not None:
@@ -204,13 +218,13 @@ class RegionStore:
         temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
         try:
             try:
-                file = open(temporary, "xb")  # noqa: SIM115  (not tempfile: its files only their owner may read)
+                file = open(temporary, "xb")  # noqa: SIM115  (tempfile makes files that only their owner may read)
             except FileNotFoundError:
                 os.makedirs(folder, exist_ok=True)
                 file = open(temporary, "xb")  # noqa: SIM115
             with file:
                 file.write(data)
-            # Not fsynced: that would cost more than computing the regions, which is what a lost file leads to.
+            # No fsync: it would cost more than computing the regions of a lost file again.
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -231,7 +245,7 @@ class RegionStore:
 
     @contextmanager
     def _explained(self, done: str) -> Iterator[None]:
-        """Whatever a file system or a cloud's client raises in here leaves as StoreError."""
+        """Turn every exception of a file system or a storage client into a StoreError."""
         try:
             yield
         except StoreError:
@@ -262,7 +276,7 @@ def _connect(address: str) -> tuple[Any, str]:
 
 
 def _safe(text: str) -> str:
-    """One component of a path, whatever is in an id: no slash, no dots that mean a folder, no pattern character."""
+    """Quote an id as one component of a path, without slashes, dots or pattern characters."""
     return quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
@@ -273,9 +287,9 @@ def _pack(arrays: Arrays) -> bytes:
 def _remedy(error: Exception) -> str:
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: free some space, or set LDOT_REGION_STORE to another place"
+        return "the disk is full: free some space, or set LDOT_REGION_STORE to another disk"
     if code == errno.EROFS or isinstance(error, PermissionError):
         return "no permission: check the owner of the folder or the credentials of the bucket"
     if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return "there is a file in the place of a folder: set LDOT_REGION_STORE to a folder"
-    return f"{error or type(error).__name__}: check that LDOT_REGION_STORE names a place that is there and reachable"
+        return "a file exists where a folder is needed: set LDOT_REGION_STORE to a folder"
+    return f"{error or type(error).__name__}: check that LDOT_REGION_STORE names an existing, reachable address"

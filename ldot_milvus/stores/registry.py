@@ -1,7 +1,7 @@
-"""What a store's address means: which store it opens, its absolute form, and what lies beside it.
+"""Registry of store addresses: the store that an address opens, its absolute form, and the files beside it.
 
-No other module looks into an address. A new store is a class here (:class:`StoreAddress`, or :class:`FolderAddress` for
-a store that lives in a folder) and one line of :data:`_REGISTERED`, or a call of :func:`register_store`:
+No other module interprets addresses. A new store needs a subclass of :class:`StoreAddress` (of :class:`FolderAddress`
+for a store in a folder) and a line in :data:`_REGISTERED`, or a call of :func:`register_store`; see
 ``docs/extend/store.md``.
 """
 
@@ -20,9 +20,9 @@ from ldot_milvus.stores.base import VectorStore
 from ldot_milvus.stores.index_spec import BUILD, IndexSpec
 
 DEFAULT_FOLDER = "./ldot-data"
-"""Where files go that belong to no folder of a store: region data and journal of a server, on this machine."""
+"""Local folder of the region data and the journal of stores that have no folder of their own, such as a server."""
 
-# Looked at from the top. Named, not imported: importing this module loads no store's library.
+# Tried in this order. They are names, so that importing this module loads no store's library.
 _REGISTERED = [
     "ldot_milvus.stores.local.address:FaissAddress",
     "ldot_milvus.stores.milvus.address:LiteAddress",
@@ -32,11 +32,11 @@ _REGISTERED = [
 
 @dataclass(frozen=True)
 class IndexSupport:
-    """The index types that a store can build.
+    """Index types that a store can build.
 
     Attributes:
-        index_types: names of ``index_spec.BUILD``.
-        note: why others are missing, for people; empty where there is nothing to say.
+        index_types: names from ``index_spec.BUILD``.
+        note: why other types are missing, for people; may be empty.
     """
 
     index_types: tuple[str, ...]
@@ -44,12 +44,12 @@ class IndexSupport:
 
 
 class StoreAddress(ABC):
-    """One address of one form, such as ``http://HOST:19530``. Making it opens nothing.
+    """Address of one form, such as ``http://HOST:19530``. The constructor opens nothing.
 
     Attributes:
-        form: the form as messages show it, with what it is: ``http://HOST:19530 (a Milvus server)``.
-        index_types: the index types that :func:`~ldot_milvus.stores.open_store` accepts for such a store.
-        address: the address, expanded and absolute: it means the same in every working folder.
+        form: the form and its meaning for messages, such as ``http://HOST:19530 (a Milvus server)``.
+        index_types: index types that :func:`~ldot_milvus.stores.open_store` accepts for such a store.
+        address: absolute address, which means the same in every working directory.
     """
 
     form: ClassVar[str]
@@ -61,20 +61,20 @@ class StoreAddress(ABC):
     @classmethod
     @abstractmethod
     def claims(cls, address: str) -> bool:
-        """Whether the address is of this form."""
+        """Return whether the address has this form."""
 
     @abstractmethod
     def open(
         self, collection: str, index: IndexSpec, *, token: str | None = None, index_fallback: bool = True
     ) -> VectorStore:
-        """One collection of the store; nothing is created until something is written.
+        """Open one collection of the store; nothing is created before the first write.
 
         Args:
             collection: letters, digits and underscores.
-            index: of one of ``index_types``, or ``AUTO``.
-            token: ``user:password`` or an API key, where the store asks for one.
-            index_fallback: take the nearest index type where the store cannot build this one, with a warning; else
-                refuse with :class:`~ldot_milvus.errors.StoreError`.
+            index: an index of one of ``index_types``, or ``AUTO``.
+            token: ``user:password`` or an API key, if the store requires one.
+            index_fallback: if the store cannot build the index, use the nearest type and log a warning; else raise
+                :class:`~ldot_milvus.errors.StoreError`.
 
         Raises:
             UsageError: a bad collection name.
@@ -82,16 +82,19 @@ class StoreAddress(ABC):
 
     @property
     def region_store(self) -> str:
-        """Address of the region data that goes with the store, unless ``LDOT_REGION_STORE`` names another."""
+        """Default address of the region data, used unless ``LDOT_REGION_STORE`` is set."""
         return os.path.join(DEFAULT_FOLDER, "regions")
 
     @property
     def journal(self) -> str | None:
-        """Path of the ingestion journal beside the store; None for a store on the network, which has no folder."""
+        """Path of the ingestion journal beside the store; None for a store without a folder, such as a server."""
         return None
 
     def index_support(self, token: str | None = None) -> IndexSupport:
-        """The index types that the store can really build; a server is asked, which takes some seconds.
+        """Return the index types that the store can build; a server builds some to find out, which takes seconds.
+
+        Args:
+            token: ``user:password`` or an API key, if the store requires one.
 
         Raises:
             StoreError: the store does not answer.
@@ -100,11 +103,11 @@ class StoreAddress(ABC):
 
 
 class FolderAddress(StoreAddress):
-    """``SCHEME:PATH``, a store in a folder of its own, with region data and journal in that folder.
+    """Address of the form ``SCHEME:PATH``: a store in a folder, which contains region data and journal too.
 
     Attributes:
         scheme: the word before the colon.
-        folder: PATH, expanded and absolute.
+        folder: absolute path of the folder.
     """
 
     scheme: ClassVar[str]
@@ -130,33 +133,36 @@ class FolderAddress(StoreAddress):
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """A path with ``~`` expanded that means the same after ``os.chdir`` and in a worker's folder."""
+    """Return the absolute path, with ``~`` expanded, which means the same in every working directory."""
     return os.path.abspath(os.path.expanduser(os.fspath(path)))
 
 
 def parse_address(address: str) -> StoreAddress:
-    """The meaning of a store's address.
+    """Parse the address of a store.
 
     Args:
-        address: of one of the registered forms: ``faiss:PATH``, ``PATH.db``, ``http(s)://HOST:PORT``.
+        address: an address of a registered form: ``faiss:PATH``, ``PATH.db``, ``http(s)://HOST:PORT``.
+
+    Returns:
+        The address of the first registered form that claims it.
 
     Raises:
-        UsageError: an address of no registered form; the message lists the forms.
+        UsageError: no registered form claims the address; the message lists the forms.
     """
     forms = [_load(name) for name in _REGISTERED]
     for form in forms:
         if isinstance(address, str) and form.claims(address):
             return form(address)
     *most, last = (form.form for form in forms)
-    raise UsageError(f"cannot open {address!r}: a store's address is {', '.join(most)} or {last}")
+    raise UsageError(f"cannot open {address!r}: give the address of a store as {', '.join(most)} or {last}")
 
 
 def register_store(name: str) -> None:
-    """Make another form of address known to this process; it is looked at before those that are known already.
+    """Register another form of address in this process; it is tried before the forms registered so far.
 
     Args:
-        name: ``MODULE:CLASS`` of a :class:`StoreAddress`, imported when the first address is looked at. A form of the
-            same name is not registered twice.
+        name: ``MODULE:CLASS`` of a :class:`StoreAddress`, imported when the first address is parsed. Registering a name
+            again has no effect.
     """
     if name not in _REGISTERED:
         _REGISTERED.insert(0, name)

@@ -1,6 +1,6 @@
-"""Checks of everything that a caller hands to a store, made before anything is written; the same for every store.
+"""Checks of the arguments of every store, made before anything is written.
 
-Lengths are in UTF-8 bytes, as Milvus counts VARCHAR.
+Lengths are in bytes of UTF-8, as Milvus counts VARCHAR.
 """
 
 from __future__ import annotations
@@ -27,67 +27,86 @@ MAX_SIDE = 2**31 - 1
 
 
 def collection_name(name: str) -> str:
-    """Return the name if Milvus would accept it, else raise UsageError."""
+    """Return the name, or raise UsageError if Milvus would not accept it."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
         raise UsageError(
-            f"bad collection name {name!r}: letters, digits and underscores, not starting with a digit, at most 255"
+            f"bad collection name {name!r}: use at most 255 letters, digits and underscores, and no digit first"
         )
     return name
 
 
 def model_and_dim(model: str, dim: int) -> None:
-    """Raise UsageError unless these can describe a collection."""
+    """Raise UsageError unless ``model`` is a non-empty string and ``dim`` a whole number of at least 1."""
     if not isinstance(model, str) or not model:
         raise UsageError(f"a model's fingerprint is a non-empty string, not {model!r}")
     if not _is_int(dim) or dim < 1:
-        raise UsageError(f"the width of the vectors is a whole number of at least 1, not {dim!r}")
+        raise UsageError(f"the dimension of the vectors is a whole number of at least 1, not {dim!r}")
 
 
 def same_model(store: VectorStore, stored: tuple[str | None, int], model: str, dim: int) -> None:
-    """Raise ModelMismatch unless the collection, whose model and width are ``stored``, is or can become the model's."""
+    """Raise ModelMismatch unless a collection belongs to a model or can be bound to it.
+
+    Args:
+        store: the collection, for the message.
+        stored: fingerprint (None if no model is bound) and dimension of the collection.
+        model: fingerprint of the model.
+        dim: dimension of the model's vectors.
+    """
     stored_model, stored_dim = stored
     if stored_dim != dim or stored_model not in (None, model):
         raise ModelMismatch(
-            f"collection {store.collection!r} of {store.address} holds vectors of model "
+            f"collection {store.collection!r} of {store.address} contains vectors of model "
             f"{stored_model or 'unknown'} ({stored_dim} dimensions), not of {model} ({dim}): choose another "
             "collection name, or ingest again with the new model into a new collection"
         )
 
 
 def same_width(store: VectorStore, stored_dim: int, records: Sequence[Record], vectors: Array) -> None:
-    """Raise ModelMismatch unless checked records, at least one, have the width of the collection."""
+    """Raise ModelMismatch unless the vectors have the dimension of the collection.
+
+    Args:
+        store: the collection, for the message.
+        stored_dim: dimension of the collection.
+        records: checked records, at least one.
+        vectors: their vectors, float32 (n, dim).
+    """
     if stored_dim != vectors.shape[1]:
         raise ModelMismatch(
             f"record {records[0].id!r} has {vectors.shape[1]} dimensions and collection {store.collection!r} of "
-            f"{store.address} {stored_dim}: use the model that it was made with, or another collection name"
+            f"{store.address} has {stored_dim}: use the model that filled it, or another collection name"
         )
 
 
 def not_found(store: VectorStore, names: Iterable[str]) -> CollectionNotFound:
-    """The error of a search in a collection that does not exist; ``names`` are those that do."""
-    there = ", ".join(sorted(names))
+    """Return the error for a search in a collection that does not exist.
+
+    Args:
+        store: the collection.
+        names: names of the existing collections, for the message.
+    """
+    existing = ", ".join(sorted(names))
     return CollectionNotFound(
         f"{store.address} has no collection {store.collection!r} yet: ingest into it first"
-        + (f" (there are: {there})" if there else "")
+        + (f" (existing collections: {existing})" if existing else "")
     )
 
 
 def ids_or_filter(ids: Sequence[str] | None, filter: Filter | None) -> None:
-    """Raise UsageError unless one of them says which rows to delete."""
+    """Raise UsageError unless exactly one of the arguments of ``delete`` is given, and the filter is not empty."""
     if (ids is None) == (filter is None):
-        raise UsageError("delete takes either ids or a filter")
+        raise UsageError("delete takes either ids or a filter: give exactly one of them")
     if filter == {}:
-        raise UsageError("an empty filter would delete every row: if that is meant, say so with {'id': {'$ne': ''}}")
+        raise UsageError("an empty filter would delete every row: to delete every row, use {'id': {'$ne': ''}}")
 
 
 def kind(value: str, where: str) -> None:
-    """Raise UsageError unless the value is one of KINDS; ``where`` begins the message."""
+    """Raise UsageError unless the value is one of :data:`KINDS`; the message begins with ``where``."""
     if value not in KINDS:
         raise UsageError(f"{where}: kind is one of {', '.join(KINDS)}, not {value!r}")
 
 
 def ids(values: Iterable[str]) -> list[str]:
-    """Return the ids as a list of strings that a store can look up (they need not exist)."""
+    """Return the ids as a list, or raise UsageError if one of them is not a valid id; they need not exist."""
     if isinstance(values, (str, bytes)):
         raise UsageError(f"ids are a list of strings, not the single value {values!r}")
     listed = list(values)
@@ -97,7 +116,7 @@ def ids(values: Iterable[str]) -> list[str]:
 
 
 def text(value: str, where: str, limit: int) -> None:
-    """Raise UsageError unless the value is a string of at most ``limit`` UTF-8 bytes that every store can keep."""
+    """Raise UsageError unless the value is a string of at most ``limit`` bytes that every store accepts."""
     if not isinstance(value, str):
         raise UsageError(f"{where} is a string, not {value!r} ({type(value).__name__})")
     try:
@@ -105,42 +124,47 @@ def text(value: str, where: str, limit: int) -> None:
     except UnicodeEncodeError as error:
         raise UsageError(f"{where} is not valid Unicode: {value[:60]!a}") from error
     if "\0" in value:
-        raise UsageError(f"{where} holds a NUL character: {value[:60]!r}")
+        raise UsageError(f"{where} contains a NUL character: {value[:60]!r}")
     if size > limit:
-        raise UsageError(f"{where} has {size} bytes of UTF-8, at most {limit} are kept: {value[:60]!r}...")
+        raise UsageError(f"{where} has {size} bytes of UTF-8, and at most {limit} are allowed: {value[:60]!r}...")
 
 
 def k(value: int, name: str = "k") -> int:
-    """Return how many rows are asked for, or raise UsageError naming the argument."""
+    """Return a number of rows, or raise UsageError, with the argument's name, if it is out of range."""
     if not _is_int(value) or not 1 <= value <= MAX_K:
         raise UsageError(f"{name} is a whole number from 1 to {MAX_K}, not {value!r}")
     return value
 
 
 def queries(values: Array, dim: int) -> Array:
-    """Return the queries as contiguous float32 (n, dim), all finite."""
+    """Return the queries as contiguous float32 (n, dim).
+
+    Raises:
+        UsageError: the queries are not a finite matrix of numbers.
+        ModelMismatch: the queries have another dimension.
+    """
     matrix = _as_float32(values, "queries")
     if matrix.ndim != 2:
         raise UsageError(f"queries have the shape (n, {dim}), not {matrix.shape}")
     if matrix.shape[1] != dim:
         raise ModelMismatch(
-            f"the queries have {matrix.shape[1]} dimensions and the collection {dim}: "
-            "use the model that the collection was made with"
+            f"the queries have {matrix.shape[1]} dimensions and the collection has {dim}: "
+            "use the model that filled the collection"
         )
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if bad.size:
-        raise UsageError(f"query {bad[0]} holds NaN or infinite values")
+        raise UsageError(f"query {bad[0]} contains NaN or infinite values")
     return matrix
 
 
 def records(values: Sequence[Record]) -> tuple[list[Record], Array]:
-    """Check a batch for writing; where an id comes twice the last record wins.
+    """Check records before they are written; the last record of an id wins.
 
     Returns:
-        The records, each id once, and their vectors: float32 (n, dim), in the same order.
+        The records, each id once, and their vectors in the same order, float32 (n, dim).
 
     Raises:
-        UsageError: names the id and what is wrong with it.
+        UsageError: a field or an embedding is not valid; the message names the id.
     """
     vectors: dict[str, Array] = {}
     kept: dict[str, Record] = {}
@@ -154,7 +178,7 @@ def records(values: Sequence[Record]) -> tuple[list[Record], Array]:
         if vector.ndim != 1 or not vector.size:
             raise UsageError(f"{where}: the embedding has the shape (dim,), not {vector.shape}")
         if not np.isfinite(vector).all():
-            raise UsageError(f"{where}: the embedding holds NaN or infinite values")
+            raise UsageError(f"{where}: the embedding contains NaN or infinite values")
         dim = dim or vector.size
         if vector.size != dim:
             raise UsageError(f"{where} has {vector.size} dimensions, and those before it {dim}")
@@ -166,7 +190,7 @@ def records(values: Sequence[Record]) -> tuple[list[Record], Array]:
 
 
 def fields(record: Record) -> None:
-    """Check everything in a record but its embedding."""
+    """Raise UsageError unless all fields of a record except the embedding are valid."""
     if not isinstance(record, Record):
         raise UsageError(f"expected a Record, not {type(record).__name__}")
     text(record.id, "an id", MAX_ID)
@@ -184,14 +208,18 @@ def fields(record: Record) -> None:
 
 
 def metadata_json(record: Record) -> str:
-    """Return the record's metadata as JSON, with nothing escaped that need not be (filters compare keys as bytes)."""
+    """Return the metadata of a record as JSON, with as few escapes as possible, since filters compare keys as bytes.
+
+    Raises:
+        UsageError: the metadata is not a JSON object, or is too long or nested too deeply.
+    """
     where = f"record {record.id!r}: metadata"
     if not isinstance(record.metadata, dict):
         raise UsageError(f"{where} is a dictionary, not {type(record.metadata).__name__}")
     _check_json(record.metadata, where, 0)
     encoded = json.dumps(record.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if len(encoded.encode()) > MAX_METADATA:
-        raise UsageError(f"{where} has {len(encoded.encode())} bytes as JSON, at most {MAX_METADATA} are kept")
+        raise UsageError(f"{where} has {len(encoded.encode())} bytes as JSON, and at most {MAX_METADATA} are allowed")
     return encoded
 
 
@@ -204,10 +232,10 @@ def _check_json(value: Any, where: str, depth: int) -> None:
         text(value, where, MAX_METADATA)
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise UsageError(f"{where}: {value} does not fit in 64 bits; store it as a string")
+            raise UsageError(f"{where}: {value} does not fit in 64 bits: store it as a string")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise UsageError(f"{where}: {value} is not a JSON value; leave the key out or use None")
+            raise UsageError(f"{where}: {value} is not a JSON value: leave the key out or use None")
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_json(item, where, depth + 1)
@@ -226,7 +254,7 @@ def _as_float32(values: Any, where: str) -> Array:
         raise UsageError(f"{where}: not an array of numbers ({error})") from error
     if array.dtype.kind not in "fiu":
         raise UsageError(f"{where}: expected numbers (float32), not {array.dtype}")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values out of range become infinite, and are refused later
         return np.asarray(array, dtype=np.float32, order="C")
 
 

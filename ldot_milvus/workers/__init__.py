@@ -1,7 +1,7 @@
 """The Celery application and its commands: ``celery -A ldot_milvus.workers worker``, ``... enqueue PATH...``.
 
-Every ``celery`` command of the environment imports this package for its commands, another project's too. So ``app`` is
-made, and the ``LDOT_`` settings are read, when it is first asked for.
+Every ``celery`` command of the environment imports this package to list its commands, also for other projects. The
+application ``app`` is therefore created, and the ``LDOT_`` settings are read, only when ``app`` is first accessed.
 """
 
 from __future__ import annotations
@@ -22,4 +22,4 @@ def __getattr__(name: str) -> Celery:
     from ldot_milvus.settings import Settings
     from ldot_milvus.workers.application import make_app
 
-    return globals().setdefault(name, make_app(Settings()))  # the first thread's, should two of them ask
+    return globals().setdefault(name, make_app(Settings()))  # of two threads that get here, both return the first app

@@ -1,4 +1,4 @@
-"""How the Celery application is made. Nothing heavy is imported and nothing connects here."""
+"""The Celery application and its configuration. Creating it opens no connection and imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,49 +14,59 @@ from ldot_milvus.workers.logs import log_as_json
 from ldot_milvus.workers.tasks import process_message
 
 NAME = "ldot_milvus"
-"""The application's ``main``, by which our commands tell it from another project's."""
+"""The application's ``main``, which distinguishes it from the applications of other projects."""
 
 
 class _Loader(AppLoader):  # type: ignore[misc]
+    """A loader that ignores CELERY_CONFIG_MODULE."""
+
     def read_configuration(self, *_: object, **__: object) -> dict[str, Any]:
-        return {}  # not what CELERY_CONFIG_MODULE names
+        return {}
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery application that loses nothing when a worker dies: late acknowledgement, one chunk at a time.
+    """Create the Celery application: late acknowledgement and one chunk per worker at a time, so no chunk is lost.
 
-    Another project's process and environment are left alone, and leave it alone: it is not the process's current
-    application, and CELERY_CONFIG_MODULE, CELERY_LOADER, CELERY_BROKER_URL and DJANGO_SETTINGS_MODULE are not read.
+    The application does not interfere with other projects in the same process or environment. It does not become the
+    process's current application, and CELERY_CONFIG_MODULE, CELERY_LOADER, CELERY_BROKER_URL and
+    DJANGO_SETTINGS_MODULE are not read.
+
+    Args:
+        settings: broker, visibility time-out and log format.
     """
     limit = settings.visibility_timeout
-    # No result backend: what becomes of a chunk is in the journal, which outlives workers and any process that waits.
+    # There is no result backend: the journal records the outcome of each chunk, and outlives workers and waiting
+    # processes.
     app = Celery(NAME, broker=settings.broker, loader=_Loader, fixups=[], set_as_current=False)
     for task in TASKS.values():
-        app.task(process_message, name=task.celery_name, bind=True, shared=False)  # shared: with every application
+        # shared=True would register the task with every application of the process.
+        app.task(process_message, name=task.celery_name, bind=True, shared=False)
     app.conf.update(
-        broker_read_url=settings.broker,  # these win over CELERY_BROKER_URL, and ``broker`` does not
+        broker_read_url=settings.broker,  # unlike ``broker``, these two take precedence over CELERY_BROKER_URL
         broker_write_url=settings.broker,
         task_default_queue=INGEST.queue,
-        task_queues=[_queue(task.queue) for task in TASKS.values()],  # a worker without -Q takes all
+        task_queues=[_queue(task.queue) for task in TASKS.values()],  # a worker without -Q consumes from all of them
         task_routes={task.celery_name: {"queue": task.queue} for task in TASKS.values()},
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
         task_acks_late=True,
-        task_reject_on_worker_lost=True,  # bounded by the journal, which counts how often a chunk was begun
+        task_reject_on_worker_lost=True,  # the journal counts how often a chunk was started, which bounds the retries
         task_acks_on_failure_or_timeout=False,
-        # Before the broker takes the worker for dead and hands the chunk to another one. Pools of processes only.
+        # The limits expire before the broker considers the worker dead and delivers the chunk to another one. Only
+        # process pools enforce them.
         task_soft_time_limit=0.8 * limit,
         task_time_limit=0.9 * limit,
         worker_prefetch_multiplier=1,
         worker_soft_shutdown_timeout=10,
         worker_hijack_root_logger=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # a chunk that is done is noted in the journal
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the journal records the chunk when it is finished
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # a broker that is away is waited for
+        broker_connection_max_retries=None,  # wait for an unreachable broker without limit
         broker_transport_options={
             "visibility_timeout": limit,
-            # How often Redis is asked for chunks of dead workers: Celery's own 100 seconds is long for small chunks.
+            # Interval in seconds at which chunks of dead workers are restored in Redis. Celery's default of 100 s is
+            # long for small chunks.
             "unacked_restore_interval": min(10, limit / 2),
             "unacked_restore_throttle": 1,
         },

@@ -1,4 +1,4 @@
-"""The broker: whether it is there, told at once and not after Celery's own long series of attempts; what it holds."""
+"""Check the broker's availability within seconds, and read the lengths of its queues."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from ldot_milvus.errors import StoreError, first_line
 if TYPE_CHECKING:
     from celery import Celery
 
-SECONDS = 5
+TIMEOUT = 5
+"""Seconds to wait for the broker. Celery's own retries would take minutes."""
 
 
 def check_broker(broker: str) -> str:
-    """The broker's address without its password, if it answers within some seconds.
+    """Check that the broker answers within a few seconds.
+
+    Args:
+        broker: the broker's URL.
+
+    Returns:
+        The URL with the password masked.
 
     Raises:
-        StoreError: it does not, or it is of no kind that kombu knows.
+        StoreError: the broker does not answer, or kombu has no transport for the URL.
     """
     from kombu.connection import Connection
     from kombu.exceptions import OperationalError
@@ -24,8 +31,8 @@ def check_broker(broker: str) -> str:
 
     address = str(maybe_sanitize_url(broker))
     try:
-        with Connection(broker, connect_timeout=SECONDS) as connection:  # type: ignore[no-untyped-call]
-            connection.ensure_connection(max_retries=2, interval_start=0.2, timeout=SECONDS)
+        with Connection(broker, connect_timeout=TIMEOUT) as connection:  # type: ignore[no-untyped-call]
+            connection.ensure_connection(max_retries=2, interval_start=0.2, timeout=TIMEOUT)
     except (OperationalError, OSError, ImportError, KeyError) as error:
         raise StoreError(
             f"the broker at LDOT_BROKER ({address}) does not answer ({first_line(error)}): start it, or unset "
@@ -35,10 +42,13 @@ def check_broker(broker: str) -> str:
 
 
 def queue_depths(app: Celery) -> dict[str, int]:
-    """Chunks that wait in each queue; those that a worker has taken are not counted.
+    """Count the waiting chunks of each queue, without those that a worker has received.
+
+    Returns:
+        Queue name to number of chunks.
 
     Raises:
-        OSError or a kombu error where the broker is away.
+        OSError, kombu.exceptions.OperationalError: the broker is unreachable.
     """
     from amqp.exceptions import NotFound
 
@@ -49,6 +59,6 @@ def queue_depths(app: Celery) -> dict[str, int]:
             try:
                 declared = connection.default_channel.queue_declare(queue.name, passive=True)
                 depths[queue.name] = int(declared.message_count)
-            except (NotFound, *connection.channel_errors):  # nobody has sent anything there yet
+            except (NotFound, *connection.channel_errors):  # a queue exists from its first message on
                 depths[queue.name] = 0
     return depths

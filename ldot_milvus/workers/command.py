@@ -1,7 +1,7 @@
-"""What our commands have in common: they are commands of the ``celery`` program, which other projects use too.
+"""Base class of the commands that this package adds to the ``celery`` program.
 
-The program lists the commands of all packages of the environment for every application, so a command has to see for
-itself whether the application is its own.
+The program offers the commands of all installed packages with every application, so each command checks that ``-A``
+names the application of ldot-milvus.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from celery.bin.base import CeleryCommand
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -19,35 +20,43 @@ APP = "ldot_milvus.workers"
 
 
 class LdotCommand(CeleryCommand):  # type: ignore[misc]
-    """A command for our application only. With ``-A`` of another one it does nothing and says so."""
+    """A command that runs with the application of ldot-milvus only.
 
+    With the application of another project, it delegates to a command of the same name of another package. If there is
+    none, it prints an error and exits with status 2.
+    """
+
+    @override
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """As click's; but if the application is another project's, for that project's command of this name, if any."""
         if parent is None or _is_ours(parent):
             return super().make_context(info_name, args, parent, **extra)  # type: ignore[no-any-return]
-        theirs = _other_command(str(self.name))
-        if theirs is not None:
-            return theirs.make_context(info_name, args, parent, **extra)
+        other = _other_command(str(self.name))
+        if other is not None:
+            return other.make_context(info_name, args, parent, **extra)
         if "--help" in args:
             return super().make_context(info_name, args, parent, **extra)  # type: ignore[no-any-return]
         click.echo(
-            f"Error: {self.name} is a command of ldot-milvus, and -A names another application: call it as "
+            f"Error: {self.name} is a command of ldot-milvus, but -A names another application: run "
             f"celery -A {APP} {self.name} ...",
             err=True,
         )
         raise click.exceptions.Exit(2)
 
+    @override
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Command.format_options(self, ctx, formatter)  # Celery's version lists the arguments among the options
+
+    @override
     def get_short_help_str(self, limit: int = 45) -> str:
-        """Whose command it is, first: other projects' lists of commands have it too."""
-        whose = "ldot-milvus: "
-        return whose + str(super().get_short_help_str(limit - len(whose)))
+        prefix = "ldot-milvus: "  # the commands are listed with the applications of other projects too
+        return prefix + str(super().get_short_help_str(limit - len(prefix)))
 
 
 def application(ctx: click.Context) -> Celery:
-    """Our application: the one that ``-A`` names, or the usual one where there is no ``-A``."""
-    if _named(ctx) is not None:
+    """Return the application that ``-A`` names; without ``-A``, the one of ldot-milvus."""
+    if _app_option(ctx) is not None:
         return ctx.obj.app
     from ldot_milvus.workers import app
 
@@ -55,26 +64,27 @@ def application(ctx: click.Context) -> Celery:
 
 
 def invocation(ctx: click.Context) -> str:
-    """How the user called the program, to go before the name of another command: ``celery -A workers``."""
-    name = _named(ctx)
+    """Return the program and its application as the user called them, such as ``celery -A workers``."""
+    name = _app_option(ctx)
     return f"celery -A {name}" if isinstance(name, str) else "celery"
 
 
-def _named(ctx: click.Context) -> Any:
-    """What ``-A``, or its variable CELERY_APP, says; None where it is not given."""
+def _app_option(ctx: click.Context) -> Any:
+    """Return the value of ``-A`` or of the variable CELERY_APP; None without either."""
     return ctx.find_root().params.get("app")
 
 
 def _is_ours(ctx: click.Context) -> bool:
-    if _named(ctx) is None:
-        return True  # nobody else is named: what the command is for, is ours
+    """Whether the command runs with the application of ldot-milvus, which is the default without ``-A``."""
+    if _app_option(ctx) is None:
+        return True
     from ldot_milvus.workers.application import NAME
 
     return bool(ctx.obj.app.main == NAME)
 
 
 def _other_command(name: str) -> click.Command | None:
-    """Another package's command of this name, which ours has displaced."""
+    """Find another package's command of this name, which the one of ldot-milvus replaced."""
     for entry in entry_points(group="celery.commands", name=name):
         if not entry.value.startswith("ldot_milvus."):
             command = entry.load()

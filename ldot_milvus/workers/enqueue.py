@@ -1,6 +1,6 @@
-"""``celery -A workers enqueue PATH...``: photos into the collection, here or through the broker.
+"""The command ``celery -A workers enqueue PATH...``: ingest photos, in this process or by the workers.
 
-The ``celery`` command imports this module at every call, so it imports nothing heavy.
+Every ``celery`` command imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import click
 from celery.bin.base import handle_preload_options
 
-from ldot_milvus.cli.common import RERANKER_HELP, one_line_errors, settings_with
+from ldot_milvus.cli.common import (
+    COLLECTION_HELP,
+    MODEL_HELP,
+    RERANKER_HELP,
+    STORE_HELP,
+    one_line_errors,
+    settings_with,
+)
 from ldot_milvus.workers.command import LdotCommand
 
 if TYPE_CHECKING:
@@ -21,15 +28,22 @@ if TYPE_CHECKING:
 
 @click.command(cls=LdotCommand)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--collection", help="Collection to fill (default: LDOT_COLLECTION, 'images').")
-@click.option("--metadata", metavar="FILE.jsonl", help="Captions and fields of the photos, one JSON object a line.")
-@click.option("--model", help="Model: packaged name, folder or hub id (default: LDOT_MODEL, 'ldot-mini').")
-@click.option("--reranker", help=RERANKER_HELP)
-@click.option("--store", help="Address of the store (default: LDOT_STORE, 'faiss:./ldot-data').")
-@click.option("--chunk-size", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Photos a chunk.")
+@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
+@click.option("--metadata", metavar="FILE.jsonl", help="Captions and fields of the photos, one JSON object per line.")
+@click.option("--model", metavar="NAME", help=MODEL_HELP)
+@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Number of photos per chunk.",
+)
 @click.option("--wait/--no-wait", default=True, help="Wait for the workers and print a summary (the default).")
-@click.option("--prune", is_flag=True, help="Then delete the rows whose photo is in these folders no more.")
-@click.option("--dry-run", is_flag=True, help="With --prune: ingest and delete nothing, say what would be deleted.")
+@click.option("--prune", is_flag=True, help="Then delete the rows of photos that these folders no longer contain.")
+@click.option("--dry-run", is_flag=True, help="With --prune: list the rows to delete; ingest and delete nothing.")
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 @one_line_errors
@@ -46,53 +60,58 @@ def enqueue(
     prune: bool,
     dry_run: bool,
 ) -> None:
-    """Ingest photos: files, folders, globs, .tar, .txt lists, .jsonl manifests, s3://, URLs, region features.
+    """Ingest photos into a collection.
 
-    With a broker (LDOT_BROKER) the photos go to the workers in chunks; without one they are ingested in this
-    process. A photo that is there already is not read again by the model. Exit status: 0, or 1 if some photos
-    failed (they are listed), or 2 if nothing could be done.
+    PATH is a photo, a folder, a glob pattern, a .tar of photos, a .txt list of paths or URLs, a .jsonl manifest, an
+    s3:// address, a URL (if LDOT_ALLOW_URLS=true), or a file of region features. See docs/ingestion.md.
+
+    With a broker (LDOT_BROKER), chunks of photos are sent to the workers. Without one, the photos are ingested in this
+    process. Photos that the collection already contains are not encoded again.
+
+    Exit status: 0 if all photos succeeded, 1 if some failed (they are listed), 2 if nothing was done.
     """
     from ldot_milvus.errors import UsageError
     from ldot_milvus.ingest.tasks import INGEST
     from ldot_milvus.models.registry import find_model, find_reranker
     from ldot_milvus.sources import expand
     from ldot_milvus.sources.metadata import load_metadata
-    from ldot_milvus.workers.running import carry_out
+    from ldot_milvus.workers.running import run_items
 
     if dry_run and not prune:
-        raise UsageError("--dry-run goes with --prune")
+        raise UsageError("--dry-run works only with --prune: add --prune, or omit --dry-run")
     settings = settings_with(collection=collection, model=model, reranker=reranker, store=store)
-    find_reranker(settings.reranker, find_model(settings.model))  # an unknown name is refused here, not by every worker
+    find_reranker(settings.reranker, find_model(settings.model))  # refuses an unknown name before any worker sees it
     sources = list(expand(paths, metadata=load_metadata(metadata) if metadata else None))
-    fine = True
+    succeeded = True
     if not dry_run:
-        fine = carry_out(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait)
+        succeeded = run_items(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait)
     if prune:
-        fine &= _prune(ctx, settings, paths, sources, wait, dry_run)
-    sys.exit(0 if fine else 1)
+        succeeded &= _prune(ctx, settings, paths, sources, wait, dry_run)
+    sys.exit(0 if succeeded else 1)
 
 
 def _prune(
     ctx: click.Context, settings: Settings, paths: tuple[str, ...], sources: list[Source], wait: bool, dry_run: bool
 ) -> bool:
+    """Delete or rename the rows of missing photos; return whether no change failed."""
     from ldot_milvus.ingest.changes import prune
     from ldot_milvus.ingest.tasks import CHANGE
     from ldot_milvus.stores import open_store
     from ldot_milvus.workers.formatting import counted, first_names
-    from ldot_milvus.workers.running import carry_out
+    from ldot_milvus.workers.running import run_items
 
     with open_store(settings.store, settings.collection) as store:
         pruning = prune(store, paths, sources)
-    would = "would be" if dry_run else "will be"
+    verb = "would be" if dry_run else "will be"
     if pruning.gone:
-        click.echo(f"{counted(len(pruning.gone), 'row')} {would} deleted, since the photos are gone:")
+        click.echo(f"{counted(len(pruning.gone), 'row')} {verb} deleted, since the photos no longer exist:")
         click.echo(first_names((row.source for row in pruning.gone), len(pruning.gone)))
     if pruning.moved:
-        click.echo(f"{counted(len(pruning.moved), 'row')} {would} given the new names of the photos:")
+        click.echo(f"{counted(len(pruning.moved), 'row')} {verb} updated with the new names of the photos:")
         click.echo(first_names((f"{row.source} -> {to}" for row, to in pruning.moved), len(pruning.moved)))
     changes = pruning.changes()
     if not changes:
-        click.echo("Nothing to prune: every row's photo is there.")
+        click.echo("Nothing to prune: the photo of every row exists.")
     if dry_run or not changes:
         return True
-    return carry_out(ctx, settings, CHANGE, changes, wait=wait)
+    return run_items(ctx, settings, CHANGE, changes, wait=wait)

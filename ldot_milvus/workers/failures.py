@@ -1,4 +1,4 @@
-"""``celery -A workers failures``: what could not be ingested, why, and again."""
+"""The command ``celery -A workers failures``: list, retry or forget the items that failed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from celery.bin.base import handle_preload_options
 
-from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.cli.common import STORE_HELP, one_line_errors, settings_with
 from ldot_milvus.workers.command import LdotCommand
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=LdotCommand)
-@click.option("--retry", is_flag=True, help="Ingest them again, by the workers or here.")
-@click.option("--clear", is_flag=True, help="Forget them.")
-@click.option("--run", "run_id", metavar="RUN", help="Only those of this run.")
-@click.option("--collection", help="Only those of this collection.")
-@click.option("--store", help="Address of the store (default: LDOT_STORE, 'faiss:./ldot-data').")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--retry", is_flag=True, help="Ingest the listed sources again.")
+@click.option("--clear", is_flag=True, help="Remove the failures from the list.")
+@click.option("--run", "run_id", metavar="RUN", help="Only failures of this run.")
+@click.option("--collection", metavar="NAME", help="Only failures of this collection (default: all collections).")
+@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--wait/--no-wait", default=True, help="With --retry: wait for the workers (the default).")
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
@@ -38,21 +38,22 @@ def failures(
     as_json: bool,
     wait: bool,
 ) -> None:
-    """List what could not be ingested: when, in which attempt, which source, and why.
+    """List or retry the sources that failed.
 
-    A source that is ingested after all leaves the list by itself.
+    Prints the time, the attempt, the source and the reason of each failure. A source that is ingested later is removed
+    from the list automatically.
     """
     from ldot_milvus.errors import UsageError
     from ldot_milvus.workers.formatting import counted, failure_json, failure_line
     from ldot_milvus.workers.running import journal_of
 
     if retry and clear:
-        raise UsageError("give --retry or --clear: what is ingested after all leaves the list by itself")
+        raise UsageError("give --retry or --clear, not both: a retry that succeeds also clears the failure")
     settings = settings_with(store=store)
     journal = journal_of(settings)
     failed = [item for item in journal.failures(run_id) if collection in (None, item.target.collection)]
     if clear:
-        click.echo(f"{counted(journal.clear([item.key for item in failed]), 'failure')} forgotten.")
+        click.echo(f"{counted(journal.clear([item.key for item in failed]), 'failure')} cleared.")
     elif retry and failed:
         sys.exit(0 if _retry(ctx, settings, failed, wait) else 1)
     elif not failed:
@@ -63,16 +64,16 @@ def failures(
 
 
 def _retry(ctx: click.Context, settings: Settings, failed: list[FailedItem], wait: bool) -> bool:
-    """One run for each task and target among them; whether nothing failed again."""
+    """Run the failed items again, one run for each task and target; return whether all succeeded."""
     from ldot_milvus.ingest.tasks import task_named
-    from ldot_milvus.workers.running import carry_out
+    from ldot_milvus.workers.running import run_items
 
     groups: dict[tuple[str, Target], list[FailedItem]] = {}
     for item in failed:
         groups.setdefault((item.task, item.target), []).append(item)
-    fine = True
+    succeeded = True
     for (name, target), group in groups.items():
         task = task_named(name)
         items = [task.item(item.item) for item in group]
-        fine &= carry_out(ctx, settings, task, items, wait=wait, target=target)
-    return fine
+        succeeded &= run_items(ctx, settings, task, items, wait=wait, target=target)
+    return succeeded

@@ -1,4 +1,4 @@
-"""What the commands say, as text. Nothing is printed or looked up here."""
+"""Format the output of the commands. Nothing is printed here."""
 
 from __future__ import annotations
 
@@ -12,55 +12,56 @@ if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import FailedItem, Progress, Run
     from ldot_milvus.ingest.target import Target
 
-LISTED = 20
-"""How many of many names are listed."""
+MAX_LISTED = 20
+"""Number of names that a list shows."""
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 row``, ``2 rows``."""
+    """Format a number and its noun: ``1 row``, ``2 rows``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def first_names(names: Iterable[str], count: int) -> str:
-    """The first few of so many names, a line each."""
-    lines = [f"  {name}" for name in islice(names, LISTED)]
-    return "\n".join(lines + ([f"  ... and {count - LISTED} more"] if count > LISTED else []))
+    """Format the first :data:`MAX_LISTED` of ``count`` names, one per line."""
+    lines = [f"  {name}" for name in islice(names, MAX_LISTED)]
+    return "\n".join(lines + ([f"  ... and {count - MAX_LISTED} more"] if count > MAX_LISTED else []))
 
 
-def place_of(target: Target) -> str:
-    """The collection and its store."""
+def describe_target(target: Target) -> str:
+    """Format a target: ``COLLECTION in STORE``."""
     return f"{target.collection} in {target.store}"
 
 
 def outcome(progress: Progress) -> str:
-    """What became of the items so far: ``3 added, 0 updated, 1 unchanged, 0 failed``."""
+    """Format the counts of a run: ``3 added, 0 updated, 1 unchanged, 0 failed``."""
     from ldot_milvus.ingest.tasks import TASKS
 
     task = TASKS.get(progress.run.task)
-    names = task.counters if task else ("failed",)  # of a version that has other tasks
+    names = task.counters if task else ("failed",)  # a task of another version
     return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
 
 
 def failure_lines(failures: Sequence[FailedItem], command: str) -> str:
-    """The first few failures of a run, a line each, and how to try again.
+    """Format the first :data:`MAX_LISTED` failures of a run, one per line, and the command that retries them.
 
     Args:
-        command: the program and its application, before the name of a command.
+        failures: all failures of the run.
+        command: the program and its application, such as ``celery -A workers``.
     """
-    lines = [f"  failed: {failure.source}: {failure.reason}" for failure in failures[:LISTED]]
-    if len(failures) > LISTED:
-        lines.append(f"  ... and {len(failures) - LISTED} more: {command} failures")
-    return "\n".join([*lines, f"  again: {command} failures --retry"])
+    lines = [f"  failed: {failure.source}: {failure.reason}" for failure in failures[:MAX_LISTED]]
+    if len(failures) > MAX_LISTED:
+        lines.append(f"  ... and {len(failures) - MAX_LISTED} more: {command} failures")
+    return "\n".join([*lines, f"  retry with: {command} failures --retry"])
 
 
 def failure_line(failure: FailedItem) -> str:
-    """A failure in the list of all."""
+    """Format a failure as one line, with its time and its number of attempts."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
     return f"{when}  attempt {failure.attempt}  {failure.source}: {failure.reason}"
 
 
 def failure_json(failure: FailedItem) -> str:
-    """The same for programs."""
+    """Format a failure as one line of JSON."""
     return json.dumps({
         "source": failure.source, "reason": failure.reason, "attempt": failure.attempt, "time": failure.time,
         "run": failure.run_id, "task": failure.task, "collection": failure.target.collection,
@@ -68,26 +69,27 @@ def failure_json(failure: FailedItem) -> str:
 
 
 def progress_line(progress: Progress) -> str:
-    """A run in a list of runs."""
+    """Format the state of a run as one line."""
     run = progress.run
     state = "complete" if progress.complete else f"waiting: {progress.trouble}" if progress.trouble else "not complete"
-    return f"{run.id}  {run.task} {place_of(run.target)}: {_share(progress)}, {state}; {outcome(progress)}"
+    return f"{run.id}  {run.task} {describe_target(run.target)}: {_share(progress)}, {state}; {outcome(progress)}"
 
 
 def progress_report(progress: Progress, now: float) -> str:
-    """All about a run, in some lines.
+    """Format the state of a run as several lines: target, times, rate, counts and seconds per stage.
 
     Args:
-        now: seconds since 1970.
+        progress: the state.
+        now: the current time, in seconds since 1970.
     """
     run, done = progress.run, progress.done
     spent = progress.changed - run.started
     rate = done / spent if spent > 0 else 0.0
-    left = f"{_duration((run.items - done) / rate)} left" if rate else "unknown time left"
-    state = "complete" if progress.complete else f"{left}, {progress.working} chunks in work"
+    remaining = f"{_duration((run.items - done) / rate)} left" if rate else "unknown time left"
+    state = "complete" if progress.complete else f"{remaining}, {progress.working} chunks in progress"
     lines = [
-        f"run {run.id}: {run.task} {place_of(run.target)}",
-        f"started {_when(run)}, last heard of {_duration(now - progress.changed)} ago",
+        f"run {run.id}: {run.task} {describe_target(run.target)}",
+        f"started {_when(run)}, last change {_duration(now - progress.changed)} ago",
         f"{_share(progress)}, {rate:.1f}/s, {state}",
         outcome(progress),
     ]
@@ -100,7 +102,7 @@ def progress_report(progress: Progress, now: float) -> str:
 
 
 def progress_json(progress: Progress) -> str:
-    """The same for programs."""
+    """Format the state of a run as one line of JSON."""
     return json.dumps({
         "run": progress.run.id, "task": progress.run.task, "items": progress.run.items, "done": progress.done,
         "complete": progress.complete, "working": progress.working, "started": progress.run.started,

@@ -1,4 +1,4 @@
-"""``celery -A workers progress [RUN]``: how far a run is, or the last runs."""
+"""The command ``celery -A workers progress [RUN]``: show the state of a run, or of the last runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import time
 import click
 from celery.bin.base import handle_preload_options
 
-from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.cli.common import STORE_HELP, one_line_errors, settings_with
 from ldot_milvus.workers.command import LdotCommand
 
-RUNS = 10
+MAX_RUNS = 10
+"""Number of runs that are listed without RUN."""
 
 
 @click.command(cls=LdotCommand)
 @click.argument("run_id", required=False, metavar="[RUN]")
-@click.option("--store", help="Store that the run went to (default: LDOT_STORE, 'faiss:./ldot-data').")
-@click.option("--json", "as_json", is_flag=True, help="JSON, one object a line.")
+@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 @one_line_errors
 def progress(ctx: click.Context, run_id: str | None, store: str | None, as_json: bool) -> None:
-    """Show how far RUN is (of enqueue, delete or failures --retry); without RUN the last runs, a line each."""
+    """Show the progress of a run, or list the last runs.
+
+    RUN is the id that enqueue, delete or failures --retry printed. Without RUN, the last 10 runs are listed.
+    """
     from ldot_milvus.errors import UsageError
     from ldot_milvus.workers.formatting import progress_json, progress_line, progress_report
     from ldot_milvus.workers.running import journal_of
@@ -30,11 +34,11 @@ def progress(ctx: click.Context, run_id: str | None, store: str | None, as_json:
     if run_id is not None:
         state = journal.progress(run_id)
         if state is None:
-            known = ", ".join(run.id for run in journal.runs()[:5]) or "none"
-            raise UsageError(f"no run {run_id!r} in the journal {journal.address}; the last ones are: {known}")
+            last = ", ".join(run.id for run in journal.runs()[:5]) or "none"
+            raise UsageError(f"no run {run_id!r} in the journal {journal.address}; last runs: {last}")
         click.echo(progress_json(state) if as_json else progress_report(state, time.time()))
         return
-    states = [state for run in journal.runs()[:RUNS] if (state := journal.progress(run.id)) is not None]
+    states = [state for run in journal.runs()[:MAX_RUNS] if (state := journal.progress(run.id)) is not None]
     if not states and not as_json:
         click.echo(f"No runs in the journal {journal.address}.")
     for state in states:

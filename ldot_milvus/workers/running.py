@@ -1,4 +1,4 @@
-"""A run from a command's side: its chunks sent, or done in this process; then waited for and summed up."""
+"""Run a task from a command: send its chunks or process them in this process, wait, and print a summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from ldot_milvus.workers.broker import check_broker
 from ldot_milvus.workers.command import application, invocation
-from ldot_milvus.workers.formatting import counted, failure_lines, outcome, place_of
+from ldot_milvus.workers.formatting import counted, describe_target, failure_lines, outcome
 from ldot_milvus.workers.tasks import send_all
 from ldot_milvus.workers.waiting import Update, updates
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def journal_of(settings: Settings) -> Journal:
-    """The journal of the store that the settings name."""
+    """Open the journal of the store that the settings name."""
     from ldot_milvus.ingest.journal import journal_address, open_journal
 
     return open_journal(journal_address(settings))
 
 
-def carry_out(
+def run_items(
     ctx: click.Context,
     settings: Settings,
     task: Task[Any],
@@ -39,16 +39,23 @@ def carry_out(
     chunk_size: int | None = None,
     target: Target | None = None,
 ) -> bool:
-    """Do all items, by the workers or here, and print what became of them; whether nothing failed.
+    """Process items by the workers, or in this process without a broker, and print a summary.
 
     Args:
-        ctx: of the command that was called.
-        wait: for the workers; without a broker there is nothing to wait for.
-        chunk_size: None for the task's own.
-        target: None for what the settings name.
+        ctx: context of the command that was called.
+        settings: settings, of which the broker decides where the items are processed.
+        task: the task to run.
+        items: the items to process.
+        wait: whether to wait for the workers; ignored without a broker.
+        chunk_size: number of items per chunk; None takes the task's default.
+        target: the collection and model to use; None takes those of the settings.
+
+    Returns:
+        Whether no item failed; True if the command does not wait.
 
     Raises:
-        StoreError: the broker, the journal or, without a broker, the store is away.
+        StoreError: the broker or the journal is unreachable, or, without a broker, the store.
+        SystemExit: the user interrupted the wait; the status is 130.
     """
     from ldot_milvus.ingest.chunks import chunks_of
     from ldot_milvus.ingest.journal import Run
@@ -58,43 +65,43 @@ def carry_out(
     run = Run.new(task.name, target or Target.of(settings), len(items))
     journal = journal_of(settings)
     chunks = list(chunks_of(run, items, chunk_size or task.chunk_size))
-    many = counted(len(items), task.noun)
+    described = counted(len(items), task.noun)
     if not settings.broker:
-        click.echo(f"No broker is set (LDOT_BROKER): {task.doing} {many} in this process.")
-        _show(run, task, _done_here(settings, journal, run, task, chunks))
+        click.echo(f"No broker is set (LDOT_BROKER): {task.doing} {described} in this process.")
+        _show_progress(run, task, _process_here(settings, journal, run, task, chunks))
     else:
         check_broker(settings.broker)
         journal.start(run)
         send_all(application(ctx), chunks)
-        click.echo(f"Enqueued {many} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
+        click.echo(f"Enqueued {described} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
         if not journal.address.startswith("redis") and parse_address(settings.store).journal is None:
             click.echo(
-                f"The journal is the file {journal.address}: workers on other machines need one that they share, such "
-                "as LDOT_RESULT_BACKEND=redis://HOST/0, here and there.",
+                f"The journal is the file {journal.address}, which workers on other machines cannot read: set "
+                "LDOT_RESULT_BACKEND, such as redis://HOST/0, for this command and for all workers.",
                 err=True,
             )
         hint = f"{invocation(ctx)} progress {run.id}"
         if not wait:
-            click.echo(f"See how it goes with: {hint}")
+            click.echo(f"Follow the run with: {hint}")
             return True
         try:
-            _show(run, task, updates(application(ctx), settings, journal, run, chunks))
+            _show_progress(run, task, updates(application(ctx), settings, journal, run, chunks))
         except KeyboardInterrupt:
-            click.echo(f"\nThe workers go on. See how: {hint}", err=True)
+            click.echo(f"\nThe workers continue. Follow the run with: {hint}", err=True)
             raise SystemExit(130) from None
-    place = place_of(run.target) if target else f"{settings.collection} in {settings.store}"
+    place = describe_target(run.target) if target else f"{settings.collection} in {settings.store}"
     return _summarise(journal, run, task, place, invocation(ctx))
 
 
-def _done_here(
+def _process_here(
     settings: Settings, journal: Journal, run: Run, task: Task[Any], chunks: Sequence[Chunk]
 ) -> Iterator[Update]:
-    """Do the chunks in this process."""
+    """Process the chunks in this process."""
     from ldot_milvus.ingest.chunks import process_chunks_inline
     from ldot_milvus.ingest.target import OpenTarget
 
     with OpenTarget(run.target, settings) as opened:
-        perform = task.performer(opened)  # first: a collection of another model is refused before the run is noted
+        perform = task.performer(opened)  # refuses a collection of another model before the journal records the run
         journal.start(run)
         done = 0
         for report in process_chunks_inline(chunks, journal, perform):
@@ -102,12 +109,12 @@ def _done_here(
             yield Update(done)
 
 
-def _show(run: Run, task: Task[Any], shown: Iterable[Update]) -> None:
-    """Draw a progress bar, on a terminal, to the end."""
+def _show_progress(run: Run, task: Task[Any], progress: Iterable[Update]) -> None:
+    """Consume the updates and, on a terminal, draw a progress bar."""
     from tqdm import tqdm
 
     with tqdm(total=run.items, unit=f" {task.unit}", disable=None, leave=False) as bar:
-        for update in shown:
+        for update in progress:
             if update.message:
                 bar.write(update.message)
             bar.set_postfix_str(update.note, refresh=False)
@@ -116,13 +123,13 @@ def _show(run: Run, task: Task[Any], shown: Iterable[Update]) -> None:
 
 
 def _summarise(journal: Journal, run: Run, task: Task[Any], place: str, command: str) -> bool:
-    """Print what became of the run; whether nothing failed."""
+    """Print the counts and the failures of a run; return whether nothing failed."""
     progress = journal.progress(run.id)
     assert progress is not None
     seconds = max(time.time() - run.started, 1e-3)
     click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {task.unit}/s)")
     if task.name == "ingest" and progress.sums.get("unchanged", 0) == run.items:
-        click.echo("Nothing new: every photo was there already.")
+        click.echo("Nothing new: the collection already contained every photo.")
     failed = bool(progress.sums.get("failed"))
     if failed:
         click.echo(failure_lines(journal.failures(run.id), command), err=True)

@@ -1,4 +1,4 @@
-"""A chunk from sender to worker: one message, one Celery task. The work is in :mod:`ldot_milvus.ingest`."""
+"""Send chunks as messages, and process a message in a Celery task by calling :mod:`ldot_milvus.ingest`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def send(app: Celery, chunk: Chunk) -> None:
     """Send a chunk to the queue of its task.
 
     Raises:
-        StoreError: the broker is away, for longer than a restart takes.
+        StoreError: the broker does not answer within a few seconds of retries, in which it can restart.
     """
     from kombu.exceptions import OperationalError
 
@@ -35,7 +35,7 @@ def send(app: Celery, chunk: Chunk) -> None:
 
     policy = {"max_retries": 5, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2}
     try:
-        # The limits are those of the worker that has the chunk, not of whoever sends it.
+        # Time limits in the message would override those of the worker that processes the chunk.
         app.tasks[chunk.task.celery_name].apply_async(
             (chunk.to_dict(),), retry=True, retry_policy=policy, time_limit=None, soft_time_limit=None
         )
@@ -47,7 +47,7 @@ def send_all(app: Celery, chunks: Sequence[Chunk]) -> None:
     """Send chunks to their queues.
 
     Raises:
-        StoreError: the broker was lost.
+        StoreError: the broker became unreachable; the message says how many chunks were sent.
     """
     from ldot_milvus.errors import StoreError
 
@@ -56,16 +56,20 @@ def send_all(app: Celery, chunks: Sequence[Chunk]) -> None:
             send(app, chunk)
         except StoreError as error:
             raise StoreError(
-                f"{error} after {number} of {len(chunks)} chunks: see to it and enqueue again, what is there already "
-                "is skipped"
+                f"{error} after {number} of {len(chunks)} chunks: restart it and run the command again, which skips "
+                "what is already done"
             ) from error
 
 
 def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:
-    """Do the chunk that a message holds: the body of all our Celery tasks.
+    """Process the chunk in a message. All Celery tasks of this application run this function.
+
+    Args:
+        celery_task: the bound Celery task.
+        message: the values of :meth:`Chunk.to_dict <ldot_milvus.ingest.chunks.Chunk.to_dict>`.
 
     Raises:
-        Reject: the store or the journal is away; the broker is to hand the chunk out again.
+        celery.exceptions.Reject: the store or the journal is unreachable; the broker delivers the chunk again.
     """
     from celery.exceptions import Reject, SoftTimeLimitExceeded
     from celery.worker import state
@@ -75,7 +79,7 @@ def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:
     from ldot_milvus.settings import Settings
 
     chunk, settings, app = Chunk.from_dict(message), Settings(), celery_task.app
-    target = _as_seen_here(chunk.target, settings)
+    target = _with_own_addresses(chunk.target, settings)
     journal = _journal(target.store)
 
     def perform(items: Sequence[Item]) -> Report:
@@ -87,7 +91,7 @@ def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:
     try:
         retry_while_unavailable(
             lambda: process_chunk(chunk, journal, perform, lambda part: send(app, part)),
-            min(60, settings.visibility_timeout / 2),  # then the broker has it again, and whoever is free
+            min(60, settings.visibility_timeout / 2),  # seconds, then the chunk returns to the broker
             note=lambda trouble: journal.note_trouble(chunk.run_id, trouble),
             stopping=lambda: state.should_stop is not None,
         )
@@ -95,8 +99,8 @@ def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:
         raise Reject(str(error), requeue=True) from None
 
 
-def _as_seen_here(target: Target, settings: Settings) -> Target:
-    """A server may have another address from where this worker stands."""
+def _with_own_addresses(target: Target, settings: Settings) -> Target:
+    """Replace the store addresses by this worker's own settings: a server's address may differ between machines."""
     own = {name: getattr(settings, name) for name in ("store", "region_store") if name in settings.model_fields_set}
     return replace(target, **own)
 
@@ -106,7 +110,7 @@ def _opened(target: Target) -> OpenTarget:
         return _opened_once(os.getpid(), target)
 
 
-# One model and one connection a process, made by its first chunk: neither survives a fork.
+# Each process loads its own model and opens its own connection at its first chunk, since neither survives a fork.
 @lru_cache(maxsize=4)
 def _opened_once(pid: int, target: Target) -> OpenTarget:
     from ldot_milvus.ingest.target import OpenTarget

@@ -1,4 +1,4 @@
-"""Waiting for the workers: a run's progress, read from the journal, and chunks that got lost sent again."""
+"""Wait for the workers: read a run's progress from the journal, and send lost chunks again."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from ldot_milvus.settings import Settings
 
 POLL_SECONDS = 0.5
+
 JOURNAL_PATIENCE = 300.0
-RESENDS = 3
+"""Seconds to wait for an unreachable journal."""
+
+MAX_RESENDS = 3
+"""How often in a row lost chunks are sent again without any progress."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a progress bar shows.
+    """A state of the progress bar.
 
     Attributes:
-        done: how many items.
-        note: beside the bar, such as what is waited for.
-        message: a line of its own, once.
+        done: number of finished items.
+        note: text beside the bar, such as the reason for waiting.
+        message: text to print once, on its own line.
     """
 
     done: int
@@ -39,41 +43,52 @@ class Update:
 
 
 def updates(app: Celery, settings: Settings, journal: Journal, run: Run, chunks: Sequence[Chunk]) -> Iterator[Update]:
-    """How far the run is, every half second until it is complete; chunks that the broker lost are sent again.
+    """Yield the progress of a run every half second until it is complete, and send chunks again that the broker lost.
 
-    The journal is what is watched, so no worker's death matters.
+    Progress is read from the journal, so it survives the death of any worker.
+
+    Args:
+        app: the application whose queues have the chunks.
+        settings: settings, of which the visibility time-out decides when a chunk counts as lost.
+        journal: the journal of the run.
+        run: the run.
+        chunks: all chunks of the run.
 
     Raises:
-        StoreError: the journal is away for minutes, or chunks get lost again and again.
-        UsageError: the journal has forgotten the run.
+        StoreError: the journal is unreachable for :data:`JOURNAL_PATIENCE` seconds, or chunks were lost
+            :data:`MAX_RESENDS` times in a row.
+        UsageError: the journal has lost the run.
     """
     from ldot_milvus.errors import StoreError
     from ldot_milvus.ingest.chunks import unfinished
 
     done, resends, sent_at = 0, 0, time.time()
-    away_since: float | None = None
+    unreachable_since: float | None = None
     while True:
         try:
             progress = _progress(journal, run)
         except StoreError as error:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > JOURNAL_PATIENCE:
+            unreachable_since = unreachable_since or time.monotonic()
+            if time.monotonic() - unreachable_since > JOURNAL_PATIENCE:
                 raise
             yield Update(done, f"waiting: {error}"[:100])
             time.sleep(POLL_SECONDS)
             continue
-        away_since = None
+        unreachable_since = None
         resends, done = (resends if progress.done == done else 0), progress.done
         yield Update(done, _note(progress))
         if progress.complete:
             return
         if _are_lost(app, settings, progress, sent_at):
-            left = list(unfinished(chunks, journal.ended(run.id)))
-            lost = f"{counted(len(left), 'chunk')} that the broker does not have any more"
-            if resends == RESENDS:
-                raise StoreError(f"{lost} came to no end, although sent {RESENDS} times again: is a worker running?")
-            yield Update(done, message=f"Sending again {lost}.")
-            send_all(app, left)
+            lost = list(unfinished(chunks, journal.ended(run.id)))
+            described = f"{counted(len(lost), 'chunk')} that the broker no longer has"
+            if resends == MAX_RESENDS:
+                raise StoreError(
+                    f"{described} did not finish although they were sent again {MAX_RESENDS} times: check that a "
+                    'worker is running ("celery -A workers status")'
+                )
+            yield Update(done, message=f"Sending again {described}.")
+            send_all(app, lost)
             sent_at, resends = time.time(), resends + 1
         time.sleep(POLL_SECONDS)
 
@@ -84,8 +99,8 @@ def _progress(journal: Journal, run: Run) -> Progress:
     progress = journal.progress(run.id)
     if progress is None:
         raise UsageError(
-            f"the journal {journal.address} has forgotten this run, as Redis does at a restart without appendonly yes: "
-            "enqueue again, what is there already is skipped"
+            f"the journal {journal.address} has lost this run, as Redis does at a restart without appendonly yes: "
+            "run the command again, which skips what is already done"
         )
     return progress
 
@@ -94,16 +109,16 @@ def _note(progress: Progress) -> str:
     if progress.trouble:
         return f"waiting: {progress.trouble}"[:100]
     if not progress.working and time.time() - progress.changed > 10:
-        return "no worker has a chunk"
+        return "no worker is processing a chunk"
     failed = int(progress.sums.get("failed", 0))
     return f"{failed} failed" if failed else ""
 
 
 def _are_lost(app: Celery, settings: Settings, progress: Progress, sent_at: float) -> bool:
-    """Whether what is left is in no queue and with no worker any more.
+    """Return whether the unfinished chunks are in no queue and at no worker.
 
-    A Redis without persistence forgets its queues at a restart, and one chunk is lost if a worker is killed in the
-    instant between taking it out of the queue and noting that it has it (kombu does this in two steps).
+    A Redis without persistence loses its queues at a restart. One chunk is also lost if a worker is killed between
+    removing it from the queue and recording it as unacknowledged, which kombu does in two steps.
     """
     from kombu.exceptions import OperationalError
 
@@ -113,4 +128,4 @@ def _are_lost(app: Celery, settings: Settings, progress: Progress, sent_at: floa
     try:
         return not sum(queue_depths(app).values())
     except (OperationalError, OSError):
-        return False  # it is away: what it has forgotten is known when it is back
+        return False  # unreachable: whether it lost its queues shows when it is back

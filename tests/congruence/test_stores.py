@@ -1,4 +1,4 @@
-"""Every store gives the same answers and the same errors to the same calls: random ones, and one of each kind.
+"""All stores return the same results and raise the same errors for the same calls: random ones, and one of each kind.
 
 The rows, filters and calls are drawn from seeds. Scores agree within 1e-4, ids in order, ties aside.
 """
@@ -40,7 +40,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=["toy", "lite", "milvus_url"])
 def address(request: pytest.FixtureRequest) -> str:
-    """Of the store that is held against the local one; a new store adds a fixture and its name here."""
+    """Address of the store that is compared with the local one; a new store adds a fixture and its name here."""
     return str(request.getfixturevalue(request.param))
 
 
@@ -49,13 +49,13 @@ Pair = tuple[VectorStore, VectorStore]
 
 @pytest.fixture
 def pair(address: str, tmp_path: Path) -> Iterator[Pair]:
-    """The local store and another one, both with an empty collection of the same name."""
+    """The local store and the other one, each with an empty collection of the same name."""
     yield from empty_pair(address, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def standing_pair(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The same, for calls that leave nothing behind: making a collection takes a server seconds."""
+    """The same two stores, shared by calls that write nothing: creating a collection takes a server seconds."""
     yield from empty_pair(address, tmp_path_factory.mktemp("standing"))
 
 
@@ -69,7 +69,7 @@ def empty_pair(address: str, folder: Path) -> Iterator[Pair]:
 
 
 def drop(store: VectorStore) -> None:
-    """Leave nothing on a server that others use too."""
+    """Delete the collections of a test, since other tests use the same server."""
     if not isinstance(store, MilvusStore):
         return
     physical = store.server.call("describe_collection", store.collection)["collection_name"]
@@ -203,7 +203,7 @@ def assert_same_matches(ours: list[Any], theirs: list[Any], what: Any) -> None:
 
 
 def outcome(call: Callable[[VectorStore], Any], store: VectorStore) -> Any:
-    """What a call gave, or the type of its error."""
+    """Return the result of a call, or the type of its error."""
     try:
         return call(store)
     except LdotError as error:

@@ -1,6 +1,6 @@
-"""Photos with one thing wrong: seeds in every format, and seeded mutations of them. Run as a program, it ingests many.
+"""Damaged photos: seeded mutations of small photos in every format. As a program, it ingests many of them.
 
-``python -m tests.faults.mutate FOLDER MODEL COUNT`` ingests COUNT mutated photos and prints what became of them.
+``python -m tests.faults.mutate FOLDER MODEL COUNT`` ingests COUNT mutated photos and prints the outcome as JSON.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def originals() -> list[bytes]:
         (rgb, "TIFF", {"compression": "jpeg"}),
         (grey16, "TIFF", {}),
     ]
-    made = []
+    encoded = []
     for image, format, keywords in options:
         buffer = io.BytesIO()
         image.save(buffer, format, **keywords)
-        made.append(buffer.getvalue())
-    return made
+        encoded.append(buffer.getvalue())
+    return encoded
 
 
 def mutated(seed: int) -> bytes:
@@ -73,7 +73,7 @@ def damaged(original: bytes, rnd: random.Random) -> bytes:
     for _ in range(rnd.choice((1, 1, 1, 2, 4))):
         if not data:
             break
-        # Headers get their share, and what they say matters most.
+        # Prefer headers, whose values have the largest effect.
         where = rnd.randrange(min(len(data), rnd.choice((32, 256, len(data)))))
         match rnd.randrange(6):
             case 0:
@@ -95,7 +95,7 @@ def damaged(original: bytes, rnd: random.Random) -> bytes:
 
 
 def main(folder: Path, model: str, count: int) -> dict[str, Any]:
-    """Ingest ``count`` mutated photos; what became of them, and what the worst of them cost."""
+    """Ingest ``count`` mutated photos; return the outcome, the slowest photo and the memory growth."""
     from ldot_milvus import open_store
     from ldot_milvus.images import content_id, decode
     from ldot_milvus.ingest import ingestor as module
@@ -125,8 +125,8 @@ def main(folder: Path, model: str, count: int) -> dict[str, Any]:
             part = ingestor.ingest(sources)
             failed = {failure.source: failure.reason for failure in part.failed}
             ids = {source.name: content_id(Path(source.path).read_bytes()) for source in sources}
-            there = {row.id for row in store.get(list(ids.values()))}
-            lost += [name for name, id in ids.items() if (id in there) == (name in failed)]
+            stored = {row.id for row in store.get(list(ids.values()))}
+            lost += [name for name, id in ids.items() if (id in stored) == (name in failed)]
             failures |= failed
             report.add(part)
         rows = store.count()

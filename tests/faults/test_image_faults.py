@@ -1,4 +1,4 @@
-"""Files that are no photos, damaged ones, odd ones, and those that change under the reader: all in one run."""
+"""Ingest files that are not photos, damaged and unusual photos, and files that change while they are read."""
 
 from __future__ import annotations
 
@@ -132,16 +132,16 @@ def shown(name: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("name", FAULTS, ids=lambda name: name.encode("unicode_escape").decode())
 def test_each_is_in_or_among_the_failures(name: str, outcome: Outcome) -> None:
-    """The reason is told where it fails, the size is right where it goes in, and nothing is both or neither."""
+    """A file is either reported with its reason or stored with the right size, never both or neither."""
     rows, failures = outcome
-    stored, told = shown(name)
+    stored, printed = shown(name)
     _, expected = FAULTS[name]
     if isinstance(expected, str):
-        assert failures[told] == expected
+        assert failures[printed] == expected
         assert stored not in rows
     else:
         assert (rows[stored].width, rows[stored].height) == expected
-        assert told not in failures
+        assert printed not in failures
 
 
 def test_a_folder_named_like_a_photo(outcome: Outcome) -> None:
@@ -157,7 +157,7 @@ def test_a_link_that_leaves_the_folder(outcome: Outcome) -> None:
 
 
 def test_dots_that_leave_the_tar(tmp_path: Path) -> None:
-    """A member's name is never a path: its bytes come out of the tar, whatever lies outside under that name."""
+    """The name of a member is never used as a path: its bytes are read from the tar."""
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     (tmp_path / "in").mkdir()
     names = ["../secret.jpg", str(tmp_path / "secret.jpg"), "a/../../secret.jpg"]
@@ -176,7 +176,7 @@ def test_dots_that_leave_the_tar(tmp_path: Path) -> None:
 
 
 def test_a_file_that_shrinks_and_one_that_grows(tmp_path: Path, tiny_model: str) -> None:
-    """Between listing and reading: what is read is what is there, and the hash is of that."""
+    """A file that changes between listing and reading is read, and hashed, as it is when it is read."""
     path = tmp_path / "a.jpg"
     path.write_bytes(make_photo(1))
     (source,) = expand([str(path)])
@@ -188,7 +188,7 @@ def test_a_file_that_shrinks_and_one_that_grows(tmp_path: Path, tiny_model: str)
 
 
 def test_bad_photos_in_the_middle_of_many(tmp_path: Path, tiny_model: str) -> None:
-    """Every third one is bad, in every part of the chunk: all others are in."""
+    """Every third photo of a chunk is damaged, and all others are stored."""
     sources = []
     for n in range(90):
         path = tmp_path / f"{n:02}.jpg"
@@ -200,11 +200,11 @@ def test_bad_photos_in_the_middle_of_many(tmp_path: Path, tiny_model: str) -> No
     assert [failure.source for failure in report.failed] == [source.path for source in sources[::3]]
 
 
-# ---- thousands of them
+# ---- mutated files
 
 
 def test_mutated_region_records_and_tars(tmp_path: Path) -> None:
-    """What is no photo is parsed too: each damaged record and tar is read, or refused in our own words."""
+    """Each damaged record or tar is read, or refused with an error of ldot-milvus."""
     regions = made(1)
     write_npz(tmp_path, [("a", regions)])
     write_lmdb(tmp_path / "lmdb", [("a.npz", regions)])
@@ -215,14 +215,14 @@ def test_mutated_region_records_and_tars(tmp_path: Path) -> None:
     originals = [(tmp_path / "a.npz").read_bytes(), packed, line, shard.read_bytes()]
     for seed in range(1200):
         rnd = random.Random(seed)
-        kind = seed % 4
-        data = damaged(originals[kind], rnd)
+        form = seed % 4
+        data = damaged(originals[form], rnd)
         try:
-            if kind == 3:
+            if form == 3:
                 shard.write_bytes(data)
                 for source in expand([str(shard)]):
                     read(source)
-            elif kind == 2:
+            elif form == 2:
                 parse_tsv_line(data, "a")
             else:
                 file.parse("a.npz", data)
@@ -240,25 +240,25 @@ def test_a_small_record_that_unpacks_to_a_large_one(tmp_path: Path) -> None:
 
 
 def mutated(count: int, tmp_path: Path, model: str) -> dict[str, Any]:
-    """Ingest mutated photos in a process of their own, which a crash in a decoder would end."""
+    """Ingest mutated photos in a separate process, which a crash in a decoder would end."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.mutate", str(tmp_path), model, str(count)],
         cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1600)])])
 def test_mutated_photos(count: int, tmp_path: Path, tiny_model: str) -> None:
-    """No crash, no second of work on any file, bounded memory; each is in the store or among the failures, not both."""
-    found = mutated(count, tmp_path, tiny_model)
-    assert found["total"] == count
-    assert found["lost"] == []
-    assert found["unprintable"] == []
-    assert found["failed"] > count / 3
-    assert found["rows"] == found["added"] + 1
-    assert found["added"] > count / 20
-    assert found["slowest"][0] < 1.0, found["slowest"]
-    assert found["grown_mib"] < 2048
+    """No crash, less than a second per file, bounded memory; each file is either stored or reported as a failure."""
+    result = mutated(count, tmp_path, tiny_model)
+    assert result["total"] == count
+    assert result["lost"] == []
+    assert result["unprintable"] == []
+    assert result["failed"] > count / 3
+    assert result["rows"] == result["added"] + 1
+    assert result["added"] > count / 20
+    assert result["slowest"][0] < 1.0, result["slowest"]
+    assert result["grown_mib"] < 2048

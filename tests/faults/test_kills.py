@@ -1,4 +1,4 @@
-"""Workers killed at any moment: afterwards every photo is there exactly once, as after an undisturbed run."""
+"""Workers killed at random moments: afterwards each photo exists exactly once, as after an undisturbed run."""
 
 from __future__ import annotations
 

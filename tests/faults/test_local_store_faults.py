@@ -1,4 +1,4 @@
-"""The local store on a disk that fills up, and with tables or copies of the file that do not fit together.
+"""The local store on a full disk, and with inconsistent tables or copies of its file.
 
 Damage, crashes, other writers and other models are in ``tests/integration/stores/test_local_store.py``;
 docs/faults.md has the whole list.
@@ -65,10 +65,10 @@ def test_disk_full(small_disk: Path, tmp_path: Path, tiny_model: str) -> None:
         [str(Path(sys.executable).parent / "celery"), "-A", "workers", "enqueue", str(photos), "--chunk-size", "32"],
         env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
-    told = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     assert done.returncode in (1, 2)
-    assert "Traceback" not in told
-    assert "full" in told or "no space left" in told
+    assert "Traceback" not in output
+    assert "full" in output or "no space left" in output
     with FaissStore(small_disk / "store", "photos") as store:
         kept = store.count()
         assert 0 < kept < 500
@@ -80,7 +80,7 @@ def test_disk_full(small_disk: Path, tmp_path: Path, tiny_model: str) -> None:
         assert {match.record.id for match in hits} == ids
     with sqlite3.connect(small_disk / "store" / "store.sqlite") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    # With room again the run is simply started anew, and what was there is not encoded twice.
+    # With free space, the run is started again, and existing photos are not encoded again.
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     with FaissStore(small_disk / "store", "photos") as store:
         report = Ingestor(store, tiny_model).ingest(list(expand([str(photos)])))
@@ -88,7 +88,7 @@ def test_disk_full(small_disk: Path, tmp_path: Path, tiny_model: str) -> None:
 
 
 def test_index_and_table_that_disagree_an_older_copy_of_the_file_is_put_back(tmp_path: Path) -> None:
-    """The index in memory knows rows that the file does not have: it is built anew, not believed."""
+    """The index in memory has rows that the file no longer has: the index is rebuilt."""
     folder = tmp_path / "store"
     with FaissStore(folder, "photos") as store:
         store.upsert(rows(0, 20))
@@ -106,7 +106,7 @@ def test_index_and_table_that_disagree_an_older_copy_of_the_file_is_put_back(tmp
 
 
 def test_index_and_table_that_disagree_a_row_has_lost_its_vector(tmp_path: Path) -> None:
-    """A row that no search could ever find is damage, and told as such."""
+    """A row that no search could find is reported as damage."""
     folder = tmp_path / "store"
     with FaissStore(folder, "photos") as store:
         store.upsert(rows(0, 20))
@@ -119,7 +119,7 @@ def test_index_and_table_that_disagree_a_row_has_lost_its_vector(tmp_path: Path)
 
 
 def test_index_and_table_that_disagree_a_vector_has_lost_its_row(tmp_path: Path) -> None:
-    """A vector alone is nobody's: it is never found, and nothing fails."""
+    """A vector without a row is never found, and no search fails."""
     folder = tmp_path / "store"
     with FaissStore(folder, "photos") as store:
         store.upsert(rows(0, 20))

@@ -1,4 +1,4 @@
-"""A Milvus server that is killed, absent, mute, guarded, without a GPU, or holds something else."""
+"""A Milvus server that is killed, unreachable, silent, protected, without a GPU, or has foreign collections."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def store(milvus_url: str) -> Iterator[MilvusStore]:
     opened.close()
 
 
-# ---- a server that goes away
+# ---- a server that is killed
 
 
 @pytest.mark.slow  # the same by one store alone; the ingestion below is in make test
 def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> None:
-    """Batches are sent while the server is killed -9 and restarted: afterwards each row is there exactly once."""
+    """Batches are sent while the server is killed and restarted: afterwards each row exists exactly once."""
     server = PackagedServer(tmp_path)
     try:
         address = server.start()
@@ -78,7 +78,7 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
                 try:
                     store.upsert(batch)
                     break
-                except StoreError:  # what a worker does: the chunk is tried again
+                except StoreError:  # as a worker does, which tries the chunk again
                     time.sleep(0.5)
             time.sleep(0.05)
         thread.join()
@@ -94,7 +94,7 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
 def test_killed_in_the_middle_of_an_ingestion(
     tmp_path: Path, tiny_model: str, photo_folder: Callable[[int], Path]
 ) -> None:
-    """``enqueue`` of 240 photos outlives its server, or is started once more: every photo is there exactly once."""
+    """``enqueue`` of 240 photos survives a restart of the server, or is run again: each photo exists exactly once."""
     folder = photo_folder(240)
     server = PackagedServer(tmp_path / "server")
     try:
@@ -112,7 +112,7 @@ def test_killed_in_the_middle_of_an_ingestion(
             time.sleep(1.0)
             server.start()
             printed, _ = ingestion.communicate(timeout=240)
-            if ingestion.returncode:  # the server was away for longer than a call may take
+            if ingestion.returncode:  # the server was unreachable for longer than the time-out
                 assert "Traceback" not in printed
                 subprocess.run(command, **options, check=True, timeout=240)
             assert store.count() == 240
@@ -121,7 +121,7 @@ def test_killed_in_the_middle_of_an_ingestion(
         server.stop()
 
 
-# ---- a server that is not what one thinks
+# ---- a server that does not answer as expected
 
 
 def test_nobody_there() -> None:
@@ -231,7 +231,7 @@ def test_a_gpu_index_on_a_server_without_one(
 def test_a_gpu_that_builds_nothing(
     state: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What servers with a GPU have been seen to answer; there is none here, so that the answers are played back."""
+    """Recorded answers of servers with a GPU, since this machine has none."""
 
     class Playing:
         address, lite = "http://played:19530", False

@@ -1,4 +1,4 @@
-"""What people type into ``ldot search``: an answer, or one line that says what to do."""
+"""Unusual and invalid queries to ``ldot search``: results, or one line that says what to do."""
 
 from __future__ import annotations
 

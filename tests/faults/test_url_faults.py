@@ -1,4 +1,4 @@
-"""URLs that lead inside, servers that are slow, endless, lying, or down for a moment; all of them on this machine."""
+"""URLs of internal services, and local servers that are slow, endless, dishonest or briefly unavailable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server() -> Iterator[RawServer]:
 
 @pytest.fixture
 def fetcher() -> Fetcher:
-    """One that may go to 127.0.0.1, where the servers of these tests are, and nowhere else."""
+    """A fetcher that may connect to 127.0.0.1 only, where the servers of these tests listen."""
     return Fetcher(LIMITS, is_allowed=lambda address: address == "127.0.0.1")
 
 
@@ -47,7 +47,7 @@ def hasty() -> Fetcher:
 
 @pytest.fixture
 def allowed(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sources are read with that fetcher."""
+    """Read sources with the fixture ``fetcher``."""
     monkeypatch.setenv("LDOT_ALLOW_URLS", "true")
     monkeypatch.setattr(reading, "_fetcher", fetcher)
 
@@ -87,7 +87,7 @@ def refused(fetcher: Fetcher, url: str) -> str:
 def test_addresses_that_are_not_public(host: str, no_connection: None) -> None:
     """Loopback, private, link-local, metadata, reserved, multicast, and their IPv6 forms: never connected to."""
     reason = refused(Fetcher(LIMITS), f"http://{host}/latest/meta-data")
-    assert "is not a public address" in reason or "cannot be resolved" in reason or "not the name" in reason
+    assert "is not a public address" in reason or "cannot be resolved" in reason or "not a valid host name" in reason
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8", "1.1.1.1"])
@@ -105,7 +105,7 @@ def test_one_private_address_among_public_ones(no_connection: None) -> None:
 
 
 def test_a_name_that_resolves_to_another_address_at_the_second_look(server: RawServer) -> None:
-    """DNS rebinding: the address that was checked is the one that is connected to, and there is no second look."""
+    """DNS rebinding: the connection uses the checked address, and the name is not resolved again."""
     answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
     asked = []
 
@@ -208,7 +208,7 @@ def test_no_answer(server: RawServer, hasty: Fetcher) -> None:
     assert "0.5 s between two parts" in refused(hasty, url)
     url = server.says("/b.jpg", lambda: server.dripping(ok(PHOTO)[:-100], b"", 0.05))
     assert "does not answer in time" in refused(hasty, url)
-    assert server.hits == {"/a.jpg": 1, "/b.jpg": 1}  # what was slow once is not waited for again
+    assert server.hits == {"/a.jpg": 1, "/b.jpg": 1}  # a slow answer is not retried
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]
         waiting = [socket.socket() for _ in range(3)]
@@ -240,7 +240,7 @@ def test_a_length_above_the_limit_is_refused_unread(server: RawServer, fetcher: 
 def test_a_length_that_lies(
     server: RawServer, fetcher: Fetcher, allowed: None, tmp_path: Path, tiny_model: str
 ) -> None:
-    """Fewer bytes than promised, or none that could be: told after three attempts. More: the photo is truncated."""
+    """A body shorter than its length, or an invalid length, fails after three attempts; a longer one is truncated."""
     url = server.says("/short.jpg", ok(PHOTO, f"Content-Length: {len(PHOTO) + 10}"))
     assert "without sending complete message body" in refused(fetcher, url)
     assert server.hits["/short.jpg"] == 3
@@ -254,7 +254,7 @@ def test_a_length_that_lies(
 
 
 def test_a_compressed_answer(server: RawServer, fetcher: Fetcher) -> None:
-    """A kilobyte of gzip may be a gigabyte of zeros: it was not asked for and is not unpacked."""
+    """A compressed answer, which may expand a thousandfold, was not requested and is refused."""
     url = server.says("/a.jpg", ok(b"\x1f\x8b", "Content-Encoding: gzip", "Content-Length: 2"))
     assert "the answer is compressed (gzip)" in refused(fetcher, url)
 
@@ -293,7 +293,7 @@ def test_nobody_listens_and_nobody_has_that_name(fetcher: Fetcher) -> None:
 
 
 def test_a_slow_host_does_not_stall_the_others(server: RawServer, allowed: None) -> None:
-    """Eight photos are asked for before any of them has come: the barrier lets nobody through alone."""
+    """Eight photos are requested before the first is answered, since the barrier waits for all eight."""
     together = threading.Barrier(8, timeout=20)
 
     def answer() -> bytes:
@@ -313,12 +313,12 @@ def test_a_slow_host_does_not_stall_the_others(server: RawServer, allowed: None)
 def test_one_list_of_everything(
     server: RawServer, allowed: None, tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is good goes in once, whatever else is in the list; each of the others fails with its own reason."""
+    """Valid photos are stored once, and each of the others fails with its own reason."""
     flaky = iter([status(500), status(500), ok(make_photo(2))])
     expected = {
         server.says("/good.jpg", ok(PHOTO)): None,
         server.says("/flaky.jpg", lambda: next(flaky)): None,
-        # What a URL ends in promises nothing: many servers send WebP for .jpg to whoever takes it.
+        # The suffix of a URL does not determine the format: many servers send WebP for .jpg.
         server.says("/png.jpg", ok(make_photo(3, format="PNG"))): None,
         server.says("/inside.jpg", status(302, "Location: http://169.254.169.254/latest")): "not a public address",
         server.says("/drip.jpg", lambda: server.dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"x", 0.05)): "in time",

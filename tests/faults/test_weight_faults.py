@@ -1,4 +1,4 @@
-"""Weights that would run code when they are read, in a model's folder and anywhere else."""
+"""Pickled weights, which would run code when they are loaded, in a model's folder and elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Harmful:
 def test_a_pickle_in_the_place_of_safetensors(
     part: str, content: str, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """transformers would take ``pytorch_model.bin``; here it is not even opened, however good it may be."""
+    """transformers would load ``pytorch_model.bin``; here it is not opened, even if it is harmless."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     weights = folder / part / "model.safetensors"
@@ -42,7 +42,7 @@ def test_a_pickle_in_the_place_of_safetensors(
 
 
 def test_nothing_else_unpickles() -> None:
-    """Published .pt and .bin files are read in one place, with ``weights_only``; nobody reads any other pickle."""
+    """Published .pt and .bin files are read in one place, with ``weights_only``; no other module reads a pickle."""
     package = Path(ldot_milvus.__file__).parent
     readers = {}
     for path in [
@@ -54,5 +54,5 @@ def test_nothing_else_unpickles() -> None:
         found = re.findall(r"torch\.load\([^\n]*|pickle\.loads?\(|Unpickler\(|allow_pickle=True|joblib|dill", text)
         if found:
             readers[path.relative_to(package).as_posix()] = found
-    assert readers.keys() == {"models/storage.py"}
-    assert all("weights_only=True" in call for call in readers["models/storage.py"])
+    assert readers.keys() == {"weights.py"}
+    assert all("weights_only=True" in call for call in readers["weights.py"])

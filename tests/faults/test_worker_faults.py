@@ -1,4 +1,4 @@
-"""Workers that die, hang or lose their broker, journal or store, a test a fault; kills at random are in test_kills."""
+"""Workers that die, hang or lose their broker, journal or store. Random kills are in test_kills.py."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def env(broker: RedisServer, tmp_path: Path, tiny_model: str) -> dict[str, str]:
 
 @pytest.fixture
 def workers(tmp_path: Path, env: dict[str, str]) -> Iterator[Callable[..., Worker]]:
-    """Starts workers with faults, and ends them."""
+    """Start workers with faults, and stop them after the test."""
     started: list[Worker] = []
 
     def start(*faults: str, pool: tuple[str, ...] = PREFORK, **more: str) -> Worker:
@@ -87,7 +87,7 @@ def poison(folder: Path) -> Path:
 def test_killed_between_reading_and_acknowledging(
     run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path, fault: str
 ) -> None:
-    """The photos are read and not written; written and not noted; noted and not acknowledged."""
+    """The photos are read but not written; written but not recorded; recorded but not acknowledged."""
     photo_folder(10)
     workers(fault)
     done = enqueue(run, env, "--chunk-size", "4")
@@ -100,7 +100,7 @@ def test_killed_between_reading_and_acknowledging(
 def test_a_poison_chunk_is_split_until_the_bad_photo_is_found(
     run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
 ) -> None:
-    """It always kills its worker: it ends in the failures and not in a loop, and the rest is in."""
+    """A photo that always kills its worker is reported as a failure, and the others are stored."""
     poison(photo_folder(30))
     worker = workers("die_of_poison")
     done = enqueue(run, env, "--chunk-size", "64")
@@ -111,7 +111,7 @@ def test_a_poison_chunk_is_split_until_the_bad_photo_is_found(
     assert (
         worker.log.read_text().count("exited with 'signal 9 (SIGKILL)'") == 5
     )  # whole, an eighth, and three times alone
-    # Once the cause is gone, it goes in.
+    # Without the cause, the photo is stored.
     worker.stop()
     workers()
     again = run("celery", "-A", "workers", "failures", "--retry", env=env)
@@ -123,7 +123,7 @@ def test_a_poison_chunk_is_split_until_the_bad_photo_is_found(
 def test_a_photo_that_hangs_is_cut_off(
     run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
 ) -> None:
-    """The time limits are below the visibility time-out, so that the broker never hands out what is being done."""
+    """The time limits are below the visibility time-out, so the broker never delivers a chunk in progress."""
     folder = photo_folder(0)
     (folder / "0000.jpg").write_bytes(make_photo(0))
     poison(folder)
@@ -155,7 +155,7 @@ def test_a_store_that_is_away_is_waited_for(
     worker = workers("store_away", pool=("--pool", "solo"), LDOT_VISIBILITY_TIMEOUT="8")
     sent = enqueue(run, env, "--no-wait")
     id = sent.stdout.split("progress ")[1].strip()
-    log = worker.wait_for("reject requeue=True")  # given back to the broker after some attempts, and taken again
+    log = worker.wait_for("reject requeue=True")  # returned to the broker after several attempts
     assert "waiting: the store does not answer" in log
     progress = run("celery", "-A", "workers", "progress", id, env=env)
     assert "waiting: the store does not answer" in progress.stdout
@@ -227,7 +227,7 @@ def test_a_journal_that_is_restarted_during_a_run(
         server.start()
         printed, _ = ingestion.communicate(timeout=120)
         assert ingestion.returncode == 0, printed
-        # A chunk whose end could not be noted is done again, and finds its photos there.
+        # A chunk whose end could not be recorded is processed again, and its photos are unchanged.
         counted = re.search(r"(\d+) added, 0 updated, (\d+) unchanged, 0 failed", printed)
         assert counted is not None, printed
         assert sum(map(int, counted.groups())) == 40
@@ -255,7 +255,7 @@ def test_a_broker_that_forgot_its_queue_is_sent_the_chunks_again(
     workers()
     printed, _ = ingestion.communicate(timeout=90)
     assert ingestion.returncode == 0, printed
-    assert "Sending again 3 chunks that the broker does not have any more" in printed
+    assert "Sending again 3 chunks that the broker no longer has" in printed
     assert sources(tmp_path) == names(6)
 
 
@@ -275,7 +275,7 @@ def test_a_journal_that_forgot_the_run_is_told(
     redis.Redis.from_url(broker.url).flushall()
     printed, _ = ingestion.communicate(timeout=60)
     assert ingestion.returncode == 2
-    assert "has forgotten this run" in printed
+    assert "has lost this run" in printed
     assert "Traceback" not in printed
 
 

@@ -1,4 +1,4 @@
-"""The journal: what became of each run, chunk and source. In a SQLite file, or in Redis for several machines."""
+"""Ingestion journal: runs, finished chunks and failures, in a SQLite file, or in Redis for several machines."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ _REDIS = ("redis://", "rediss://")
 
 
 def journal_address(settings: Settings) -> str:
-    """Where the journal of the store that the settings name is: a Redis address, or the absolute path of a file.
+    """Return the address of the journal: a Redis address, or the absolute path of a file.
 
-    ``LDOT_RESULT_BACKEND`` where that is Redis or the path of a file; else a file beside the store; else the broker
-    where that is Redis; else a file in ``./ldot-data``, which serves one machine.
+    The address is the first of these that applies: ``LDOT_RESULT_BACKEND`` if it is Redis or a file path; a file beside
+    the store; the broker if it is Redis; a file in ``./ldot-data``, which serves one machine.
+
+    Args:
+        settings: store, broker and result backend.
 
     Raises:
-        UsageError: ``LDOT_STORE`` is an address of no known form.
+        UsageError: ``LDOT_STORE`` has an unknown form.
     """
     given = settings.result_backend
     if given is not None and given.startswith(_REDIS):
         return given
-    if given is not None and "://" not in given:  # Celery's own forms, such as rpc://, are of no use here
+    if given is not None and "://" not in given:  # not a backend of Celery alone, such as rpc://
         return absolute_path(given)
     beside = parse_address(settings.store).journal
     if beside is not None:
@@ -34,7 +37,7 @@ def journal_address(settings: Settings) -> str:
 
 
 def open_journal(address: str) -> Journal:
-    """Open a journal; nothing is created or read yet.
+    """Open a journal without creating or reading anything yet.
 
     Args:
         address: ``redis://HOST:PORT/DB``, ``rediss://...``, or the path of a SQLite file, which is made absolute here.

@@ -1,4 +1,4 @@
-"""What the journal keeps, and its interface."""
+"""Interface of the journal, and the data that it stores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 from ldot_milvus.ingest.target import Target
 
 DAYS_KEPT = 30
-"""How long a run is remembered; failures stay until they are cleared or ingested."""
+"""Days until a run is forgotten; failures stay until they are cleared or their items succeed."""
 
 _DESCRIPTION = {"caption", "namespace", "metadata", "id", "offset", "size", "problem"}
-_REASONS_APART = 100
+_MAX_LABELS = 100
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Run:
     """One call of a command that sends work.
 
     Attributes:
-        task: the name of one of :mod:`~ldot_milvus.ingest.tasks`, or of another version's.
-        target: as the command named it.
-        items: how many sources (or rows) it is about.
-        started: seconds since 1970.
+        id: start time and four random hex digits; ids sort by time.
+        task: name of a task in :mod:`~ldot_milvus.ingest.tasks`, possibly of another version.
+        target: collection and models.
+        items: number of sources or rows to process.
+        started: start time, in seconds since 1970.
     """
 
     id: str
@@ -41,31 +42,33 @@ class Run:
 
     @classmethod
     def new(cls, task: str, target: Target, items: int) -> Run:
-        """A run that starts now; its id sorts by time."""
+        """Create a run that starts now."""
         now = time.time()
         id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{secrets.token_hex(2)}"
         return cls(id, task, target, items, now)
 
     def to_json(self) -> str:
-        """Text that :meth:`from_json` reads."""
+        """Return JSON text for :meth:`from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Run:
-        """What :meth:`to_json` wrote, in this version or another."""
+        """Build a run from text that :meth:`to_json` of this version or another returned."""
         values = json.loads(text)
         return cls(**{**values, "target": Target.from_dict(values["target"])})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        sums: items, added, updated, unchanged, deleted, failed, bytes, and ``seconds:STAGE``, of the chunks that ended.
-        working: chunks that were begun and have not ended.
-        changed: when the last chunk was begun or ended, in seconds since 1970.
-        trouble: what the workers wait for, such as a store that is away; empty where nothing is wrong.
+        run: the run.
+        sums: sums over the finished chunks: items, added, updated, unchanged, deleted, failed, bytes, and
+            ``seconds:STAGE``.
+        working: number of chunks that were started and are not finished.
+        changed: time when a chunk was last started or finished, in seconds since 1970.
+        trouble: message about what the workers wait for, such as an unavailable store; empty without trouble.
     """
 
     run: Run
@@ -76,25 +79,28 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How many of the run's items are done with, failed ones included."""
+        """Number of processed items, failed ones included."""
         return int(self.sums.get("items", 0))
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left."""
+        """Whether all items are processed."""
         return self.done >= self.run.items
 
 
 @dataclass(frozen=True)
 class FailedItem:
-    """One source that could not be ingested, or row that could not be changed, and all that it takes to try again.
+    """One source that could not be ingested, or row that could not be changed, with everything needed to retry it.
 
     Attributes:
-        source: its name for people.
+        source: name of the source or row, for people.
+        reason: message of the last failure.
+        run_id: id of the last run that failed at the item.
         task: as in :class:`Run`.
-        item: as it was in its message, plain JSON values.
-        attempt: how many runs have failed at it.
-        time: of the last failure, in seconds since 1970.
+        target: as in :class:`Run`.
+        item: the item as plain JSON values, as in its message.
+        attempt: number of runs that failed at the item.
+        time: time of the last failure, in seconds since 1970.
     """
 
     source: str
@@ -108,43 +114,68 @@ class FailedItem:
 
     @cached_property
     def key(self) -> str:
-        """The same for the same source and collection, however it is described."""
+        """Key of the failure, see :func:`item_key`."""
         return item_key(self.task, self.target, self.item)
 
     def after(self, earlier: FailedItem | None) -> FailedItem:
-        """This one, with the attempts counted on from an earlier failure of the same key."""
+        """Return this failure with the attempts of an earlier failure of the same key added.
+
+        Args:
+            earlier: the earlier failure; None without one. A failure in the same run is not counted again.
+        """
         if earlier is None:
             return self
         return replace(self, attempt=earlier.attempt + (earlier.run_id != self.run_id))
 
     def to_json(self) -> str:
-        """Text that :meth:`from_json` reads."""
+        """Return JSON text for :meth:`from_json`."""
         values = asdict(self)
         values["run"] = values.pop("run_id")
         return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> FailedItem:
-        """What :meth:`to_json` wrote, in this version or another."""
+        """Build a failure from text that :meth:`to_json` of this version or another returned."""
         values = json.loads(text)
         return cls(run_id=values.pop("run"), **{**values, "target": Target.from_dict(values["target"])})
 
 
 def item_key(task: str, target: Target, item: Mapping[str, Any]) -> str:
-    """What identifies an item among the failures, from the values of its fields: 32 hex digits."""
-    described = _DESCRIPTION - {"caption"} if item.get("kind") == "text" else _DESCRIPTION
-    where = {name: value for name, value in item.items() if value and (task != "ingest" or name not in described)}
-    text = json.dumps([task, target.collection, where], sort_keys=True)
+    """Return the key of an item among the failures.
+
+    Captions, metadata and other descriptions of a source do not change its key.
+
+    Args:
+        task: name of the task.
+        target: only the collection's name is part of the key.
+        item: values of the item's fields.
+
+    Returns:
+        32 hex digits.
+    """
+    ignored = _DESCRIPTION - {"caption"} if item.get("kind") == "text" else _DESCRIPTION
+    identity = {name: value for name, value in item.items() if value and (task != "ingest" or name not in ignored)}
+    text = json.dumps([task, target.collection, identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def label_of(reason: str) -> str:
-    """A reason without its figures and names, for counting."""
+    """Return a failure's reason without numbers and names, at most 60 characters, to count failures by."""
     return re.sub(r"[\d,]*\d", "N", re.split(r"[:(]|, not ", reason, maxsplit=1)[0]).strip()[:60]
 
 
 def sums_of(items: int, counts: Mapping[str, float], seconds: Mapping[str, float], reasons: Iterable[str]) -> Sums:
-    """What a chunk adds to the sums of its run."""
+    """Return what a chunk adds to the sums of its run.
+
+    Args:
+        items: number of items in the chunk.
+        counts: numbers of its report, by name.
+        seconds: seconds of its report, by stage.
+        reasons: reason of each failure.
+
+    Returns:
+        Nonzero sums: ``items``, ``chunks``, the counts, ``seconds:STAGE`` and ``failures:LABEL``.
+    """
     sums: Sums = {"items": items, "chunks": 1, **counts}
     sums.update({f"seconds:{stage}": spent for stage, spent in seconds.items()})
     for reason in reasons:
@@ -154,75 +185,96 @@ def sums_of(items: int, counts: Mapping[str, float], seconds: Mapping[str, float
 
 
 def folded(sums: Sums, known: Iterable[str]) -> Sums:
-    """The sums with new reasons counted as "other" once there are too many: a reason may hold a name after all."""
-    there = {name for name in known if name.startswith("failures:")}
+    """Return the sums with new failure labels counted as "other" once 100 labels exist.
+
+    A label may contain a name after all, so the number of labels needs a limit.
+
+    Args:
+        sums: sums of one chunk.
+        known: names in the sums of all runs.
+    """
+    known_labels = {name for name in known if name.startswith("failures:")}
     result: Sums = {}
     for name, value in sums.items():
-        if name.startswith("failures:") and name not in there and len(there) >= _REASONS_APART:
+        if name.startswith("failures:") and name not in known_labels and len(known_labels) >= _MAX_LABELS:
             name = "failures:other"
         result[name] = result.get(name, 0) + value
     return result
 
 
 Sums = dict[str, float]
+"""Sums over chunks by name, see :func:`sums_of`."""
 
 
 class Journal(ABC):
-    """Runs, chunks and failures. Every call is durable when it returns; several processes may call at once.
+    """A durable record of runs, chunks and failures, which several processes may use at once.
 
-    All methods raise :class:`~ldot_milvus.errors.StoreError` when the journal cannot be used.
+    A call's effect is durable when the call returns. All methods raise :class:`~ldot_milvus.errors.StoreError` if the
+    journal cannot be used.
+
+    Attributes:
+        address: Redis address without the password, or path of the file.
     """
 
     address: str
 
     @abstractmethod
     def start(self, run: Run) -> None:
-        """Note a run before its first chunk is sent."""
+        """Record a run, before its first chunk is sent. Runs older than :data:`DAYS_KEPT` days are forgotten."""
 
     @abstractmethod
     def begin(self, run_id: str, chunk_id: str) -> int:
-        """How often the chunk was begun, this time included; 0 if it has ended already."""
+        """Record the start of a chunk.
+
+        Returns:
+            Number of starts, this one included; 0 if the chunk is already finished.
+        """
 
     @abstractmethod
     def give_back(self, run_id: str, chunk_id: str) -> None:
-        """Take back :meth:`begin`: the chunk will be begun again, and its worker did not die of it."""
+        """Undo :meth:`begin` of a chunk that did not kill its worker and will be started again."""
 
     @abstractmethod
     def end(
         self, run_id: str, chunk_id: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
     ) -> bool:
-        """Note the end of a chunk; only the first one counts. Returns whether this was it.
+        """Record the end of a chunk, unless it has been recorded before.
 
         Args:
-            sums: what it adds to the run's; empty where the chunk was split into others.
-            failed: recorded, with their attempts counted on.
-            succeeded: keys of items that are failures no more.
+            run_id: id of the run.
+            chunk_id: id of the chunk.
+            sums: what the chunk adds to the sums of its run; empty if the chunk was split.
+            failed: failures to record; the attempts of an earlier failure of the same key are added.
+            succeeded: keys of failures to remove.
+
+        Returns:
+            Whether this call recorded the end; if not, the sums are not added.
         """
 
     @abstractmethod
     def ended(self, run_id: str) -> dict[str, bool]:
-        """The chunks that have ended; whether they were split."""
+        """Return the ids of the finished chunks of a run; the value is True for a split chunk."""
 
     @abstractmethod
     def note_trouble(self, run_id: str, trouble: str) -> None:
-        """Say what the workers wait for; the next chunk that ends takes it back."""
+        """Record a message about what the workers wait for; the next :meth:`end` of the run clears it."""
 
     @abstractmethod
     def progress(self, run_id: str) -> Progress | None:
-        """How far the run is; None where it is not known (any more)."""
+        """Return the progress of a run; None if the run is unknown or forgotten."""
 
     @abstractmethod
     def runs(self) -> list[Run]:
-        """The runs that are remembered, the last one first."""
+        """Return all runs that are not forgotten, newest first."""
 
     @abstractmethod
     def failures(self, run_id: str | None = None) -> list[FailedItem]:
-        """What could not be ingested (in one run), the oldest first."""
+        """Return the failures, oldest first; with ``run_id`` only those whose last failure was in that run."""
 
     @abstractmethod
     def clear(self, keys: Sequence[str]) -> int:
-        """Forget failures; returns how many."""
+        """Remove the failures of these keys; return how many were removed."""
 
     @abstractmethod
     def totals(self) -> Sums:
-        """The sums of all runs ever; they only grow."""
+        """Return the sums over all chunks ever finished; they never decrease."""

@@ -1,4 +1,4 @@
-"""The journal in Redis: for workers on several machines. As durable as that Redis is (``appendonly yes``)."""
+"""Journal in Redis, for workers on several machines; it is as durable as that Redis (``appendonly yes``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
+
+from typing_extensions import override
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
@@ -19,7 +21,7 @@ _RUNS = "ldot:runs"  # sorted set of run ids by time
 _FAILURES = "ldot:failures"  # hash: key to JSON
 _TOTALS = "ldot:totals"  # hash: the sums of all runs
 
-# Marks a chunk as ended and adds up its sums, unless it had ended before.
+# Marks a chunk as finished and adds its sums, unless it was finished before.
 _END = """
 redis.call('HSET', KEYS[1], 'trouble', '', 'changed', ARGV[2])
 if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then return 0 end
@@ -33,7 +35,11 @@ return 1
 
 
 class RedisJournal(Journal):
-    """Connects at its first use; connections are made anew after a fork."""
+    """Connects at the first call, and again after a fork.
+
+    Args:
+        url: ``redis://HOST:PORT/DB`` or ``rediss://...``, with a password where the server requires one.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -48,16 +54,16 @@ class RedisJournal(Journal):
             self._url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, decode_responses=True
         )
 
+    @override
     def start(self, run: Run) -> None:
-        """As the interface says; forgets the runs that are too old."""
         with self._pipeline() as calls:
             calls.zremrangebyscore(_RUNS, 0, time.time() - _SECONDS_KEPT)
             calls.zadd(_RUNS, {run.id: run.started})
             calls.hset(_key(run.id), mapping={"run": run.to_json(), "trouble": "", "changed": run.started})
             calls.expire(_key(run.id), _SECONDS_KEPT)
 
+    @override
     def begin(self, run_id: str, chunk_id: str) -> int:
-        """As the interface says."""
         with self._pipeline() as calls:
             calls.hexists(_key(run_id, "ended"), chunk_id)
             calls.hincrby(_key(run_id, "begun"), chunk_id, 1)
@@ -68,21 +74,21 @@ class RedisJournal(Journal):
                 calls.hdel(_key(run_id, "begun"), chunk_id)
         return 0 if ended else int(begun)
 
+    @override
     def give_back(self, run_id: str, chunk_id: str) -> None:
-        """As the interface says."""
         with self._explained():
             self._redis.hincrby(_key(run_id, "begun"), chunk_id, -1)
 
+    @override
     def end(
         self, run_id: str, chunk_id: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
     ) -> bool:
-        """As the interface says."""
         with self._explained():
             redis = self._redis
             if redis.hexists(_key(run_id, "ended"), chunk_id):
                 return False
             counted = folded(sums, redis.hkeys(_TOTALS) if failed else ())
-            # Failures first: a worker that dies in between does the chunk again.
+            # Failures are recorded first: if the worker dies in between, the chunk is processed again.
             old = redis.hmget(_FAILURES, [item.key for item in failed]) if failed else []
             recorded = {}
             for item, text in zip(failed, old, strict=True):
@@ -98,20 +104,20 @@ class RedisJournal(Journal):
                 redis.expire(key, _SECONDS_KEPT)
             return bool(first)
 
+    @override
     def ended(self, run_id: str) -> dict[str, bool]:
-        """As the interface says."""
         with self._explained():
             states = self._redis.hgetall(_key(run_id, "ended"))
         return {chunk: state == "split" for chunk, state in states.items()}
 
+    @override
     def note_trouble(self, run_id: str, trouble: str) -> None:
-        """As the interface says."""
         with self._explained():
             if self._redis.exists(_key(run_id)):
                 self._redis.hset(_key(run_id), "trouble", trouble)
 
+    @override
     def progress(self, run_id: str) -> Progress | None:
-        """As the interface says."""
         with self._explained():
             calls = self._redis.pipeline()
             calls.hgetall(_key(run_id))
@@ -125,34 +131,34 @@ class RedisJournal(Journal):
             float(about["changed"]), about["trouble"],
         )  # fmt: skip
 
+    @override
     def runs(self) -> list[Run]:
-        """As the interface says."""
         with self._explained():
             ids = self._redis.zrevrange(_RUNS, 0, -1)
             texts = [self._redis.hget(_key(id), "run") for id in ids]
         return [Run.from_json(text) for text in texts if text]
 
+    @override
     def failures(self, run_id: str | None = None) -> list[FailedItem]:
-        """As the interface says."""
         with self._explained():
             items = [FailedItem.from_json(text) for text in self._redis.hvals(_FAILURES)]
         return sorted(
             (item for item in items if run_id in (None, item.run_id)), key=lambda item: (item.time, item.source)
         )
 
+    @override
     def clear(self, keys: Sequence[str]) -> int:
-        """As the interface says."""
         with self._explained():
             return int(self._redis.hdel(_FAILURES, *keys)) if keys else 0
 
+    @override
     def totals(self) -> Sums:
-        """As the interface says."""
         with self._explained():
             return _numbers(self._redis.hgetall(_TOTALS))
 
     @contextmanager
     def _pipeline(self) -> Iterator[Any]:
-        """Calls that take effect together."""
+        """Collect calls and run them in one transaction."""
         with self._explained(), self._redis.pipeline(transaction=True) as calls:
             yield calls
             calls.execute()
@@ -165,8 +171,8 @@ class RedisJournal(Journal):
             yield
         except (redis.RedisError, OSError) as error:
             raise StoreError(
-                f"the journal at {self.address} cannot be used ({error}): start that Redis, or name another one or a "
-                "file with LDOT_RESULT_BACKEND"
+                f"the journal at {self.address} cannot be used ({error}): start that Redis server, or set "
+                "LDOT_RESULT_BACKEND to another one or to a file"
             ) from error
 
 

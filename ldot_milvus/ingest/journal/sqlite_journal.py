@@ -1,6 +1,6 @@
-"""The journal in a SQLite file, for the workers of one machine.
+"""Journal in a SQLite file, for the workers of one machine.
 
-Not in WAL mode: its files could not be opened, not even for reading, while the disk is full.
+The file is not in WAL mode: SQLite cannot open a WAL file while the disk is full, not even for reading.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
@@ -37,14 +39,18 @@ PRAGMA user_version = {_VERSION};
 
 
 class SqliteJournal(Journal):
-    """Opened anew for each call: a chunk has two, and nothing is there that could outlive a fork."""
+    """Opens the file for each call, so that no connection survives a fork; a chunk needs two calls.
+
+    Args:
+        path: path of the file; the file and its folder are created at the first write.
+    """
 
     def __init__(self, path: str) -> None:
         self.address = path
         self._path = Path(path).expanduser()
 
+    @override
     def start(self, run: Run) -> None:
-        """As the interface says; forgets the runs that are too old."""
         with self._writing() as sql:
             old = "(SELECT id FROM runs WHERE started < ?)"
             before = time.time() - DAYS_KEPT * 86_400
@@ -55,8 +61,8 @@ class SqliteJournal(Journal):
                 (run.id, run.task, json.dumps(run.target.to_dict()), run.items, run.started),
             )
 
+    @override
     def begin(self, run_id: str, chunk_id: str) -> int:
-        """As the interface says."""
         with self._writing() as sql:
             sql.execute(
                 "INSERT INTO chunks (run, chunk, begun, changed) VALUES (?, ?, 1, ?) "
@@ -68,15 +74,15 @@ class SqliteJournal(Journal):
             ).fetchone()
         return 0 if ended else int(begun)
 
+    @override
     def give_back(self, run_id: str, chunk_id: str) -> None:
-        """As the interface says."""
         with self._writing() as sql:
             sql.execute("UPDATE chunks SET begun = max(begun - 1, 0) WHERE run = ? AND chunk = ?", (run_id, chunk_id))
 
+    @override
     def end(
         self, run_id: str, chunk_id: str, sums: Sums, failed: Sequence[FailedItem] = (), succeeded: Sequence[str] = ()
     ) -> bool:
-        """As the interface says, in one transaction."""
         with self._writing() as sql:
             first = sql.execute(
                 "INSERT INTO chunks (run, chunk, ended, changed) VALUES (?, ?, ?, ?) "
@@ -104,21 +110,21 @@ class SqliteJournal(Journal):
             _delete(sql, succeeded)
             return True
 
+    @override
     def ended(self, run_id: str) -> dict[str, bool]:
-        """As the interface says."""
         with self._reading() as sql:
             if sql is None:
                 return {}
             records = sql.execute("SELECT chunk, ended FROM chunks WHERE run = ? AND ended > 0", (run_id,))
             return {chunk: state == _SPLIT for chunk, state in records}
 
+    @override
     def note_trouble(self, run_id: str, trouble: str) -> None:
-        """As the interface says."""
         with self._writing() as sql:
             sql.execute("UPDATE runs SET trouble = ? WHERE id = ?", (trouble, run_id))
 
+    @override
     def progress(self, run_id: str) -> Progress | None:
-        """As the interface says."""
         with self._reading() as sql:
             record = (
                 None
@@ -132,14 +138,14 @@ class SqliteJournal(Journal):
             ).fetchone()
             return Progress(_run(record), _sums(sql, run_id), working, changed or record[4], record[5])
 
+    @override
     def runs(self) -> list[Run]:
-        """As the interface says."""
         with self._reading() as sql:
             records = [] if sql is None else sql.execute(f"SELECT {_RUN} FROM runs ORDER BY started DESC").fetchall()
         return [_run(record) for record in records]
 
+    @override
     def failures(self, run_id: str | None = None) -> list[FailedItem]:
-        """As the interface says."""
         with self._reading() as sql:
             if sql is None:
                 return []
@@ -148,13 +154,13 @@ class SqliteJournal(Journal):
             )
             return [FailedItem.from_json(text) for (text,) in records]
 
+    @override
     def clear(self, keys: Sequence[str]) -> int:
-        """As the interface says."""
         with self._writing() as sql:
             return _delete(sql, keys)
 
+    @override
     def totals(self) -> Sums:
-        """As the interface says."""
         with self._reading() as sql:
             return {} if sql is None else _sums(sql, _ALL)
 
@@ -175,7 +181,7 @@ class SqliteJournal(Journal):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """None where there is no journal yet; nothing is created."""
+        """Yield a connection, or None if the journal does not exist; nothing is created."""
         with self._explained():
             if not os.path.exists(self._path):
                 yield None
@@ -193,8 +199,8 @@ class SqliteJournal(Journal):
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
-                f"the journal {self.address} cannot be used ({error}): see to its disk and its permissions, or name "
-                "another file or a Redis with LDOT_RESULT_BACKEND"
+                f"the journal {self.address} cannot be used ({error}): check its disk and permissions, or set "
+                "LDOT_RESULT_BACKEND to another file or to a Redis server"
             ) from error
 
 
@@ -219,19 +225,25 @@ def _delete(sql: sqlite3.Connection, keys: Sequence[str]) -> int:
 
 
 def _check(sql: sqlite3.Connection, path: Path, *, create: bool) -> bool:
-    """Whether the tables are there, made if asked for; a file of something else is refused."""
-    ours = _identity(sql)
-    if ours == (0, 0):
+    """Return whether the tables exist; create them if asked to.
+
+    Raises:
+        StoreError: the file belongs to another program or version.
+    """
+    identity = _identity(sql)
+    if identity == (0, 0):
         if not create:
             return False
         sql.execute("BEGIN IMMEDIATE")
-        if _identity(sql) == (0, 0):  # nobody was faster
+        if _identity(sql) == (0, 0):  # no other process has created them since
             for statement in _SCHEMA.split(";\n"):
                 sql.execute(statement)
         sql.execute("COMMIT")
-        ours = _identity(sql)
-    if ours != (_APPLICATION_ID, _VERSION):
-        raise StoreError(f"{path} is not a journal of this version of ldot-milvus: choose another file")
+        identity = _identity(sql)
+    if identity != (_APPLICATION_ID, _VERSION):
+        raise StoreError(
+            f"{path} is not a journal of this version of ldot-milvus: choose another file with LDOT_RESULT_BACKEND"
+        )
     return True
 
 

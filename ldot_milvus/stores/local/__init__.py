@@ -1,1 +1,1 @@
-"""The local store: SQLite holds the rows, FAISS indexes in memory answer searches."""
+"""The local store: SQLite stores the rows, FAISS indexes in memory search them."""

@@ -1,4 +1,4 @@
-"""The address of the local store."""
+"""Address of the local store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FaissAddress(FolderAddress):
     def open(
         self, collection: str, index: IndexSpec, *, token: str | None = None, index_fallback: bool = True
     ) -> VectorStore:
-        """Each process builds its own index in memory, so an index type that needs a GPU always has a fallback."""
+        """``index_fallback`` has no effect: a GPU index type falls back to the nearest CPU type if FAISS has no GPU."""
         from ldot_milvus.stores.local.store import FaissStore
 
         return FaissStore(self.folder, collection, index)
@@ -28,6 +28,6 @@ class FaissAddress(FolderAddress):
     def index_support(self, token: str | None = None) -> IndexSupport:
         from ldot_milvus.stores.local.collection_index import plan
 
-        many = 10**9  # rows: for a few, every type becomes an exact one
+        many = 10**9  # rows: with few rows, every type becomes an exact one
         on_gpu = tuple(name for name in GPU_TYPES if plan(IndexSpec(name), many).index_type == name)
         return IndexSupport(CPU_TYPES + on_gpu, "" if on_gpu else "FAISS sees no GPU")

@@ -1,4 +1,4 @@
-"""The FAISS indexes of one collection, in this process's memory: one for images, one for texts."""
+"""The FAISS indexes of one collection in the memory of this process: one for images, one for texts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from ldot_milvus.stores.local.transaction import Collection, Transaction
 log = logging.getLogger(__name__)
 
 CHUNK = 8192  # rows read from the file at a time
-DEAD_SHARE = 0.2  # of its rows dead, an index that cannot forget is built anew
-CELL_ROWS = 64  # at least, to train one cell on (FAISS asks for 39)
-FEWEST_CELLS = 16  # with fewer, comparing with everything is as fast
-GROWTH = 4  # times as many cells wanted as there are: trained anew
+DEAD_SHARE = 0.2  # share of removed rows above which an index that cannot remove rows is rebuilt
+CELL_ROWS = 64  # least number of rows to train one cell (FAISS asks for 39)
+FEWEST_CELLS = 16  # with fewer cells, exact search is as fast
+GROWTH = 4  # factor between planned and existing cells at which the cells are trained again
 
 
 class LocalIndex:
-    """What a process keeps in memory of one collection; only as new as the last :meth:`catch_up`."""
+    """The indexes of one collection in this process, in the state of the last :meth:`catch_up`.
+
+    Args:
+        transaction: state of the file.
+        collection: the collection.
+        spec: index type and parameters.
+
+    Attributes:
+        collection_id: id of the collection.
+    """
 
     def __init__(self, transaction: Transaction, collection: Collection, spec: IndexSpec) -> None:
         self.collection_id = collection.id
@@ -33,43 +42,43 @@ class LocalIndex:
             kind: self._empty(transaction, collection, kind, _count(transaction, collection, kind)) for kind in KINDS
         }
         self._last_pk = 0
-        # What was removed before the first row is read was never in the index.
+        # Rows removed before the first read were never in the index.
         self._last_tombstone = transaction.last_tombstone(collection)
 
     def catch_up(self, transaction: Transaction, collection: Collection) -> None:
-        """Take in what was written and removed since the last time; now and then this builds an index anew."""
+        """Add and remove the rows that were written and deleted since the last call; rebuild an index if needed."""
         newest = transaction.last_tombstone(collection)
         if newest > self._last_tombstone:
-            gone = np.array(transaction.removed(collection, self._last_tombstone), np.int64)
-            for part in self._indexes.values():
-                part.remove(gone)
+            removed = np.array(transaction.removed(collection, self._last_tombstone), np.int64)
+            for index in self._indexes.values():
+                index.remove(removed)
             self._last_tombstone = newest
         self._last_pk = self._read(transaction, collection, self._last_pk, KINDS)
         for kind in KINDS:
-            part = self._indexes[kind]
-            if self._outgrown(part):
-                count = part.count
-                del part, self._indexes[kind]  # its memory before the next one's
+            index = self._indexes[kind]
+            if self._needs_rebuild(index):
+                count = index.count
+                del index, self._indexes[kind]  # free its memory before the new index needs memory
                 self._indexes[kind] = self._empty(transaction, collection, kind, count)
                 log.info("building a %s index over %d rows", self._indexes[kind].spec, count)
                 self._read(transaction, collection, 0, (kind,))
 
     def is_ahead_of(self, transaction: Transaction) -> bool:
-        """Whether it holds what the file has never had: an older copy of the file was put back under this process."""
+        """Whether the index contains rows unknown to the file, because an older copy of the file was restored."""
         return self._last_pk > transaction.last_pk()
 
     def search(self, queries: Array, k: int, kind: str, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
-        """The best k of the rows ``among`` (all where None) for each query, in an exact index with all ties at k.
+        """Return the best k rows for each query; an exact index returns all rows tied with the k-th too.
 
         Args:
-            queries: (n, dim) float32.
-            k: at least 1.
+            queries: float32 (n, dim).
+            k: number of rows, at least 1.
             kind: kind of the rows, "image" or "text".
-            among: pks of the only rows that may be answers.
-            vectors: reads vectors by pk, to score again what the index rounds.
+            among: pks of the rows to search; None searches all.
+            vectors: reads vectors by pk, to compute the exact scores for an index with rounded vectors.
 
         Returns:
-            For each query (score, pk) pairs, at least k of them where there are as many, in no promised order.
+            For each query unordered (score, pk) pairs: at least k, or all rows if there are fewer.
         """
         return self._indexes[kind].search(queries, k, among, vectors)
 
@@ -93,25 +102,25 @@ class LocalIndex:
             sample = transaction.vectors(collection, np.sort(pks[picked]).tolist())
         return build(spec, collection.dim, sample)
 
-    def _outgrown(self, part: RowIndex) -> bool:
-        if part.dead > DEAD_SHARE * len(part.pks):
+    def _needs_rebuild(self, index: RowIndex) -> bool:
+        if index.dead > DEAD_SHARE * len(index.pks):
             return True
-        wanted = plan(self._spec, part.count)
-        # Never back to comparing with everything for a few rows less: that waits until a fifth is gone.
-        return (part.exact and not is_exact(wanted)) or cells_of(wanted) >= GROWTH * cells_of(part.spec) > 0
+        planned = plan(self._spec, index.count)
+        # An approximate index becomes exact again only when DEAD_SHARE of its rows are removed.
+        return (index.exact and not is_exact(planned)) or cells_of(planned) >= GROWTH * cells_of(index.spec) > 0
 
 
 def available(spec: IndexSpec) -> IndexSpec:
-    """What FAISS on this machine takes for the index that was asked for; a warning says where it is another type."""
-    taken = _on_this_machine(spec)
-    if taken.index_type != spec.index_type:
+    """Return the index that FAISS can build on this machine for ``spec``; log a warning if its type differs."""
+    usable = _on_this_machine(spec)
+    if usable.index_type != spec.index_type:
         why = "FAISS has no such type" if gpus() else "FAISS sees no GPU here"
-        log.warning("index %s was asked for, but %s: this local store uses %s", spec.index_type, why, taken.index_type)
-    return taken
+        log.warning("index %s is unavailable (%s): this local store uses %s", spec.index_type, why, usable.index_type)
+    return usable
 
 
 def plan(spec: IndexSpec, count: int) -> IndexSpec:
-    """What to build over so many rows for this spec: never ``AUTO``, and no more cells than can be trained."""
+    """Return the index to build over ``count`` rows: never ``AUTO``, and with no more cells than can be trained."""
     spec = _on_this_machine(choose(count, gpu=gpus() > 0) if spec.index_type == AUTO else spec)
     if cells := cells_of(spec):
         if count < FEWEST_CELLS * CELL_ROWS:
@@ -129,6 +138,6 @@ def _on_this_machine(spec: IndexSpec) -> IndexSpec:
         return spec
     if not gpus():
         return spec.on_cpu()
-    # FAISS has CAGRA in some builds only and adds no rows to it, and its PQ wants parameters that fit the card.
+    # Only some builds of FAISS have CAGRA, and cannot add rows to it; PQ on a GPU needs parameters that fit the card.
     nearest = {"GPU_CAGRA": "GPU_BRUTE_FORCE", "GPU_IVF_PQ": "GPU_IVF_FLAT"}
     return IndexSpec(nearest[spec.index_type]) if spec.index_type in nearest else spec

@@ -1,4 +1,4 @@
-"""One SQLite file (WAL), the local store's truth, that several processes and threads read and write."""
+"""The SQLite file (in WAL mode) of a local store, which several processes and threads read and write."""
 
 from __future__ import annotations
 
@@ -19,22 +19,30 @@ BUSY_SECONDS = 60.0
 
 
 class Database:
-    """One SQLite file, opened at first use; one connection a process, used by one thread at a time.
+    """One SQLite file, opened on first use, with one connection for each process, used by one thread at a time.
+
+    Args:
+        path: path of the file.
 
     Attributes:
-        lock: held by every transaction; what is kept in step with the file is changed under it.
+        path: path of the file.
+        lock: held by every transaction; it also protects data derived from the file, such as indexes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[int, int] | None = None  # device and inode, to notice a file that was replaced
+        self._opened: tuple[int, int] | None = None  # device and inode, to notice that the file was replaced
         _databases.add(self)
 
     @contextmanager
     def reading(self) -> Iterator[Transaction | None]:
-        """One consistent state of the file, or None where it does not exist yet; nothing is created."""
+        """Start a read transaction, which sees one state of the file; None if the file does not exist.
+
+        Raises:
+            StoreError: the file cannot be read, or is not a store of this version.
+        """
         with self.lock, _translated(self.path):
             connection = self._connect(create=False)
             if connection is None:
@@ -45,7 +53,11 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """A transaction that is kept as a whole or not at all; makes the folder and the file where they are missing."""
+        """Start a write transaction, which is atomic; missing folders and files are created.
+
+        Raises:
+            StoreError: the file cannot be written, or is not a store of this version.
+        """
         with self.lock, _translated(self.path):
             connection = self._connect(create=True)
             assert connection is not None
@@ -53,7 +65,7 @@ class Database:
                 yield Transaction(connection, self.path)
 
     def close(self) -> None:
-        """Close the connection; the next use opens another."""
+        """Close the connection; the next transaction opens another."""
         with self.lock:
             connection, self._connection = self._connection, None
             if connection is not None:
@@ -67,7 +79,7 @@ class Database:
             on_disk = None
         if self._connection is not None and on_disk == self._opened:
             return self._connection
-        self.close()  # the file was deleted or replaced: writing on would write into nothing
+        self.close()  # the file was deleted or replaced: writes to the old one would be lost
         if on_disk is None and not create:
             return None
         if create:
@@ -80,7 +92,7 @@ class Database:
             check_same_thread=False,
         )
         try:
-            # A commit that was acknowledged survives a power cut.
+            # A finished commit survives a power cut.
             connection.execute("PRAGMA synchronous = FULL")
             if not self._is_ours(connection):
                 if not create:
@@ -95,10 +107,10 @@ class Database:
         return connection
 
     def _is_ours(self, connection: sqlite3.Connection) -> bool:
-        """True for a store that can be used, False for an empty file.
+        """Return True for a store, False for an empty file.
 
         Raises:
-            StoreError: a newer version's store, or a database of something else.
+            StoreError: the store is of a newer version, or the database belongs to another program.
         """
         application, version, tables = connection.execute(
             "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master) "
@@ -111,7 +123,7 @@ class Database:
                              "choose another folder")  # fmt: skip
         if version > SCHEMA_VERSION:
             raise StoreError(
-                f"{self.path} was made by a newer ldot-milvus (store version {version}, this one reads up to "
+                f"{self.path} was made by a newer ldot-milvus (store version {version}; this one reads up to "
                 f"{SCHEMA_VERSION}): upgrade ldot-milvus, or choose another folder"
             )
         return True
@@ -123,7 +135,7 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
                 break
             except sqlite3.OperationalError as error:
-                # SQLite does not wait by itself here when two processes switch a new file at once.
+                # SQLite itself does not wait when two processes switch a new file to WAL at once.
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
@@ -140,7 +152,7 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        # SQLite has rolled back by itself after some errors (a full disk).
+        # After some errors, such as a full disk, SQLite has already rolled back.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
@@ -148,7 +160,7 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the file system raise into a StoreError with the remedy."""
+    """Turn exceptions of SQLite and the file system into a StoreError that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -158,26 +170,26 @@ def _translated(path: Path) -> Iterator[None]:
         if "locked" in message or "busy" in message:
             raise StoreError(
                 f"{path} was locked by another process for more than {BUSY_SECONDS:g} s: try again when its write has "
-                "ended"
+                "finished"
             ) from error
         if "readonly" in message or "unable to open" in message:
             raise _not_writable(path, message) from error
         if "full" in message:
-            raise StoreError(f"no space left for {path}: free some and try again; nothing was written") from error
-        raise StoreError(f"cannot use {path}: {message}") from error
+            raise StoreError(f"no space left for {path}: free some space and try again; nothing was written") from error
+        raise StoreError(f"cannot use {path} ({message}): check its disk and permissions") from error
     except OSError as error:
         raise _not_writable(path, error.strerror or str(error)) from error
 
 
 def _not_writable(path: Path, detail: str) -> StoreError:
     return StoreError(
-        f"cannot open {path} ({detail}): the folder and its files have to be writable, for reading too, because SQLite "
+        f"cannot open {path} ({detail}): the folder and its files must be writable, even for reading, because SQLite "
         "keeps its log beside the file; change the permissions or choose another folder"
     )
 
 
-# A connection must not cross a fork: SQLite would lose its file locks, and the child's exit could undo the parent's
-# writes. Every connection is closed just before, while its lock is held, and opened again at its next use.
+# A connection must not survive a fork: SQLite would lose its file locks, and the child's exit could undo the parent's
+# writes. Every connection is closed before the fork, while its lock is held, and opened again on next use.
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _forking: list[Database] = []
 
@@ -192,7 +204,7 @@ def _before_fork() -> None:
 
 def _after_fork() -> None:
     held = _forking[:]
-    _forking.clear()  # before the locks go: another thread may be waiting for them to fork too
+    _forking.clear()  # before the locks are released: another thread may wait for them to fork too
     for database in held:
         database.lock.release()
 

@@ -1,8 +1,8 @@
-"""The types of FAISS index, each answering the same questions about its rows.
+"""FAISS index types behind one interface.
 
-Whatever the type, a row's place in its index is its place in ``pks``, which only grow; filters and deletions become a
-mask over places. Answers that an approximate type cannot give in full are taken from a comparison with every row that
-passes, so a filter never costs rows.
+A row has the same position in the index and in ``pks``, which ascend. Filters and deletions become a mask over the
+positions. If an approximate index finds too few rows, every row that matches is compared, so that a filter never
+reduces the number of results.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from ldot_milvus.stores.base import Array
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.library import load_faiss, resources
 
-GRAPH_COST = 64  # a step through a graph (one of ``ef``) takes as long as comparing with 30 to 60 rows
-DEVICE_MOST = 2048  # neighbours that a GPU index can give, and cells that it can probe
+GRAPH_COST = 64  # rows compared exactly in the time of one graph step (one of ``ef``): measured 30 to 60
+DEVICE_MOST = 2048  # most neighbours that a GPU index returns, and most cells that it probes
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Hits = list[tuple[float, int]]
 Vectors = Callable[[Sequence[int]], Array]
-"""The vectors of these pks, which ascend, as they were written."""
+"""Returns the vectors of ascending pks, float32 (n, dim), as written."""
 
 
 def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
-    """An empty index.
+    """Build an empty index.
 
     Args:
-        spec: as :func:`~ldot_milvus.stores.local.collection_index.plan` gave it.
-        dim: width of the vectors.
-        sample: (n, dim) float32, on which cells are trained; None for a type without cells.
+        spec: index type and parameters, as :func:`~ldot_milvus.stores.local.collection_index.plan` returns them.
+        dim: dimension of the vectors.
+        sample: float32 (n, dim) on which the cells are trained; None for a type without cells.
     """
     faiss, metric = load_faiss(), load_faiss().METRIC_INNER_PRODUCT
     params = {name: int(value) for name, value in spec.build_params(dim).items() if isinstance(value, int)}
@@ -45,8 +46,8 @@ def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
     if spec.index_type == "HNSW":
         graph = faiss.IndexHNSWFlat(dim, params["M"], metric)
         graph.hnsw.efConstruction = params["efConstruction"]
-        # A vector much longer than the rest crowds all others out of every list of links. Filling the lists up again
-        # takes the build half as long again or twice as long, and recall where such vectors are from 0.97 to 0.99.
+        # A vector much longer than the rest displaces all others from every list of links. Filling the lists up makes
+        # the build 1.5 to 2 times as long, and raises recall with such vectors from 0.97 to 0.99.
         graph.keep_max_size_level0 = True
         return HnswIndex(spec, graph)
     if spec.index_type.startswith("GPU_"):
@@ -66,18 +67,23 @@ def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
 
 
 def cells_of(spec: IndexSpec) -> int:
-    """How many cells the index type has; 0 for those without."""
+    """Return the number of cells of an index; 0 for types without cells."""
     return int(spec.build_params(0).get("nlist", 0)) if "IVF" in spec.index_type else 0
 
 
 def is_exact(spec: IndexSpec) -> bool:
-    """Whether the index type compares with every row."""
+    """Return whether the index type compares a query with every row."""
     return spec.index_type in ("FLAT", "GPU_BRUTE_FORCE")
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """The places that may be answers; the mask is None where all may."""
+class _Candidates:
+    """The rows to search.
+
+    Attributes:
+        mask: bool (rows in the index,), True for rows to search; None for all.
+        count: number of rows to search.
+    """
 
     mask: Mask | None
     count: int
@@ -90,104 +96,120 @@ class _Chosen:
 
 
 class RowIndex(ABC):
-    """The rows of one kind in one FAISS index."""
+    """The rows of one kind in one FAISS index.
+
+    Args:
+        spec: index type and parameters.
+        index: the FAISS index.
+
+    Attributes:
+        exact: whether a search compares with every row.
+        rounded: whether the index stores rounded vectors, so that its scores are not exact.
+        pks: int64 (rows,), the pk of each row, ascending.
+        dead: number of removed rows that are still in the index.
+    """
 
     exact = False
-    rounded = False  # scores of the index are not the vectors' own
+    rounded = False
 
     def __init__(self, spec: IndexSpec, index: Any) -> None:
         self.spec = spec
         self.index = index
-        self.pks: Places = np.zeros(0, np.int64)
+        self.pks: Positions = np.zeros(0, np.int64)
         self.dead = 0
         self._alive: Mask = np.zeros(0, np.bool_)
 
     @property
     def count(self) -> int:
-        """How many rows are alive."""
+        """Number of rows that are not removed."""
         return len(self.pks) - self.dead
 
-    def add_with_ids(self, vectors: Array, pks: Places) -> None:
-        """Add rows newer than all before."""
+    def add_with_ids(self, vectors: Array, pks: Positions) -> None:
+        """Add rows whose pks are greater than all before.
+
+        Args:
+            vectors: float32 (n, dim).
+            pks: int64 (n,), ascending.
+        """
         self.index.add(vectors)
         self.pks = np.concatenate([self.pks, pks])
         self._alive = np.concatenate([self._alive, np.ones(len(pks), np.bool_)])
 
-    def remove(self, pks: Places) -> None:
-        """Forget rows; those that are not here are ignored."""
-        places = self._places(pks)
-        self.dead += int(self._alive[places].sum())
-        self._alive[places] = False
+    def remove(self, pks: Positions) -> None:
+        """Remove rows; unknown pks are ignored."""
+        positions = self._positions(pks)
+        self.dead += int(self._alive[positions].sum())
+        self._alive[positions] = False
 
     def search(self, queries: Array, k: int, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
-        """As :meth:`LocalIndex.search`."""
-        chosen = self._choose(among)
-        if not chosen.count or not len(queries):
+        """Return the best k rows for each query, see :meth:`LocalIndex.search`."""
+        candidates = self._candidates(among)
+        if not candidates.count or not len(queries):
             return [[] for _ in queries]
         if not self.rounded:
-            return self._search(queries, k, chosen)
-        candidates = self._search(queries, 2 * k + 50, chosen)
-        return [_scored(query, hits, vectors) for query, hits in zip(queries, candidates, strict=True)]
+            return self._search(queries, k, candidates)
+        rounded_hits = self._search(queries, 2 * k + 50, candidates)
+        return [_scored(query, hits, vectors) for query, hits in zip(queries, rounded_hits, strict=True)]
 
-    def _places(self, pks: Places) -> Places:
-        places = np.searchsorted(self.pks, pks)
-        inside = np.flatnonzero(places < len(self.pks))
-        here: Places = places[inside[self.pks[places[inside]] == pks[inside]]]
-        return here
+    def _positions(self, pks: Positions) -> Positions:
+        positions = np.searchsorted(self.pks, pks)
+        inside = np.flatnonzero(positions < len(self.pks))
+        known: Positions = positions[inside[self.pks[positions[inside]] == pks[inside]]]
+        return known
 
-    def _choose(self, among: Sequence[int] | None) -> _Chosen:
+    def _candidates(self, among: Sequence[int] | None) -> _Candidates:
         if among is None and not self.dead:
-            return _Chosen(None, len(self.pks))
+            return _Candidates(None, len(self.pks))
         mask = self._alive
         if among is not None:
             mask = np.zeros(len(self.pks), np.bool_)
-            mask[self._places(np.array(among, np.int64))] = True
+            mask[self._positions(np.array(among, np.int64))] = True
             mask &= self._alive
-        return _Chosen(mask, int(mask.sum()))
+        return _Candidates(mask, int(mask.sum()))
 
-    def _search(self, queries: Array, k: int, chosen: _Chosen) -> list[Hits]:
+    def _search(self, queries: Array, k: int, candidates: _Candidates) -> list[Hits]:
         results: list[Hits] = [[] for _ in queries]
         pending = np.arange(len(queries))
-        rough = self._rough(queries, k, chosen)
+        rough = self._rough(queries, k, candidates)
         if rough is not None:
-            scores, places = rough
-            passing = places >= 0
-            if chosen.mask is not None:
-                passing &= chosen.mask[places]
+            scores, positions = rough
+            passing = positions >= 0
+            if candidates.mask is not None:
+                passing &= candidates.mask[positions]
             complete = np.full(len(queries), False)
             for row in pending:
                 kept = np.flatnonzero(passing[row])[: k + 1]
-                if self.exact:  # one more than asked for shows whether the k-th has a tie outside
+                if self.exact:  # the row after the k-th shows whether rows tied with the k-th are missing
                     complete[row] = len(kept) > k and scores[row, kept[k]] < scores[row, kept[k - 1]]
                 else:
-                    complete[row] = len(kept) >= min(k, chosen.count)
+                    complete[row] = len(kept) >= min(k, candidates.count)
                 if complete[row]:
-                    results[row] = self._hits(scores[row, kept[:k]], places[row, kept[:k]])
+                    results[row] = self._hits(scores[row, kept[:k]], positions[row, kept[:k]])
             pending = pending[~complete]
-        selector = chosen.selector if pending.size else None
-        fetch = min(k + 1, chosen.count)
+        selector = candidates.selector if pending.size else None
+        fetch = min(k + 1, candidates.count)
         while pending.size:
-            scores, places = self._scan(queries[pending], fetch, selector)
-            whole = fetch == chosen.count
-            complete = np.full(len(pending), True) if whole else scores[:, -1] < scores[:, k - 1]
+            scores, positions = self._scan(queries[pending], fetch, selector)
+            all_rows = fetch == candidates.count
+            complete = np.full(len(pending), True) if all_rows else scores[:, -1] < scores[:, k - 1]
             for row in np.flatnonzero(complete):
-                kept = (places[row] >= 0) & (scores[row] >= scores[row, min(k, fetch) - 1])
-                results[pending[row]] = self._hits(scores[row, kept], places[row, kept])
+                kept = (positions[row] >= 0) & (scores[row] >= scores[row, min(k, fetch) - 1])
+                results[pending[row]] = self._hits(scores[row, kept], positions[row, kept])
             pending = pending[~complete]
-            fetch = min(fetch * 4, chosen.count)
+            fetch = min(fetch * 4, candidates.count)
         return results
 
-    def _hits(self, scores: Array, places: Places) -> Hits:
-        return list(zip(scores.tolist(), self.pks[places].tolist(), strict=True))
+    def _hits(self, scores: Array, positions: Positions) -> Hits:
+        return list(zip(scores.tolist(), self.pks[positions].tolist(), strict=True))
 
     @abstractmethod
-    def _rough(self, queries: Array, k: int, chosen: _Chosen) -> tuple[Array, Places] | None:
-        """Scores and places, best first, among them some that may not be answers; None where a scan is better."""
+    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> tuple[Array, Positions] | None:
+        """Return scores and positions, best first, of rows that may include masked ones; None if a scan is faster."""
 
-    def _scan(self, queries: Array, fetch: int, selector: Any) -> tuple[Array, Places]:
-        """The best of everything that the selector lets through."""
+    def _scan(self, queries: Array, fetch: int, selector: Any) -> tuple[Array, Positions]:
+        """Return scores and positions of the best ``fetch`` rows that the selector accepts, by comparing with all."""
         params = None if selector is None else load_faiss().SearchParameters(sel=selector)
-        neighbours: tuple[Array, Places] = self._flat.search(queries, fetch, params=params)
+        neighbours: tuple[Array, Positions] = self._flat.search(queries, fetch, params=params)
         return neighbours
 
     @property
@@ -196,46 +218,47 @@ class RowIndex(ABC):
 
 
 class FlatIndex(RowIndex):
-    """Compares with every row."""
+    """Exact search: compares a query with every row."""
 
     exact = True
 
-    def remove(self, pks: Places) -> None:
-        """Forget rows; those behind them move up."""
-        places = self._places(pks)
-        if places.size:
-            self.index.remove_ids(load_faiss().IDSelectorBatch(places))
-            self.pks = np.delete(self.pks, places)
-            self._alive = np.delete(self._alive, places)
+    @override
+    def remove(self, pks: Positions) -> None:
+        """Remove rows from the index itself; later rows move up."""
+        positions = self._positions(pks)
+        if positions.size:
+            self.index.remove_ids(load_faiss().IDSelectorBatch(positions))
+            self.pks = np.delete(self.pks, positions)
+            self._alive = np.delete(self._alive, positions)
 
-    def _rough(self, queries: Array, k: int, chosen: _Chosen) -> None:
+    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> None:
         return None
 
 
 class HnswIndex(RowIndex):
-    """HNSW over inner products as they are.
+    """HNSW graph over inner products.
 
-    An inner product is no distance, and still the graph works for vectors of any length. Measured with the default
-    parameters on 20,000 clustered vectors, recall at 10: 1.000 for norms all alike and for norms spread over 100x,
-    0.99 where one vector in a thousand is 100 times as long as the rest (:func:`build` says what that takes).
+    An inner product is not a distance, but the graph works for vectors of any length. Recall at 10, measured with the
+    default parameters on 20,000 clustered vectors: 1.000 for equal norms and for norms spread over 100x, 0.99 if one
+    vector in a thousand is 100 times as long as the rest (:func:`build` fills up the lists of links for this case).
 
-    What fails are filters that let only short vectors through, since all steps lead to the long ones: FAISS's own
-    filtered search then found half of the answers, without a sign of it. So the search goes without a filter, for more
-    neighbours, and where fewer than k of them pass, every row that passes is compared.
+    Filters that match only short vectors are a problem, since all steps lead to long ones: FAISS's own filtered search
+    then found half of the rows, without any sign of it. Therefore the graph is searched without the filter for more
+    neighbours, and if fewer than k of them match, every row that matches is compared.
     """
 
-    def _rough(self, queries: Array, k: int, chosen: _Chosen) -> tuple[Array, Places] | None:
+    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> tuple[Array, Positions] | None:
         total = len(self.pks)
-        # Twice as many as are taken: the farther half of what a search has seen has gaps.
+        # ef is twice the number of rows used, because the farther half of the rows a search visits has gaps.
         ef, fetch = max(int(self.spec.search_params(k)["ef"]), 2 * k), k
-        if chosen.count < total:
-            ef = max(ef, 4 * k) * total // chosen.count
+        if candidates.count < total:
+            ef = max(ef, 4 * k) * total // candidates.count
             fetch = ef // 2
-        if chosen.count <= GRAPH_COST * ef:
+        if candidates.count <= GRAPH_COST * ef:
             return None
-        # Should a selector ever be given here: with bounded_queue=False FAISS 1.15 ignores it.
+        # Do not pass a selector here with bounded_queue=False: FAISS 1.15 ignores it.
         params = load_faiss().SearchParametersHNSW(efSearch=ef)
-        neighbours: tuple[Array, Places] = self.index.search(queries, fetch, params=params)
+        neighbours: tuple[Array, Positions] = self.index.search(queries, fetch, params=params)
         return neighbours
 
     @property
@@ -244,32 +267,38 @@ class HnswIndex(RowIndex):
 
 
 class IvfIndex(RowIndex):
-    """IVF: cells around centroids of unit length, of which a search visits those of the nearest direction.
+    """IVF: cells around centroids of unit length; a search visits the cells of the nearest directions.
 
-    A vector's length plays no part in its cell, so it suffers where lengths decide: recall at 10 with 16 of 256 cells
-    is 1.000 for norms all alike, 0.95 for norms spread over 100x, and 0.23 where one vector in a thousand is 100 times
-    as long as the rest. HNSW is the index type for such vectors.
+    The length of a vector does not influence its cell, so recall falls if lengths decide the score: recall at 10 with
+    16 of 256 cells is 1.000 for equal norms, 0.95 for norms spread over 100x, and 0.23 if one vector in a thousand is
+    100 times as long as the rest. Use HNSW for such vectors.
     """
 
     def __init__(self, spec: IndexSpec, index: Any) -> None:
         super().__init__(spec, index)
         self.rounded = spec.index_type == "IVF_SQ8"
 
-    def _rough(self, queries: Array, k: int, chosen: _Chosen) -> tuple[Array, Places] | None:
-        probes = int(self.spec.search_params(k)["nprobe"]) * len(self.pks) // chosen.count
-        return None if probes >= self.index.nlist else self._visit(queries, k, chosen.selector, probes)
+    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> tuple[Array, Positions] | None:
+        probes = int(self.spec.search_params(k)["nprobe"]) * len(self.pks) // candidates.count
+        return None if probes >= self.index.nlist else self._visit(queries, k, candidates.selector, probes)
 
-    def _scan(self, queries: Array, fetch: int, selector: Any) -> tuple[Array, Places]:
+    def _scan(self, queries: Array, fetch: int, selector: Any) -> tuple[Array, Positions]:
         return self._visit(queries, fetch, selector, self.index.nlist)
 
-    def _visit(self, queries: Array, fetch: int, selector: Any, probes: int) -> tuple[Array, Places]:
+    def _visit(self, queries: Array, fetch: int, selector: Any, probes: int) -> tuple[Array, Positions]:
         params = load_faiss().SearchParametersIVF(nprobe=probes, sel=selector)
-        neighbours: tuple[Array, Places] = self.index.search(queries, fetch, params=params)
+        neighbours: tuple[Array, Positions] = self.index.search(queries, fetch, params=params)
         return neighbours
 
 
 class GpuIndex(RowIndex):
-    """The rows on a GPU and, for what GPUs refuse (filters, removal, more than 2,048 neighbours), in memory too."""
+    """Rows on a GPU, and in memory too for what a GPU index cannot do: filters, removal, more than 2,048 neighbours.
+
+    Args:
+        spec: index type and parameters.
+        index: FAISS index in memory.
+        device: FAISS index on the GPU.
+    """
 
     def __init__(self, spec: IndexSpec, index: Any, device: Any) -> None:
         super().__init__(spec, index)
@@ -277,8 +306,8 @@ class GpuIndex(RowIndex):
         self._device = device
         self._process = os.getpid()
 
-    def add_with_ids(self, vectors: Array, pks: Places) -> None:
-        """Add rows newer than all before, to the GPU too."""
+    @override
+    def add_with_ids(self, vectors: Array, pks: Positions) -> None:
         super().add_with_ids(vectors, pks)
         if self._usable:
             self._device.add(vectors)
@@ -287,16 +316,16 @@ class GpuIndex(RowIndex):
     def _usable(self) -> bool:
         return self._process == os.getpid()  # CUDA does not survive a fork
 
-    def _rough(self, queries: Array, k: int, chosen: _Chosen) -> tuple[Array, Places] | None:
+    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> tuple[Array, Positions] | None:
         total = len(self.pks)
-        fetch = k + 1 if chosen.count == total else 2 * (k + 1) * total // chosen.count
+        fetch = k + 1 if candidates.count == total else 2 * (k + 1) * total // candidates.count
         fetch = min(fetch, total)
         if not self._usable or fetch > DEVICE_MOST:
             return None
         if not self.exact:
-            probes = int(self.spec.search_params(k)["nprobe"]) * total // chosen.count
+            probes = int(self.spec.search_params(k)["nprobe"]) * total // candidates.count
             self._device.nprobe = min(probes, cells_of(self.spec), DEVICE_MOST)
-        neighbours: tuple[Array, Places] = self._device.search(queries, fetch)
+        neighbours: tuple[Array, Positions] = self._device.search(queries, fetch)
         return neighbours
 
 

@@ -1,4 +1,4 @@
-"""FAISS itself: imported late, its GPUs, and its threads after a fork."""
+"""Late import of FAISS, its GPUs, and its threads after a fork."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ _forked = False
 
 
 def gpus() -> int:
-    """How many GPUs FAISS can use in this process; none after a fork, which CUDA does not survive."""
+    """Return the number of GPUs that FAISS can use in this process; 0 after a fork, which CUDA does not survive."""
     faiss = load_faiss()
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") and not _forked else 0
 
 
 @cache
 def resources() -> Any:
-    """Working memory on the GPU, once for all indexes of this process."""
+    """Return the GPU working memory that all indexes of this process share."""
     return load_faiss().StandardGpuResources()
 
 
 def load_faiss() -> Any:
-    """FAISS, imported at the first search: reading and writing rows does not need it."""
+    """Import FAISS, which only searches need.
+
+    Raises:
+        StoreError: FAISS is not installed.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -34,7 +38,7 @@ def load_faiss() -> Any:
 
 
 def _one_thread_after_fork() -> None:
-    # OpenMP's threads do not survive a fork, and a child that counts on them hangs for ever in its first search.
+    # OpenMP threads do not survive a fork, and a child process that relies on them hangs in its first search.
     global _forked
     if "faiss" in sys.modules:
         sys.modules["faiss"].omp_set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The local vector store: SQLite holds the truth, a FAISS index in this process answers searches."""
+"""The local vector store: SQLite stores the rows, and a FAISS index in each process searches them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ _EVERYTHING: Where = ("1", [])
 
 
 class FaissStore(VectorStore):
-    """A collection in ``folder/store.sqlite``. Threads may share a store; processes each open their own.
+    """A collection in ``folder/store.sqlite``. Threads may share a store; each process opens its own.
 
-    Reading makes no folder and no file. A collection that does not exist counts 0 rows, gives none, and is refused by
-    :meth:`search`.
+    Reading creates no folder and no file. A collection that does not exist has no rows, and :meth:`search` refuses it.
 
     Args:
-        folder: where ``store.sqlite`` is or will be; expanded and made absolute here.
+        folder: folder of ``store.sqlite``, created at the first write; made absolute.
         collection: letters, digits and underscores.
-        index: the index that each process builds in its memory at its first search; none of it is in the file. HNSW
-            takes one core about half a second per 1,000 rows. Without a GPU in reach of FAISS a GPU type becomes the
-            nearest one without, which is logged as a warning.
+        index: index that each process builds in memory at its first search; it is not in the file. Building HNSW takes
+            one core about 0.5 seconds for 1,000 rows. If FAISS sees no GPU, a GPU type becomes the nearest CPU type,
+            and a warning is logged.
     """
 
     def __init__(self, folder: str | Path, collection: str, index: IndexSpec = IndexSpec()) -> None:  # noqa: B008
@@ -41,19 +40,19 @@ class FaissStore(VectorStore):
         self.collection = validation.collection_name(collection)
         self._database = Database(Path(self._folder) / "store.sqlite")
         self._spec = index.checked()
-        self._taken: IndexSpec | None = None  # known at the first search, which imports FAISS
+        self._available: IndexSpec | None = None  # known at the first search, which imports FAISS
         self._index: LocalIndex | None = None
 
     @property
     @override
     def model(self) -> str | None:
-        collection = self._now()
+        collection = self._current()
         return None if collection is None else collection.model
 
     @property
     @override
     def dim(self) -> int | None:
-        collection = self._now()
+        collection = self._current()
         return None if collection is None else collection.dim
 
     @override
@@ -87,10 +86,10 @@ class FaissStore(VectorStore):
 
     @override
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
-        """The filter comes before the search, and the whole search sees one state of the store.
+        """Filter first, then search, both in one state of the store.
 
-        The index types FLAT and GPU_BRUTE_FORCE, which ``AUTO`` takes for small collections, are exact. The others may
-        miss neighbours, but they never give fewer rows, and their scores are exact too.
+        The index types FLAT and GPU_BRUTE_FORCE, which ``AUTO`` uses for small collections, are exact. Other types may
+        miss neighbours, but they return as many rows, with exact scores.
         """
         validation.k(k)
         validation.kind(kind, "search")
@@ -103,7 +102,7 @@ class FaissStore(VectorStore):
             index = self._caught_up(transaction, collection)
             among = None if where == _EVERYTHING else transaction.pks(collection, kind, where)
             tops = index.search(matrix, k, kind, among, partial(transaction.vectors, collection))
-            # Equal scores go by id, and which of them make the first k too; only then are whole rows read.
+            # Equal scores are ordered by id before the cut at k; complete rows are read after it.
             ids = transaction.ids_of({pk for top in tops for _, pk in top})
             tops = [sorted(top, key=lambda hit: (-hit[0], ids[hit[1]]))[:k] for top in tops]
             records = transaction.by_pk(collection, {pk for top in tops for _, pk in top})
@@ -124,7 +123,7 @@ class FaissStore(VectorStore):
     def update(self, records: Sequence[Record]) -> int:
         for record in records:
             validation.fields(record)
-        if not records or self._now() is None:
+        if not records or self._current() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
@@ -136,7 +135,7 @@ class FaissStore(VectorStore):
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
         validation.ids_or_filter(ids, filter)
         where = _where(filter if ids is None else {"id": {"$in": validation.ids(ids)}})
-        if self._now() is None:
+        if self._current() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
@@ -158,27 +157,29 @@ class FaissStore(VectorStore):
 
     @override
     def successor(self) -> VectorStore:
-        made = FaissStore(self._folder, f"{self.collection}__next", self._spec)
+        successor = FaissStore(self._folder, f"{self.collection}__next", self._spec)
         with self._database.writing() as transaction:
-            old = made._find(transaction)
-            if old is not None:
-                transaction.drop(old)
-        return made
+            abandoned = successor._find(transaction)
+            if abandoned is not None:
+                transaction.drop(abandoned)
+        return successor
 
     @override
     def replace_by(self, successor: VectorStore) -> None:
-        """One transaction, so no process sees the collection missing."""
+        """One transaction replaces the collection, so that no process finds it missing."""
         with self._database.writing() as transaction:
             old, new = self._find(transaction), transaction.collection(successor.collection)
             if new is None:
-                raise CollectionNotFound(f"{self.address} has no collection {successor.collection!r}")
+                raise CollectionNotFound(
+                    f"{self.address} has no collection {successor.collection!r}: fill it before it replaces another"
+                )
             if old is not None:
                 transaction.drop(old)
             transaction.rename(new, self.collection)
 
     @override
     def close(self) -> None:
-        """The index in memory goes too."""
+        """The index in memory is freed too."""
         self._index = None
         self._database.close()
 
@@ -204,17 +205,17 @@ class FaissStore(VectorStore):
     def _find(self, transaction: Transaction | None) -> Collection | None:
         return None if transaction is None else transaction.collection(self.collection)
 
-    def _now(self) -> Collection | None:
+    def _current(self) -> Collection | None:
         with self._database.reading() as transaction:
             return self._find(transaction)
 
     def _caught_up(self, transaction: Transaction, collection: Collection) -> LocalIndex:
-        """The index, with everything that this transaction sees. Runs under the database's lock."""
+        """Return the index in the state of the transaction, whose lock protects the index."""
         index = self._index
         if index is None or index.collection_id != collection.id or index.is_ahead_of(transaction):
-            self._taken = self._taken or available(self._spec)
-            index = LocalIndex(transaction, collection, self._taken)
-        self._index = None  # an error half way leaves no index that is half right
+            self._available = self._available or available(self._spec)
+            index = LocalIndex(transaction, collection, self._available)
+        self._index = None  # so that an error in catch_up leaves no incomplete index
         index.catch_up(transaction, collection)
         self._index = index
         return index

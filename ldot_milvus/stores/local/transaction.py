@@ -1,8 +1,8 @@
-"""The tables of the local store, and what can be asked of them inside one transaction.
+"""Tables of the local store, and the operations on them inside one transaction.
 
-Change sequence. ``records.pk`` only grows and belongs to one vector for good: changing a vector deletes its row and
-inserts another. Whenever a row goes, a trigger leaves a tombstone in the same transaction. Writers come one after the
-other, so whoever knows the last pk and the last tombstone that it has seen can catch up without reading the rest.
+Change sequence: ``records.pk`` only grows, and a pk never changes its vector: a changed vector deletes the row and
+inserts another. A trigger records each deleted row as a tombstone in the same transaction. Writers run one at a time,
+so a reader that remembers the last pk and the last tombstone it has seen can catch up without reading the other rows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ldot_milvus.errors import StoreError
 from ldot_milvus.stores.base import SCHEMA_VERSION, Array, Record
 from ldot_milvus.stores.validation import metadata_json
 
-APPLICATION_ID = 0x4C444F54  # "LDOT": tells our files from other people's databases
+APPLICATION_ID = 0x4C444F54  # "LDOT": distinguishes our files from other databases
 
-# Vectors have their own table, so that a filter reads small rows only. The collection's id is random, so that an
-# index made from a store that was since deleted and made again is recognised.
+# Vectors have their own table, so that filters read small rows only. The id of a collection is random, so that an index
+# of a store that was deleted and created again is recognised as outdated.
 SCHEMA = (
     "CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, dim INTEGER NOT NULL, model TEXT)",
     "CREATE TABLE records (pk INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL, id TEXT NOT NULL, "
@@ -48,7 +48,13 @@ Where = tuple[str, list[Any]]
 
 @dataclass(frozen=True)
 class Collection:
-    """A row of the table of collections; ``model`` is None until a model is bound."""
+    """A row of the table of collections.
+
+    Attributes:
+        id: random id.
+        dim: dimension of the vectors.
+        model: fingerprint of the model; None until a model is bound.
+    """
 
     id: int
     dim: int
@@ -56,30 +62,35 @@ class Collection:
 
 
 class Transaction:
-    """What can be asked of the file inside one transaction of :class:`~ldot_milvus.stores.local.database.Database`."""
+    """Operations inside one transaction of :class:`~ldot_milvus.stores.local.database.Database`.
+
+    Args:
+        connection: connection with an open transaction.
+        path: path of the file, for messages.
+    """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._sql = connection
         self._path = path
 
     def names(self) -> list[str]:
-        """The names of all collections."""
+        """Return the names of all collections, sorted."""
         return [name for (name,) in self._sql.execute("SELECT name FROM collections ORDER BY name")]
 
     def collection(self, name: str) -> Collection | None:
-        """The collection of that name, if there is one."""
+        """Return the collection of a name, or None."""
         row = self._sql.execute("SELECT id, dim, model FROM collections WHERE name = ?", (name,)).fetchone()
         return None if row is None else Collection(*row)
 
     def create(self, name: str, dim: int, model: str | None) -> Collection:
-        """Make a collection whose name is free."""
-        made = Collection(secrets.randbits(62), dim, model)
+        """Create a collection with a name that is not in use."""
+        collection = Collection(secrets.randbits(62), dim, model)
         self._sql.execute("INSERT INTO collections (id, name, dim, model) VALUES (?, ?, ?, ?)",
-                          (made.id, name, dim, model))  # fmt: skip
-        return made
+                          (collection.id, name, dim, model))  # fmt: skip
+        return collection
 
     def adopt(self, collection: Collection, model: str) -> None:
-        """Set the model of a collection that has none."""
+        """Set the model of a collection without one."""
         self._sql.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection.id))
 
     def drop(self, collection: Collection) -> None:
@@ -89,11 +100,17 @@ class Transaction:
         self._sql.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
 
     def rename(self, collection: Collection, name: str) -> None:
-        """Give a collection a name that is free."""
+        """Rename a collection to a name that is not in use."""
         self._sql.execute("UPDATE collections SET name = ? WHERE id = ?", (name, collection.id))
 
     def upsert(self, collection: Collection, records: Sequence[Record], vectors: Array) -> None:
-        """Write checked records, each id once. A row whose vector and kind stay keeps its pk, so no index changes."""
+        """Write checked records; a row with the same vector and kind keeps its pk, so no index changes.
+
+        Args:
+            collection: the collection.
+            records: records with different ids.
+            vectors: their vectors, float32 (n, dim).
+        """
         ids = _json([record.id for record in records])
         old = {
             id: (pk, kind, blob)
@@ -127,21 +144,21 @@ class Transaction:
             self._sql.execute("INSERT INTO vectors (pk, embedding) VALUES (?, ?)", (pk, blob))
 
     def update(self, collection: Collection, records: Iterable[Record]) -> int:
-        """Replace namespace, source, caption and metadata in place; returns how many of the ids exist."""
+        """Replace namespace, source, caption and metadata in place; return how many of the ids exist."""
         return self._sql.executemany(
             "UPDATE records SET namespace = ?, source = ?, caption = ?, metadata = ? WHERE collection = ? AND id = ?",
             [(r.namespace, r.source, r.caption, metadata_json(r), collection.id, r.id) for r in records],
         ).rowcount
 
     def delete(self, collection: Collection, where: Where) -> int:
-        """Delete the rows that pass, leaving tombstones; returns how many."""
+        """Delete the rows that match, which leaves tombstones; return how many."""
         clause, params = where
         return self._sql.execute(
             f"DELETE FROM records WHERE collection = ? AND {clause}", [collection.id, *params]
         ).rowcount
 
     def count(self, collection: Collection, where: Where) -> int:
-        """How many rows pass."""
+        """Return the number of rows that match."""
         clause, params = where
         row = self._sql.execute(
             f"SELECT count(*) FROM records WHERE collection = ? AND {clause}", [collection.id, *params]
@@ -151,7 +168,7 @@ class Transaction:
     def select(
         self, collection: Collection, where: Where, *, with_embeddings: bool = False, tail: str = ""
     ) -> list[tuple[int, Record]]:
-        """The (pk, record) pairs that pass; ``tail`` may order and limit them."""
+        """Return the (pk, record) pairs that match; ``tail`` is SQL that may order and limit them."""
         clause, params = where
         embedding, join = ("embedding", "JOIN vectors USING (pk)") if with_embeddings else ("NULL", "")
         selected = self._sql.execute(
@@ -161,7 +178,7 @@ class Transaction:
         return [(row[0], self._record(row, collection.dim)) for row in selected]
 
     def pks(self, collection: Collection, kind: str, where: Where) -> list[int]:
-        """The pks of the rows of one kind that pass."""
+        """Return the pks of the rows of one kind that match."""
         clause, params = where
         selected = self._sql.execute(
             f"SELECT pk FROM records WHERE collection = ? AND kind = ? AND {clause}", [collection.id, kind, *params]
@@ -169,21 +186,21 @@ class Transaction:
         return [pk for (pk,) in selected]
 
     def ids_of(self, pks: Iterable[int]) -> dict[int, str]:
-        """pk → id; rows that do not exist are left out."""
+        """Return the ids of rows by pk; rows that do not exist are left out."""
         selected = self._sql.execute("SELECT pk, id FROM records WHERE pk IN (SELECT value FROM json_each(?))",
                                  (_json(list(pks)),))  # fmt: skip
         return dict(selected)
 
     def by_pk(self, collection: Collection, pks: Iterable[int]) -> dict[int, Record]:
-        """pk → record, without embeddings; rows that do not exist are left out."""
-        # Not through select: with the collection in the condition SQLite walks the whole collection.
+        """Return records without embeddings by pk; rows that do not exist are left out."""
+        # Not by select(): with the collection in the condition, SQLite scans the whole collection.
         selected = self._sql.execute(
             f"SELECT pk, NULL, {_FIELDS} FROM records WHERE pk IN (SELECT value FROM json_each(?))", (_json(list(pks)),)
         )
         return {row[0]: self._record(row, collection.dim) for row in selected}
 
     def added(self, collection: Collection, after: int, limit: int) -> tuple[list[int], list[str], Array]:
-        """Rows with a pk above ``after``, oldest first, at most ``limit``: pks, kinds and float32 (n, dim)."""
+        """Return the pks, kinds and vectors, float32 (n, dim), of up to ``limit`` rows with a pk above ``after``."""
         selected = self._sql.execute(
             "SELECT pk, kind, embedding FROM records LEFT JOIN vectors USING (pk) "
             "WHERE collection = ? AND pk > ? ORDER BY pk LIMIT ?",
@@ -193,12 +210,12 @@ class Transaction:
         return [pk for pk, _, _ in selected], [kind for _, kind, _ in selected], matrix
 
     def last_pk(self) -> int:
-        """The highest pk that was ever given, in any collection."""
+        """Return the highest pk ever used in any collection."""
         row = self._sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
         return int(row[0]) if row else 0
 
     def vectors(self, collection: Collection, pks: Sequence[int]) -> Array:
-        """float32 (n, dim), in ascending order of pk; rows that do not exist are left out."""
+        """Return vectors, float32 (n, dim), in ascending order of pk; rows that do not exist are left out."""
         selected = self._sql.execute(
             "SELECT embedding FROM vectors WHERE pk IN (SELECT value FROM json_each(?)) ORDER BY pk",
             (_json(list(pks)),),
@@ -206,14 +223,14 @@ class Transaction:
         return self._matrix(collection, [blob for (blob,) in selected])
 
     def removed(self, collection: Collection, after: int) -> list[int]:
-        """The pks of the tombstones with a sequence number above ``after``."""
+        """Return the pks of the tombstones with a sequence number above ``after``."""
         selected = self._sql.execute(
             "SELECT pk FROM tombstones WHERE collection = ? AND seq > ?", (collection.id, after)
         )
         return [pk for (pk,) in selected]
 
     def last_tombstone(self, collection: Collection) -> int:
-        """The highest sequence number of the collection's tombstones, 0 where it has none."""
+        """Return the highest sequence number of the collection's tombstones; 0 without tombstones."""
         row = self._sql.execute("SELECT max(seq) FROM tombstones WHERE collection = ?", (collection.id,)).fetchone()
         return int(row[0] or 0)
 
@@ -239,10 +256,15 @@ class Transaction:
 
 
 def damaged(path: Path, detail: str) -> StoreError:
-    """The error for a file whose content cannot be what was written."""
+    """Return the error for a file with damaged contents.
+
+    Args:
+        path: path of the file.
+        detail: what is damaged.
+    """
     return StoreError(
         f"{path} is damaged or not a SQLite file ({detail}): move it and its -wal file away and ingest again, "
-        f"or rescue what is left with: sqlite3 {path} .recover"
+        f"or recover its rows with: sqlite3 {path} .recover"
     )
 
 

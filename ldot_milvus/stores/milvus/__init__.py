@@ -1,1 +1,1 @@
-"""Milvus servers and Milvus Lite as a store."""
+"""The Milvus store: Milvus servers and Milvus Lite."""

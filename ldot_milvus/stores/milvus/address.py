@@ -1,4 +1,4 @@
-"""The addresses of Milvus servers and of Milvus Lite."""
+"""Addresses of Milvus servers and of Milvus Lite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldot_milvus.stores.registry import IndexSupport, StoreAddress, absolute_pat
 
 
 class ServerAddress(StoreAddress):
-    """``http://HOST:PORT`` or ``https://HOST:PORT``: a Milvus server."""
+    """Address of a Milvus server: ``http://HOST:PORT`` or ``https://HOST:PORT``."""
 
     form = "http://HOST:19530 (a Milvus server)"
 
@@ -25,7 +25,7 @@ class ServerAddress(StoreAddress):
     def open(
         self, collection: str, index: IndexSpec, *, token: str | None = None, index_fallback: bool = True
     ) -> VectorStore:
-        """Connects at the first call."""
+        """The store connects at its first call."""
         from ldot_milvus.stores.milvus.store import MilvusStore
 
         return MilvusStore(self.address, collection, token=token, index=index, fallback=index_fallback)
@@ -40,7 +40,7 @@ class ServerAddress(StoreAddress):
 
 
 class LiteAddress(ServerAddress):
-    """``PATH.db``: Milvus Lite in a file, with region data and journal in files beside it."""
+    """Address of a Milvus Lite file: ``PATH.db``, with region data and journal beside it."""
 
     form = "PATH.db (Milvus Lite)"
 

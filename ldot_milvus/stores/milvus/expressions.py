@@ -1,10 +1,10 @@
-"""Filters compiled to Milvus expressions, exactly where the server can say it and as a superset where it cannot.
+"""Compilation of filters to Milvus expressions that match the same rows or, if that is impossible, more rows.
 
-A server's ideas of JSON differ from ours (``docs/filters.md``) and from each other: one has no literal for null, Milvus
-Lite takes ``true`` for 1 and drops rows without the key from a negation. What cannot be said exactly comes back as an
-expression that lets too many rows through, marked as such; the store then looks at those rows itself.
+The JSON semantics of servers differ from ours (``docs/filters.md``) and from each other: Milvus 2.3 has no literal for
+null; Milvus Lite treats ``true`` as 1 and drops rows without the key from a negation. Such a filter is compiled to an
+expression that matches too many rows and is marked as inexact; the store then filters those rows itself.
 
-Values enter an expression only through :func:`_literal`, field names only from the parsed tree.
+Values enter an expression only through :meth:`_Compiler._literal`, field names only from the parsed tree.
 """
 
 from __future__ import annotations
@@ -19,20 +19,30 @@ EVERYTHING = 'id != ""'
 NOTHING = "id in []"
 
 _OPERATORS = {"$eq": "==", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_EXACT_FLOAT = 2**53  # above it a server compares whole numbers as rounded floats
+_EXACT_FLOAT = 2**53  # above this, servers compare whole numbers as rounded floats
 _BEYOND_INT32 = 2**40
 
 
 @dataclass(frozen=True)
 class Expression:
-    """``text`` for Milvus; with ``exact`` false it lets through everything that passes the filter, and more."""
+    """A compiled filter.
+
+    Attributes:
+        text: the expression for Milvus.
+        exact: True if it matches the same rows as the filter, False if it may match more.
+    """
 
     text: str
     exact: bool = True
 
 
 def to_milvus(node: Node, *, lite: bool) -> Expression:
-    """Compile a parsed filter. The empty filter gives :data:`EVERYTHING`."""
+    """Compile a parsed filter.
+
+    Args:
+        node: the parsed filter; the empty one compiles to :data:`EVERYTHING`.
+        lite: compile for Milvus Lite instead of a server.
+    """
     return _Compiler(lite).expression(node, negated=False)
 
 
@@ -41,7 +51,7 @@ class _Compiler:
     lite: bool
 
     def expression(self, node: Node, negated: bool) -> Expression:
-        """Negation is pushed down to the leaves: the complement of a superset would be no superset."""
+        """Compile a node; negations move to the leaves, since the complement of a superset is not a superset."""
         if isinstance(node, Not):
             return self.expression(node.part, not negated)
         if isinstance(node, (And, Or)):
@@ -76,7 +86,7 @@ class _Compiler:
         if not tests:
             return Expression(EVERYTHING if negated else NOTHING)
         either = " or ".join(test for test in tests if test)
-        # A missing key makes a comparison false here, and neither true nor false on some servers.
+        # With a missing key our comparison is false; on some servers it is neither true nor false.
         return Expression(f"(not (exists {path}) or not ({either}))" if negated else f"({either})")
 
     def _json_test(self, path: str | None, operator: str, value: Scalar) -> str | None:
@@ -92,15 +102,15 @@ class _Compiler:
         return None if None in keys else field.name + "".join(f"[{key}]" for key in keys)
 
     def _literal(self, value: Scalar) -> str | None:
-        """A value as Milvus reads it; None where this server cannot read it."""
+        """Return a value as Milvus parses it; None if this server cannot parse it."""
         text = json.dumps(value, ensure_ascii=False)
         if self.lite and isinstance(value, str) and "\\u" in text.replace("\\\\", ""):
-            return None  # a control character: Milvus Lite knows no \u escape
+            return None  # a control character: Milvus Lite does not support \u escapes
         return text
 
 
 def _number(node: Compare | In, negated: bool) -> Expression:
-    """A condition on a column of whole numbers, as which some servers refuse a fraction."""
+    """Compile a condition on an integer column; fractions are rounded, since some servers refuse them."""
     name = node.field.name
     if isinstance(node, In):
         whole = [str(int(value)) for value in node.values if value is not None and _is_whole(value)]

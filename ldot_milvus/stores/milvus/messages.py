@@ -1,4 +1,4 @@
-"""What fits into one message to or from a Milvus server."""
+"""Batches that fit into one message to or from a Milvus server."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from ldot_milvus.stores.base import Array, Record
 from ldot_milvus.stores.milvus.schema import row
 
 REQUEST_BYTES = 16 << 20
-"""A quarter of the 64 MB that a server takes in one message: protobuf and the log behind it need room too."""
+"""Bytes in one request: a quarter of a server's limit of 64 MB, since protobuf and the server's log need space too."""
 PAGE = 1000
-"""Rows of one answer, without their vectors."""
+"""Rows without vectors in one response."""
 
 
 def among(ids: Sequence[str]) -> str:
-    """An expression that is true for these ids."""
+    """Return an expression that matches these ids."""
     return f"id in [{', '.join(json.dumps(id, ensure_ascii=False) for id in ids)}]"
 
 
 def page_size(dim: int) -> int:
-    """Rows with their vectors in one answer."""
+    """Return the number of rows with vectors of a dimension that fit into one response."""
     return max(1, min(PAGE, REQUEST_BYTES // (4 * dim + 4096)))
 
 
 def requests(records: Sequence[Record], vectors: Array) -> Iterator[list[dict[str, Any]]]:
-    """Rows in batches that fit into one message."""
+    """Yield rows, as pymilvus takes them, in batches that fit into one request.
+
+    Args:
+        records: checked records.
+        vectors: their vectors, float32 (n, dim).
+    """
     batch: list[dict[str, Any]] = []
     size = 0
     for kept, vector in zip(records, vectors, strict=True):

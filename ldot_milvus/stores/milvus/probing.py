@@ -1,4 +1,4 @@
-"""Which index a server can really build: asked with a small collection of its own, within a time limit."""
+"""Probing of the index types that a server can build, with a small temporary collection and a time limit."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from ldot_milvus.stores.registry import IndexSupport
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0
-"""Some servers accept a GPU index that they never build."""
+"""Seconds to wait for an index; some servers accept a GPU index and never build it."""
 _PROBE_DIM = 32
 _PROBE_ROWS = 2048  # a server builds no index over a segment of fewer than 1,024 rows, whatever its type
 
 
 def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows: int = 0) -> IndexSpec:
-    """The index to build: ``spec`` itself, or what ``auto`` means for this many rows on this server.
+    """Return the index to build on a server.
 
-    A type that needs a GPU is tried out first. Where the server cannot build it, the nearest type without a GPU is
-    taken and a warning logged.
+    An index type that needs a GPU is tried first. If the server cannot build it, the nearest CPU type is used, and a
+    warning is logged.
 
     Args:
-        spec: what was asked for.
-        fallback: whether another type may be taken; else the server's refusal is an error.
-        rows: how many are expected.
+        server: the server.
+        spec: requested index; ``AUTO`` is resolved by ``rows`` and the server.
+        fallback: whether another type may be used.
+        rows: expected number of rows.
 
     Raises:
-        StoreError: the server cannot build it and ``fallback`` is false.
+        StoreError: the server cannot build the index and ``fallback`` is false.
     """
     if spec.index_type == AUTO:
         if server.lite:
@@ -49,7 +50,7 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
     if not fallback:
         raise StoreError(
             f"Milvus at {server.address} cannot build the index {spec} ({why}): use a server with a GPU, another "
-            "LDOT_INDEX, or LDOT_INDEX_FALLBACK=true to take the nearest one without a GPU"
+            "LDOT_INDEX, or LDOT_INDEX_FALLBACK=true to use the nearest one without a GPU"
         )
     log.warning("Milvus at %s cannot build the index %s (%s): %s is used instead",
                 server.address, spec, why, spec.on_cpu())  # fmt: skip
@@ -57,15 +58,15 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
 
 
 def index_support(server: Server) -> IndexSupport:
-    """The index types that a server can build; each type that needs a GPU is tried, all at the same time.
+    """Return the index types that a server can build; the types that need a GPU are tried concurrently.
 
     Raises:
         StoreError: the server does not answer.
     """
-    server.call("list_collections")  # a server that is not there is told here, not once for each type
+    server.call("list_collections")  # an unreachable server fails here, not once for each type
     if server.lite:
         return IndexSupport(CPU_TYPES, "Milvus Lite has no GPU indexes")
-    with ThreadPoolExecutor(len(GPU_TYPES)) as threads:  # some servers are silent about some types until the limit
+    with ThreadPoolExecutor(len(GPU_TYPES)) as threads:  # some servers do not answer for some types before the limit
         refusals = threads.map(lambda name: refusal(server, IndexSpec(name)), GPU_TYPES)
         refused = dict(zip(GPU_TYPES, refusals, strict=True))
     on_gpu = tuple(name for name, why in refused.items() if why is None)
@@ -74,12 +75,12 @@ def index_support(server: Server) -> IndexSupport:
 
 
 def refusal(server: Server, spec: IndexSpec) -> str | None:
-    """Why the server cannot build this index; None if it built one over a few rows within ``PROBE_SECONDS``."""
+    """Return why the server cannot build an index; None if it built one over a few rows within ``PROBE_SECONDS``."""
     name, seconds = f"ldot_probe_{secrets.token_hex(8)}", PROBE_SECONDS
     deadline = time.monotonic() + seconds
     try:
         server.call("create_collection", name, schema=schema(_PROBE_DIM, None))
-        # An empty collection first: a server without a GPU says so at once, and most are without one.
+        # Before the rows are inserted: most servers have no GPU and refuse the index of an empty collection at once.
         server.call("create_index", name, index_params(spec, _PROBE_DIM), timeout=seconds, sync=False)
         vectors = np.random.default_rng(0).normal(size=(_PROBE_ROWS, _PROBE_DIM)).astype(np.float32)
         plain = {"kind": "image", "namespace": "", "source": "", "caption": "", "width": 0, "height": 0, "metadata": {}}
@@ -100,4 +101,4 @@ def refusal(server: Server, spec: IndexSpec) -> str | None:
         try:
             server.call("drop_collection", name)
         except StoreError as error:
-            log.warning("the collection %s, made to try an index, is left behind: %s", name, error)
+            log.warning("the temporary collection %s could not be dropped, drop it by hand: %s", name, error)

@@ -1,4 +1,4 @@
-"""A collection as Milvus sees it: the contract of ``docs/collection.md`` as a schema, and rows to and from it."""
+"""The Milvus schema of a collection (``docs/collection.md``), and conversion of rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from ldot_milvus.stores.index_spec import IndexSpec
 
 VECTOR = "embedding"
 FIELDS = ("id", "kind", "namespace", "source", "caption", "width", "height", "metadata")
-"""All fields but the vector."""
+"""All fields except the vector."""
 
 MODEL = "ldot.model"
-"""Property with the model's fingerprint, which the description also has: Milvus Lite keeps no description, and only a
-property can be set later."""
+"""Name of the collection property with the model's fingerprint. The description has it too, but Milvus Lite stores no
+description, and only a property can be set later."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """A collection that exists. ``name`` is its own one, where it was asked for by an alias."""
+    """An existing collection.
+
+    Attributes:
+        name: name of the collection itself, also if an alias was asked for.
+        dim: dimension of the vectors.
+        model: fingerprint of the model; None if none is bound.
+        index: index type, and search parameters where the caller gave them.
+    """
 
     name: str
     dim: int
@@ -34,7 +41,12 @@ class Described:
 
 
 def schema(dim: int, model: str | None) -> Any:
-    """The ``CollectionSchema`` of a new collection."""
+    """Return the ``CollectionSchema`` of a new collection.
+
+    Args:
+        dim: dimension of the vectors.
+        model: fingerprint of the model; None if none is bound.
+    """
     from pymilvus import DataType, MilvusClient
 
     about = json.dumps({"model": model, "dim": dim, "schema_version": SCHEMA_VERSION})
@@ -52,7 +64,7 @@ def schema(dim: int, model: str | None) -> Any:
 
 
 def index_params(spec: IndexSpec, dim: int) -> Any:
-    """The ``IndexParams`` of the vector field."""
+    """Return the ``IndexParams`` of the vector field, for vectors of dimension ``dim``."""
     from pymilvus import MilvusClient
 
     params = MilvusClient.prepare_index_params()
@@ -61,16 +73,16 @@ def index_params(spec: IndexSpec, dim: int) -> Any:
 
 
 def read_description(answer: Mapping[str, Any], index: Mapping[str, Any], address: str, asked: str) -> Described:
-    """What a server says of a collection, read.
+    """Parse a server's description of a collection.
 
     Args:
-        answer: of ``describe_collection``.
-        index: of ``describe_index``; empty where there is none.
-        address: of the store, for messages.
-        asked: the name, possibly an alias, that was asked for.
+        answer: response of ``describe_collection``.
+        index: response of ``describe_index``; empty without an index.
+        address: address of the store, for messages.
+        asked: requested name, possibly an alias, for messages.
 
     Raises:
-        StoreError: it is not a collection of this schema, or its metric is another one.
+        StoreError: the collection has another schema or metric.
     """
     fields = {field["name"]: field for field in answer["fields"]}
     missing = [name for name in (*FIELDS, VECTOR) if name not in fields]
@@ -96,12 +108,12 @@ def read_description(answer: Mapping[str, Any], index: Mapping[str, Any], addres
 
 
 def row(record: Record, vector: Array) -> dict[str, Any]:
-    """A checked record as pymilvus takes it."""
+    """Return a checked record and its vector, float32 (dim,), as pymilvus takes them."""
     return {**{name: getattr(record, name) for name in FIELDS}, VECTOR: vector.tolist()}
 
 
 def record(entity: Mapping[str, Any]) -> Record:
-    """A row of a query's or a search's answer."""
+    """Return the record for an entity in the response of a query or a search."""
     metadata = entity["metadata"]
     if isinstance(metadata, (str, bytes)):
         metadata = json.loads(metadata)

@@ -1,4 +1,4 @@
-"""Calls to a Milvus server or to Milvus Lite: time limits, retries, and our own errors in place of pymilvus's."""
+"""Calls to a Milvus server or to Milvus Lite, with time limits, retries and our own exceptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores.milvus.address import LiteAddress
 
 TIMEOUT = 30.0
-"""Seconds that one call may take, retries included."""
+"""Time limit of one call, retries included, in seconds."""
 
 _NOT_FOUND = 100
 _NOT_LOADED = 101
@@ -29,28 +29,33 @@ _LATER = (
     500, 503,  # channel lacking, channel not available
     901, 902,  # node not found, node offline
 )  # fmt: skip
-"""Codes of Milvus 2.3 and later for what passes by itself (pkg/merr/errors.go)."""
+"""Codes of temporary errors in Milvus 2.3 and later (pkg/merr/errors.go)."""
 _LATER_WORDS = ("not ready", "not healthy", "no available shard", "channel not available", "node offline", "recovering")
-"""What Milvus 2.3 says instead, inside its code 65535 for everything else."""
+"""Messages of temporary errors in Milvus 2.3, which reports them with the general code 65535."""
 _LOCKED_WORDS = ("locked", "open local milvus failed")
-"""Milvus Lite's own error, and what pymilvus makes of it."""
+"""Messages of Milvus Lite, and of pymilvus for the same error."""
 _TOKEN_WORDS = ("auth check failure", "unauthenticated", "not authenticated", "invalid username or password")
 _NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
-"""pymilvus looks every 10 s whether an idle connection lives; Milvus Lite takes that for abuse and hangs up."""
+"""pymilvus pings idle connections every 10 s, which Milvus Lite takes for abuse and disconnects."""
 _SILENCE_WORDS = ("deadline", "timeout", "unavailable", "connect")
 
 
 class CollectionNotLoaded(StoreError):
-    """A server that was restarted may have a collection on disk only: load it."""
+    """The collection is not in memory, for example after a restart of the server, and must be loaded."""
 
 
 class Server:
-    """One address. Connects at the first call, and again in every process that a fork makes of this one.
+    """A connection to a Milvus server or to Milvus Lite, opened at the first call in each process.
 
     Args:
-        address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``; made absolute here.
+        address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``; made absolute.
         token: ``user:password`` or an API key.
-        timeout: seconds that one call may take, retries included.
+        timeout: time limit of one call, retries included, in seconds.
+
+    Attributes:
+        address: absolute address.
+        lite: whether it is Milvus Lite.
+        timeout: time limit of one call, in seconds.
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
@@ -62,12 +67,21 @@ class Server:
         self._connected: tuple[int, Any] | None = None
 
     def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        """``MilvusClient.method(*args, **kwargs)``, tried again while its error is one that passes.
+        """Call ``MilvusClient.method(*args, **kwargs)``, and repeat the call after temporary errors.
+
+        Args:
+            method: name of the method.
+            args: its positional arguments.
+            timeout: time limit in seconds; None takes that of the server.
+            kwargs: its keyword arguments.
+
+        Returns:
+            The result of the method.
 
         Raises:
-            CollectionNotFound: there is no such collection or alias.
-            CollectionNotLoaded: it is there, and has to be loaded first.
-            StoreError: everything else that Milvus refuses or that takes longer than the time limit.
+            CollectionNotFound: no collection or alias has the name.
+            CollectionNotLoaded: the collection must be loaded first.
+            StoreError: Milvus refused the call, or did not answer within the time limit.
         """
 
         def once(remaining: float) -> Any:
@@ -76,7 +90,7 @@ class Server:
         return self._persistently(method, once, timeout or self.timeout)
 
     def pages(self, collection: str, **query: Any) -> Iterator[list[dict[str, Any]]]:
-        """The pages of ``MilvusClient.query_iterator``, in order of the primary key; errors as of :meth:`call`."""
+        """Yield the pages of ``MilvusClient.query_iterator``, in order of the primary key; raises as :meth:`call`."""
         iterator = self.call("query_iterator", collection, **query)
         try:
             while page := self._persistently("query_iterator", lambda _: iterator.next(), self.timeout):
@@ -94,16 +108,16 @@ class Server:
                 with _quiet_pymilvus():
                     return once(max(deadline - time.monotonic(), 0.1))
             except MilvusException as error:
-                if not _passes(error) or time.monotonic() + pause > deadline:
+                if not _is_temporary(error) or time.monotonic() + pause > deadline:
                     raise self._explained(method, error, limit) from error
-            except Exception as error:  # gRPC's own, ValueErrors of pymilvus, DataDirLockedError of Milvus Lite
+            except Exception as error:  # of gRPC, ValueError of pymilvus, DataDirLockedError of Milvus Lite
                 raise self._explained(method, error, limit) from error
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 
     @cached_property
     def version(self) -> tuple[int, int]:
-        """Major and minor version; Milvus Lite counts as the newest."""
+        """Major and minor version; (99, 0) for Milvus Lite."""
         if self.lite:
             return (99, 0)
         numbers = str(self.call("get_server_version")).lstrip("v").split(".")
@@ -119,7 +133,7 @@ class Server:
 
     def _client(self, timeout: float) -> Any:
         with self._lock:
-            # A gRPC channel does not survive a fork: a child that used its parent's would wait for ever.
+            # A gRPC channel does not survive a fork: a child process that used it would hang.
             if self._connected is None or self._connected[0] != os.getpid():
                 from pymilvus import MilvusClient
 
@@ -133,19 +147,19 @@ class Server:
 
     def _explained(self, method: str, error: Exception, limit: float) -> StoreError:
         code, text = getattr(error, "code", None), str(getattr(error, "message", None) or error)
-        lowered = _everything_said(error)
+        lowered = _all_messages(error)
         if code == _NOT_FOUND:
             return CollectionNotFound(f"{self.address} has no such collection ({_first_line(text)})")
         if code == _NOT_LOADED or "collection not loaded" in lowered:
             return CollectionNotLoaded(f"Milvus at {self.address} has not loaded the collection ({_first_line(text)})")
-        if _says(lowered, _TOKEN_WORDS):
+        if _contains(lowered, _TOKEN_WORDS):
             return StoreError(f"Milvus at {self.address} refuses the token: set LDOT_STORE_TOKEN to USER:PASSWORD")
-        if self.lite and _says(lowered, _LOCKED_WORDS):
+        if self.lite and _contains(lowered, _LOCKED_WORDS):
             return StoreError(
                 f"{self.address} is open in another process, and Milvus Lite serves one at a time: stop the other "
-                "one, or use a Milvus server or faiss:PATH for several"
+                "process, or use a Milvus server or faiss:PATH"
             )
-        if not self.lite and _says(lowered, _SILENCE_WORDS):
+        if not self.lite and _contains(lowered, _SILENCE_WORDS):
             return StoreError(
                 f"Milvus at {self.address} does not answer within {limit:.0f} s ({method}: {_first_line(text)}): "
                 "check that it runs and that LDOT_STORE has its address"
@@ -153,23 +167,23 @@ class Server:
         return StoreError(f"Milvus at {self.address}: {method} failed: {_first_line(text)}")
 
 
-def _passes(error: Any) -> bool:
-    text = _everything_said(error)
-    if _says(text, (*_LOCKED_WORDS, *_TOKEN_WORDS, "already exist")):
+def _is_temporary(error: Any) -> bool:
+    text = _all_messages(error)
+    if _contains(text, (*_LOCKED_WORDS, *_TOKEN_WORDS, "already exist")):
         return False
-    return bool(error.retriable) or error.code in _LATER or _says(text, _LATER_WORDS)
+    return bool(error.retriable) or error.code in _LATER or _contains(text, _LATER_WORDS)
 
 
-def _everything_said(error: BaseException | None) -> str:
-    """The messages of an error and of what caused it: pymilvus hides a refused token behind a failed connection."""
+def _all_messages(error: BaseException | None) -> str:
+    """Return the messages of an error and its causes: pymilvus hides a refused token behind a failed connection."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:  # pymilvus raises errors from themselves
+    while error is not None and error not in chain:  # pymilvus raises some errors from themselves
         chain.append(error)
         error = error.__cause__ or error.__context__
     return " ".join(f"{getattr(link, 'code', '')} {link}" for link in chain).lower()
 
 
-def _says(text: str, words: tuple[str, ...]) -> bool:
+def _contains(text: str, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
@@ -178,25 +192,25 @@ def _first_line(text: str) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
-_ours = threading.local()
+_our_call = threading.local()
 
 
-class _NotOurs(logging.Filter):
-    """Drops what pymilvus logs about calls whose errors we raise ourselves (a traceback for each try)."""
+class _DropDuringCalls(logging.Filter):
+    """Drops the tracebacks that pymilvus logs for calls whose errors we raise ourselves."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(_ours, "active", False)
+        return not getattr(_our_call, "active", False)
 
 
-_filter = _NotOurs()
+_filter = _DropDuringCalls()
 
 
 @contextmanager
 def _quiet_pymilvus() -> Iterator[None]:
     for name in ("pymilvus.decorators", "pymilvus.milvus_client.milvus_client", "pymilvus.client.connection_manager"):
         logging.getLogger(name).addFilter(_filter)  # once: a second time changes nothing
-    _ours.active = True
+    _our_call.active = True
     try:
         yield
     finally:
-        _ours.active = False
+        _our_call.active = False

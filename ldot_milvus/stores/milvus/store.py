@@ -1,4 +1,4 @@
-"""The Milvus store: a collection on a server, or in a file of Milvus Lite."""
+"""The Milvus store: a collection on a Milvus server or in a Milvus Lite file."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ IDS_AT_A_TIME = 5000
 
 
 class MilvusStore(VectorStore):
-    """A collection of a Milvus server, or of Milvus Lite. Threads and forked processes may share a store.
+    """A collection of a Milvus server or of Milvus Lite. Threads and forked processes may share a store.
 
-    The collection's name is an alias of the collection that holds the rows, so that another one can be put in its
-    place without a gap. A search sees what this process wrote before it; what others wrote, within seconds, and the
-    first search of a process all of it.
+    The collection's name is an alias of the collection that contains the rows, so that another collection can replace
+    it without a gap. A search sees everything that this process wrote before. It sees writes of other processes within
+    seconds; the first search in a process sees all of them.
 
     Args:
-        address: ``http://host:19530``, or a path that ends in ``.db``, which is expanded and made absolute here.
+        address: ``http://host:19530``, or a path that ends in ``.db``; made absolute.
         collection: letters, digits and underscores.
         token: ``user:password`` or an API key.
-        index: asked for when the collection is made here.
-        fallback: take the nearest index without a GPU where the server has none, with a warning; else refuse.
-        timeout: seconds that one call may take, retries included.
+        index: index to build if this store creates the collection; None for ``AUTO``.
+        fallback: if the server cannot build the index, use the nearest CPU type and log a warning; else raise
+            StoreError.
+        timeout: time limit of one call, retries included, in seconds.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class MilvusStore(VectorStore):
 
     @override
     def upsert(self, records: Sequence[Record]) -> int:
-        """Each request of up to 16 MB is written as a whole or not at all: Milvus has no larger transactions."""
+        """Each request of up to 16 MB is atomic, but not the whole call: Milvus has no larger transactions."""
         kept, vectors = validation.records(records)
         if not kept:
             return 0
@@ -111,7 +112,7 @@ class MilvusStore(VectorStore):
 
     @override
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
-        """Which rows of equal score come last among the first k is the server's choice."""
+        """If more rows tie with the k-th than fit, the server chooses which of them are returned."""
         validation.k(k)
         validation.kind(kind, "search")
         node = And((Compare(Field("kind"), "$eq", kind), parse(filter)))
@@ -126,7 +127,7 @@ class MilvusStore(VectorStore):
             results = self._search(described, matrix, k, expression.text)
             if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
                 return results
-            # An approximate index under a filter, or asked for nearly everything, may find less than there is.
+            # An approximate index may find too few rows under a filter, or if k is nearly the number of rows.
             available = min(k, self._count(expression.text))
             if all(len(result) >= available for result in results):
                 return results
@@ -140,8 +141,8 @@ class MilvusStore(VectorStore):
             return []
         by_id = {}
         size = page_size(described.dim) if with_embeddings else PAGE
-        for part in batched(dict.fromkeys(listed), size):
-            for read in self._query(among(part), len(part), with_embeddings):
+        for batch in batched(dict.fromkeys(listed), size):
+            for read in self._query(among(batch), len(batch), with_embeddings):
                 by_id[read.id] = read
         return [by_id[id] for id in listed if id in by_id]
 
@@ -164,14 +165,14 @@ class MilvusStore(VectorStore):
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
         validation.ids_or_filter(ids, filter)
         if ids is not None:
-            going = [read.id for read in self.get(list(dict.fromkeys(validation.ids(ids))))]
+            existing_ids = [read.id for read in self.get(list(dict.fromkeys(validation.ids(ids))))]
         else:
-            going = [read.id for read in self._records(parse(filter), PAGE)]
-        # By id even for a filter: a server counts ids that it does not have, and not every one takes every filter.
-        for part in batched(going, IDS_AT_A_TIME):
-            self.server.call("delete", self.collection, filter=among(part))
+            existing_ids = [read.id for read in self._records(parse(filter), PAGE)]
+        # By id even for a filter: servers count ids that do not exist, and not every server supports every filter.
+        for batch in batched(existing_ids, IDS_AT_A_TIME):
+            self.server.call("delete", self.collection, filter=among(batch))
             self._wrote = True
-        return len(going)
+        return len(existing_ids)
 
     @override
     def count(self, filter: Filter | None = None) -> int:
@@ -190,29 +191,29 @@ class MilvusStore(VectorStore):
 
     @override
     def successor(self) -> VectorStore:
-        """The collection whose number is one higher; the alias does not lead to it yet.
+        """The successor has the next number; the alias does not point to it yet.
 
         Raises:
-            StoreError: the name is that of a collection that another program made, and not an alias.
+            StoreError: the name is not an alias, because another program created the collection.
         """
         described = self._describe()
         head, _, number = (described.name if described else self.collection).rpartition("__")
         if not (head == self.collection and number.isdigit()):
             raise StoreError(
-                f"{self.collection!r} of {self.address} is a collection and not an alias, so another one cannot take "
-                f"its place at once: migrate it into a collection that ldot-milvus makes"
+                f"{self.collection!r} of {self.address} is a collection and not an alias, so it cannot be replaced "
+                "atomically: migrate it into a collection that ldot-milvus creates"
             )
         name = f"{head}__{int(number) + 1}"
         if self.server.call("has_collection", name):
             self.server.call("drop_collection", name)
-        made = MilvusStore(self.address, name, index=self._index, fallback=self._fallback)
-        made.server, made._rows_expected = self.server, self.count()
-        made._aliased = False
-        return made
+        successor = MilvusStore(self.address, name, index=self._index, fallback=self._fallback)
+        successor.server, successor._rows_expected = self.server, self.count()
+        successor._aliased = False
+        return successor
 
     @override
     def replace_by(self, successor: VectorStore) -> None:
-        """The alias moves, then the old collection is dropped."""
+        """The alias is moved, then the old collection is dropped."""
         old = self._describe()
         self.server.call("alter_alias", successor.collection, self.collection)
         self._known = None
@@ -226,7 +227,7 @@ class MilvusStore(VectorStore):
     # ---- the collection
 
     def _describe(self) -> Described | None:
-        """The collection as the server describes it now, loaded; None where there is none."""
+        """Ask the server for the collection and load it; return None if it does not exist."""
         try:
             answer = self.server.call("describe_collection", self.collection)
         except CollectionNotFound:
@@ -237,7 +238,7 @@ class MilvusStore(VectorStore):
         if self._known is None or self._known.name != described.name:
             self._load(described.name)
         if self._index.index_type == described.index.index_type:
-            described = replace(described, index=self._index)  # with the caller's parameters for searching
+            described = replace(described, index=self._index)  # with the caller's search parameters
         self._known = described
         return described
 
@@ -247,12 +248,12 @@ class MilvusStore(VectorStore):
             self.server.call("load_collection", name)
 
     def _create(self, dim: int, model: str | None) -> Described:
-        """Make the collection and its alias; whoever does so at the same time ends up with the same ones."""
+        """Create the collection and its alias; concurrent calls in several processes agree on one collection."""
         name = f"{self.collection}__1" if self._aliased else self.collection
         spec = settle_index(self.server, self._index, fallback=self._fallback, rows=self._rows_expected)
         options: dict[str, Any] = {"properties": {MODEL: model}} if model else {}
         if self.server.version < (2, 4):
-            # Upserts of Milvus 2.3 put rows into other partitions than those that filters on the key look at.
+            # Milvus 2.3 upserts rows into other partitions than those that filters on the partition key search.
             options["num_partitions"] = 1
         made = partial(self.server.call, "create_collection", name, schema=schema(dim, model))
         steps = [partial(made, index_params=index_params(spec, dim), consistency_level="Bounded", **options)]
@@ -269,11 +270,13 @@ class MilvusStore(VectorStore):
                     return described
         described = self._describe()
         if described is None:
-            raise StoreError(f"Milvus at {self.address} made collection {self.collection!r}, but does not show it")
+            raise StoreError(
+                f"Milvus at {self.address} created collection {self.collection!r}, but cannot find it: try again"
+            )
         return described
 
     def _names(self) -> set[str]:
-        """Collections as users call them: by their alias where they have one."""
+        """Return the names of the collections: their aliases if they have any."""
         names: set[str] = set()
         for name in self.server.call("list_collections"):
             aliases = self.server.call("list_aliases", name).get("aliases") or [name]
@@ -295,7 +298,7 @@ class MilvusStore(VectorStore):
                 consistency_level=self._consistency(),
             )
         except StoreError:
-            self._known = None  # perhaps another collection took its place: the next call looks
+            self._known = None  # the collection may have been replaced: the next call asks again
             raise
         self._read_before = True
         return [
@@ -304,7 +307,7 @@ class MilvusStore(VectorStore):
         ]
 
     def _read(self, method: str, **arguments: Any) -> Any:
-        """A search or a query; a server that was killed may have forgotten that the collection was loaded."""
+        """Call ``search`` or ``query``; load the collection first if a restarted server has not loaded it."""
         try:
             return self.server.call(method, self.collection, **arguments)
         except CollectionNotLoaded:
@@ -312,7 +315,7 @@ class MilvusStore(VectorStore):
             return self.server.call(method, self.collection, **arguments)
 
     def _consistency(self) -> str:
-        """The least waiting with which nobody misses what he knows to be there (milvus.io/docs/consistency.md)."""
+        """Return the weakest level that fits: all writes at first, then our own (milvus.io/docs/consistency.md)."""
         if not self._read_before:
             return "Strong"
         return "Session" if self._wrote else "Bounded"
@@ -327,7 +330,7 @@ class MilvusStore(VectorStore):
         return int(answer[0]["count(*)"])
 
     def _records(self, node: Node, size: int, *, with_embeddings: bool = False) -> Iterator[Record]:
-        """All rows that pass, by id: pages of a query for what the server can tell, the rest looked at here."""
+        """Iterate over the rows that match, by id; rows of an inexact expression are filtered here."""
         described = self._describe()
         if described is None:
             return
@@ -335,9 +338,9 @@ class MilvusStore(VectorStore):
         size = min(size, page_size(described.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
         options = {"output_fields": fields, "consistency_level": "Strong"}
-        if self.server.lite:  # whose queries come in no order
+        if self.server.lite:  # its queries return rows in no particular order
             pages = self.server.pages(self.collection, filter=expression.text, batch_size=size, **options)
-        else:  # whose iterators, before 2.4, read the past: their time is the client's clock
+        else:  # before 2.4, iterators of servers miss recent rows, because they use the client's clock
             pages = self._pages(expression.text, size, options)
         for page in pages:
             for read in map(record, page):
@@ -355,13 +358,19 @@ class MilvusStore(VectorStore):
 
 
 def _exactly(queries: Array, k: int, records: Iterator[Record]) -> list[list[Match]]:
-    """The best k of some records, compared here; a page at a time."""
+    """Return the best k records for each query by exact comparison, a page at a time.
+
+    Args:
+        queries: float32 (n, dim).
+        k: number of records for each query.
+        records: records with embeddings.
+    """
     best: list[list[Match]] = [[] for _ in queries]
     for page in batched(records, PAGE):
         scores = queries @ np.stack([read.embedding for read in page if read.embedding is not None]).T
         for number, line in enumerate(scores.tolist()):
-            fresh = [Match(replace(read, embedding=None), score) for read, score in zip(page, line, strict=True)]
-            best[number] = sorted(best[number] + fresh, key=_best_first)[:k]
+            scored = [Match(replace(read, embedding=None), score) for read, score in zip(page, line, strict=True)]
+            best[number] = sorted(best[number] + scored, key=_best_first)[:k]
     return best
 
 

@@ -75,17 +75,17 @@ MISTAKES = {
     "no query": (["ldot", "search"], "give a text"),
     "filter is not JSON": (["ldot", "search", "dogs", "--filter", "{"], "not JSON"),
     "filter on an unknown field": (["ldot", "search", "dogs", "--filter", '{"colour": 1}'], "colour"),
-    "image is not there": (["ldot", "search", "--image", "nowhere.jpg"], "nowhere.jpg"),
-    "collection is not there": (["ldot", "search", "dogs", "--collection", "nothing"], "enqueue"),
-    "store of no known kind": (["ldot", "search", "dogs", "--store", "ftp://x"], "ftp://x"),
+    "image does not exist": (["ldot", "search", "--image", "nowhere.jpg"], "nowhere.jpg"),
+    "collection does not exist": (["ldot", "search", "dogs", "--collection", "nothing"], "enqueue"),
+    "store of an unknown type": (["ldot", "search", "dogs", "--store", "ftp://x"], "ftp://x"),
     "page cannot be written": (["ldot", "search", "dogs", "--html", "no/such/folder.html"], "folder.html"),
     "eval without the file": (["ldot", "eval", "--data", "missing.tar"], "missing.tar"),
-    "folder is not there": (["celery", "-A", "workers", "enqueue", "no-such-folder"], "no-such-folder"),
+    "folder does not exist": (["celery", "-A", "workers", "enqueue", "no-such-folder"], "no-such-folder"),
     "enqueue with an unknown model": (
         ["celery", "-A", "workers", "enqueue", "photos", "--model", "no-such"],
         "no-such",
     ),
-    "metadata is not there": (["celery", "-A", "workers", "enqueue", "photos", "--metadata", "x.jsonl"], "x.jsonl"),
+    "metadata does not exist": (["celery", "-A", "workers", "enqueue", "photos", "--metadata", "x.jsonl"], "x.jsonl"),
 }
 
 

@@ -1,4 +1,4 @@
-"""``ldot doctor``: every part looked at, each with ok or what to do."""
+"""``ldot doctor``: every part is checked and reported with ok or the remedy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_collection_of_another_model(tmp_path: Path) -> None:
         store.upsert([Record("a", np.ones(4, np.float32))])
     found = findings(store=f"faiss:{tmp_path}")
     assert not found["store"].ok
-    assert "another model" in found["store"].text
+    assert "filled with a model other than" in found["store"].text
     assert found["indexes"].ok
 
 

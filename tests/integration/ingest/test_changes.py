@@ -1,4 +1,4 @@
-"""Rows deleted by id, source and filter, and pruned; with their region data."""
+"""Deletion of rows and their region data by id, source and filter, and pruning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Folder = Callable[[int], Path]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Folder) -> Path:
-    """A folder with ``photos/`` of six and a tar of three, which is the current one."""
+    """The working directory: ``photos/`` with six photos, and a tar file with three."""
     photo_folder(6)
     monkeypatch.chdir(tmp_path)
     with tarfile.open("photos/shard.tar", "w") as tar:
@@ -75,7 +75,7 @@ def test_a_worker_without_the_model_deletes_rows_and_says_what_stays(
     store: VectorStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert region_store_to_delete_from(store, "no-such-model") is None
-    assert "region data of deleted photos stays" in caplog.text
+    assert "region data of deleted photos is not removed" in caplog.text
 
 
 def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None:
@@ -95,7 +95,7 @@ def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None
 
 
 def test_prune_leaves_alone_what_it_does_not_list(store: VectorStore, tiny_model: str) -> None:
-    """A tar or an LMDB below the folder, a photo without a suffix, and other folders are none of its business."""
+    """Pruning ignores tar files and LMDBs below the folder, photos without a suffix, and other folders."""
     Path("photos/features").mkdir()
     Path("photos/features/data.mdb").touch()
     (row, *_) = store.iterate(with_embeddings=True)

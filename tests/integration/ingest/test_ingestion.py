@@ -1,4 +1,4 @@
-"""Photos into a store: once each, whatever else is in the folder."""
+"""Ingestion of photos: each once, with any other files in the folder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_changed_description_is_updated_without_the_model(store, tiny_model: str
     assert (after.caption, after.metadata) == ("new", {"album": "b"})
     assert np.array_equal(after.embedding, before.embedding)
     assert again._embedder is None
-    # What is not said again stays.
+    # Fields that the new source leaves out are kept.
     assert again.ingest([source]).unchanged == 1
     assert store.get([before.id])[0].caption == "new"
 

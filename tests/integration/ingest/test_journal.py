@@ -1,4 +1,4 @@
-"""The journal: the same answers from a file and from Redis, and from several processes at once."""
+"""The journal: a file and Redis behave the same, also with several processes at once."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _begin_and_end(address: str, run: str, chunks: int) -> None:
 
 
 def test_several_processes_at_once(journal: Journal, request: pytest.FixtureRequest) -> None:
-    """All work on the same chunks: each chunk counts once."""
+    """All processes work on the same chunks, and each chunk counts once."""
     address = request.getfixturevalue("redis_url") if "redis" in journal.address else journal.address
     run = Run.new("ingest", TARGET, 30)
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Texts and ready region features go the way of photos: once each, found, re-ranked."""
+"""Texts and precomputed region features are ingested, found and re-ranked as photos are, each once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def manifest(path: Path, *lines: dict) -> str:
 
 
 def test_a_photo_finds_its_sentences(store, tiny, tiny_model: str, photo_folder: Callable, tmp_path: Path) -> None:
-    """Texts from a manifest, ranked by dot product and re-ranked with the regions of the photo that asks."""
+    """Texts from a manifest are ranked by dot product and re-ranked with the regions of the query photo."""
     texts = manifest(tmp_path / "t.jsonl", *({"text": text, "topic": n} for n, text in enumerate(SENTENCES)))
     folder = photo_folder(2)
     report = Ingestor(store, tiny_model).ingest(list(expand([texts, str(folder)])))
@@ -170,7 +170,7 @@ def test_sizes_of_ready_regions_come_from_the_metadata(store, tiny_model: str, t
 def test_all_kinds_under_another_model(
     store, tiny_model: str, other_model: str, photo_folder: Callable, tmp_path: Path
 ) -> None:
-    """Each row is made again from what its source names: a photo, a photo in a tar, a record, a text."""
+    """Each row is built again from its source: a photo, a photo in a tar file, a record, a text."""
     write_lmdb(tmp_path / "lmdb", [("a.npz", made(1))])
     write_npz(tmp_path / "features", [("b", made(2))])
     (tmp_path / "c.tsv").write_text(tsv_line("c", made(3).boxes[:, :4] * 100, made(3).features, 100, 100))
@@ -188,7 +188,7 @@ def test_all_kinds_under_another_model(
 
 
 def test_what_no_store_can_keep_fails_alone(store, tiny_model: str, photo_folder: Callable) -> None:
-    """A field that a store refuses must not take the chunk with it."""
+    """A field that a store refuses must not make the whole chunk fail."""
     folder = photo_folder(4)
     sources = list(expand([str(folder)]))
     odd = [

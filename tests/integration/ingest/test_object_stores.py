@@ -1,4 +1,4 @@
-"""Photos, tars, lists and region data in a bucket: the same as in a folder."""
+"""Photos, tar files, lists and region data in a bucket work as in a folder."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
     put(bucket, "texts/a.md", b"x")
     assert "no such file or folder" in refused(f"s3://{bucket}/gone")
     assert "no such file or folder" in refused("s3://no-such-bucket/x.jpg")
-    assert "no image in it" in refused(f"s3://{bucket}/texts")
-    assert "no file fits" in refused(f"s3://{bucket}/*.jpg")
-    assert "region features are read from this machine" in refused(put(bucket, "x.tsv", b"x"))
+    assert "it contains no image" in refused(f"s3://{bucket}/texts")
+    assert "no file matches" in refused(f"s3://{bucket}/*.jpg")
+    assert "region features are read from local files only" in refused(put(bucket, "x.tsv", b"x"))
     with pytest.raises(InputError, match="no such file"):
         read(Source(f"s3://{bucket}/gone.jpg"))
     assert read(Source(put(bucket, "empty.jpg", b""))) == b""
@@ -74,7 +74,7 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_store_that_is_down(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line for whoever calls, and a failure of each photo for a worker; no traceback of a client's."""
+    """The caller gets a message of one line, and a worker a failure for each photo, without a traceback."""
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""The local store's index types: recall, filters, changes, types that are not there; all against plain NumPy."""
+"""Index types of the local store: recall, filters, changes, unavailable types; compared with NumPy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ON_GPU = ("GPU_BRUTE_FORCE", "GPU_CAGRA", "GPU_IVF_FLAT:nlist=64,nprobe=24", "GP
 
 
 class FakeGPU:
-    """What FAISS does on a GPU: no parameters, no removal, 2,048 neighbours at most."""
+    """The limits of FAISS on a GPU: no parameters, no removal, at most 2,048 neighbours."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -62,26 +62,26 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are enough for cells and graphs, which then answer although a scan were faster."""
+    """Use cells and graphs for few rows too, although a scan would be faster."""
     monkeypatch.setattr(indexes, "GRAPH_COST", 0)
     monkeypatch.setattr(collection_index, "CELL_ROWS", 8)
     monkeypatch.setattr(collection_index, "FEWEST_CELLS", 2)
 
 
 class Truth:
-    """The rows as they should be, and what a search over them should give."""
+    """The expected rows, and the expected results of a search over them."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = {record.id: record for record in records}
 
     def scores(self, query: Array, kind: str = "image", least: int = 0) -> dict[str, float]:
-        """Of the rows among which the answer is."""
+        """Exact scores of the candidate rows."""
         rows = [r for r in self.records.values() if r.kind == kind and r.width >= least]
         products = np.array([r.embedding for r in rows]).reshape(-1, DIM) @ query
         return dict(zip((r.id for r in rows), products.tolist(), strict=True))
 
     def check(self, answer: list[Match], query: Array, k: int, kind: str = "image", least: int = 0) -> float:
-        """What no kind of index may get wrong; returns the recall, to which a tie with the best k's last counts."""
+        """Check what every index type guarantees; return the recall, where rows tied with the k-th count."""
         scores = self.scores(query, kind, least)
         best = heapq.nlargest(k, scores.values())
         ids = [match.record.id for match in answer]
@@ -96,7 +96,7 @@ class Truth:
 
 
 def vectors(random: np.random.Generator, n: int) -> Array:
-    """Clustered, with norms from 0.1 to 10."""
+    """Clustered vectors with norms from 0.1 to 10."""
     centres = np.random.default_rng(5).normal(size=(60, DIM))
     rows = centres[random.integers(60, size=n)] + 0.7 * random.normal(size=(n, DIM))
     rows *= (10 ** random.uniform(-1, 1, n) / np.linalg.norm(rows, axis=1))[:, None]
@@ -105,7 +105,7 @@ def vectors(random: np.random.Generator, n: int) -> Array:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
-    """A collection that is only read; ``width`` is a row's rank by its norm, the longest first."""
+    """A read-only collection; ``width`` is the rank of a row by its norm, the longest first."""
     random = np.random.default_rng(0)
     rows = vectors(random, ROWS)
     ranks = np.argsort(np.argsort(-np.linalg.norm(rows, axis=1)))
@@ -139,7 +139,7 @@ def part(store: FaissStore, kind: str = "image") -> indexes.RowIndex:
 
 
 def pass_only(store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on a comparison with everything is a failure: the index has to answer by itself."""
+    """Make every full scan fail from now on, so that the index itself must find the rows."""
 
     def fail(*_: object) -> None:
         raise AssertionError("scanned")
@@ -147,7 +147,7 @@ def pass_only(store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part(store), "_scan", fail)
 
 
-# ---- answers
+# ---- results
 
 
 @pytest.mark.parametrize("spec", KINDS)
@@ -183,7 +183,7 @@ def test_a_selective_filter_gives_the_exact_answer(spec: str, shared: tuple[Path
 def test_a_filter_that_keeps_the_short_vectors_only(
     spec: str, shared: tuple[Path, Truth], queries: Array, eager: None
 ) -> None:
-    """All that is near a query is filtered out: where a graph's own filtered search loses half without a sign."""
+    """The filter excludes all near rows, where a graph's own filtered search silently loses half of the results."""
     folder, truth = shared
     with opened(folder, spec) as store:
         for least in (ROWS // 10, ROWS // 2, ROWS * 9 // 10):
@@ -207,7 +207,7 @@ def test_more_than_there_are_and_kinds_apart(
 
 
 def test_many_queries_and_one_give_the_same(shared: tuple[Path, Truth], queries: Array, eager: None) -> None:
-    """Ties aside: FAISS multiplies many queries at once in another way than one."""
+    """Except for ties: FAISS multiplies several queries in another way than one."""
     folder, truth = shared
     for spec in KINDS:
         with opened(folder, spec) as store:
@@ -267,7 +267,7 @@ def changes(spec: str, folder: Path, seed: int = 3) -> None:
 
 
 def added(store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows go into the index of images, call by call, from here on."""
+    """Record how many rows each call adds to the index of images."""
     counts: list[int] = []
     images = part(store)
     add = images.add_with_ids
@@ -406,7 +406,7 @@ print(os.waitpid(child, 0)[1], len(store.search(rows[:50], 3)))
     assert done.stdout.split() == ["0", "50"], done.stderr
 
 
-# ---- index types that are not there
+# ---- unavailable index types
 
 
 @pytest.fixture
@@ -431,9 +431,7 @@ def test_without_a_gpu_the_nearest_type_answers_and_says_so_once(
         [message] = caplog.messages
         assert caplog.records[0].levelno == logging.WARNING
         index_type = asked.partition(":")[0]
-        assert message == (
-            f"index {index_type} was asked for, but FAISS sees no GPU here: this local store uses {taken}"
-        )
+        assert message == (f"index {index_type} is unavailable (FAISS sees no GPU here): this local store uses {taken}")
         assert part(store).spec.index_type == taken
 
 
@@ -462,8 +460,8 @@ def test_index_types_on_a_gpu(
         "GPU_IVF_FLAT": "GPU_IVF_FLAT", "GPU_IVF_PQ": "GPU_IVF_FLAT",
     }  # fmt: skip
     assert [message.split(":")[0] for message in caplog.messages] == [
-        "index GPU_CAGRA was asked for, but FAISS has no such type",
-        "index GPU_IVF_PQ was asked for, but FAISS has no such type",
+        "index GPU_CAGRA is unavailable (FAISS has no such type)",
+        "index GPU_IVF_PQ is unavailable (FAISS has no such type)",
     ]
 
 

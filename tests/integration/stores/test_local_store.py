@@ -1,4 +1,4 @@
-"""The local store: exact answers, several processes and threads, crashes, damage, and what it refuses."""
+"""The local store: exact results, several processes and threads, crashes, damaged files, and bad arguments."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ids_of(store: VectorStore, query: Array, k: int, **more: Any) -> list[str]:
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start Python code in a process of its own, with the test's imports."""
+    """Start Python code in another process, with the test's imports."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": ROOT},
@@ -199,7 +199,7 @@ def unlike(tag: str, width: int, record: Record) -> bool:
 
 
 def test_search_is_exact_through_random_changes_and_filters(folder: Path) -> None:
-    """Against NumPy; small whole numbers make inner products exact and ties common."""
+    """Comparison with NumPy; small whole numbers make inner products exact and ties frequent."""
     random = np.random.default_rng(0)
     truth: dict[str, Record] = {}
     with FaissStore(folder, "photos") as store, FaissStore(folder, "photos") as second:
@@ -278,7 +278,7 @@ def test_queries_of_the_wrong_shape_or_with_nan(store: FaissStore) -> None:
         store.search(vector(1)[None], 5, kind="video")
 
 
-# ---- a store that is not there
+# ---- a store that does not exist
 
 
 def test_reading_makes_nothing_and_finds_nothing(store: FaissStore, folder: Path) -> None:
@@ -288,7 +288,7 @@ def test_reading_makes_nothing_and_finds_nothing(store: FaissStore, folder: Path
         store.search(vector(1)[None], 1)
     assert not folder.exists()
     FaissStore(folder, "others").bind("m", DIM)
-    with pytest.raises(CollectionNotFound, match="there are: others"):
+    with pytest.raises(CollectionNotFound, match="existing collections: others"):
         store.search(vector(1)[None], 1)
     store.bind("m", DIM)
     assert store.search(np.zeros((2, DIM), np.float32), 1) == [[], []]
@@ -338,7 +338,7 @@ def test_a_collection_made_without_a_model_adopts_the_first(store: FaissStore) -
         store.bind("model-b", DIM)
 
 
-# ---- what is refused, before anything is written
+# ---- bad arguments, refused before anything is written
 
 GOOD = vector(1)
 
@@ -549,7 +549,7 @@ print([name for name in ("faiss", "torch") if name in sys.modules])
     assert run(code, f"faiss:{folder}").communicate(timeout=60)[0].strip() == "[]"
 
 
-# ---- damage and obstacles
+# ---- damaged files, permissions, locks and full disks
 
 
 def everything_refuses(store: FaissStore, words: str) -> None:
@@ -698,7 +698,7 @@ def test_an_error_while_catching_up_does_not_leave_half_an_index(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    # The images go in, the texts do not.
+    # The images are indexed, the texts are not.
     monkeypatch.setattr(store._index._indexes["text"], "add_with_ids", fail)
     with pytest.raises(MemoryError):
         store.search(vector(1)[None], 10)

@@ -1,4 +1,4 @@
-"""Migration from store to store, and collections built anew."""
+"""Migration between stores, and rebuilding of collections."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_there_and_back_again(address: str, tmp_path: Path) -> None:
     ):
         fill(one, 700)
         here.put({f"{n:05d}": regions(n) for n in range(700)})
-        # Interrupted: a part of the rows and of the regions is there already, one row is another one.
+        # An interrupted migration: some rows and regions already exist in the target, and one row differs.
         server.bind("model-a", DIM)
         server.upsert(list(one.iterate(with_embeddings=True))[:300])
         server.upsert([Record("00007", np.zeros(DIM, np.float32), caption="stale")])
@@ -82,8 +82,8 @@ def test_the_command(run, tmp_path: Path) -> None:
     arguments = ["ldot", "migrate", "faiss:./one", "./x.db", "--collection", "photos"]
     first, second = run(*arguments), run(*arguments)
     assert "20 rows of faiss:./one: 20 copied" in first.stdout, first
-    assert "region data of 1 photos copied; 20 rows compared" in first.stdout
-    assert "20 rows of faiss:./one: 0 copied, 20 were there already" in second.stdout
+    assert "region data of 1 photos copied; checksums of 20 rows compared" in first.stdout
+    assert "20 rows of faiss:./one: 0 copied, 20 already in" in second.stdout
     assert list((tmp_path / "x.db-regions").rglob("00003*"))
     missing = run("ldot", "migrate", "faiss:./nothing", "./y.db")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
@@ -130,7 +130,7 @@ def test_a_new_model_reads_the_photos_again(
             assert row.source == old[id].source
             assert not np.allclose(row.embedding, old[id].embedding)
         next(folder.iterdir()).unlink()
-        with pytest.raises(StoreError, match=r"1 of 5 photos could not be read again.*stays as it is"):
+        with pytest.raises(StoreError, match=r"1 of 5 photos could not be read again.*is unchanged"):
             reembed(store, tiny_model)
         assert store.count() == 5
 

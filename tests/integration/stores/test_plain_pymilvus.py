@@ -31,7 +31,7 @@ def test_the_example_finds_what_the_retriever_finds(mini, milvus_url: str, tmp_p
         rows = example["search"](client, "plain_example", "a long red bus")
         assert [row["id"] for row in rows] == [hit.id for hit in expected]
         assert rows[0]["score"] == pytest.approx(expected[0].score, abs=1e-4)
-        # As SQL's WHERE: no vector at all, then together with one.
+        # A filter alone, like WHERE in SQL, and then with a vector.
         wide = example["search"](client, "plain_example", "", "width > height and namespace == 'default'", k=100)
         assert 0 < len(wide) < 51
         assert all(row["width"] > row["height"] for row in wide)

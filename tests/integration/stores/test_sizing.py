@@ -1,4 +1,4 @@
-"""The formulas of the sizing guide against what is measured here."""
+"""The formulas of the sizing guide compared with measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store of one's own, registered by one line, does all that the project's do: ``docs/extend/store.md``."""
+"""A user's own store, registered by one line, works everywhere that the built-in ones do (docs/extend/store.md)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def address(tmp_path: Path) -> str:
 
 
 def shell(command: Command, *arguments: str) -> str:
-    """Run a command in this process, where the toy is registered."""
+    """Run a command in this process, in which the toy store is registered."""
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output

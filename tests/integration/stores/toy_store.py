@@ -1,4 +1,4 @@
-"""The smallest store: the local one under an address of its own. docs/extend/store.md goes through it."""
+"""The smallest store: the local one under its own form of address, as explained in docs/extend/store.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our application and commands beside those of other projects in the same environment and the same folder."""
+"""The application and commands of ldot-milvus in the same environment and folder as those of other projects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHOPS = {
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """Another project: its application is in its package ``workers``, and it has more of our names."""
+    """Another project that has its application in a package ``workers``, and other names in common with ldot-milvus."""
     folder = tmp_path / "shop"
     for package in ("workers", "integrations"):
         (folder / package).mkdir(parents=True)
@@ -74,16 +74,16 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("kind", SHOPS)
+@pytest.mark.parametrize("shop_name", SHOPS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_application_is_told_whose_command_it_is(
-    kind: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop_name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With good options, bad options and none: one line, exit status 2, and nothing is done."""
+    """With valid, invalid and no options: one line, exit status 2, and no effect."""
     from celery.bin.celery import celery as command_line
 
-    name = f"shop_{list(SHOPS).index(kind)}"
-    (tmp_path / f"{name}.py").write_text(SHOPS[kind])
+    name = f"shop_{list(SHOPS).index(shop_name)}"
+    (tmp_path / f"{name}.py").write_text(SHOPS[shop_name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, name, raising=False)
     for arguments in (COMMANDS[command], ["--no-such-option"], []):
@@ -130,7 +130,7 @@ def test_ways_to_our_application_from_that_folder(
 
 
 def test_the_environment_of_another_project(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """What its variables name is not there for us: ours is made without."""
+    """Variables of another project that name missing modules are ignored."""
     env = {"CELERY_LOADER": "shop.loader:Loader", "CELERY_CONFIG_MODULE": "shop.celeryconfig"}
     env |= {"DJANGO_SETTINGS_MODULE": "shop.settings", "CELERY_BROKER_URL": "redis://shop/0"}
     done = call("celery", "-A", "ldot_milvus.workers", "report", LDOT_BROKER="memory://ours", **env)
@@ -179,7 +179,7 @@ def test_a_wrong_setting_of_ours_harms_no_other_project(
 def test_another_package_that_has_a_command_of_our_name(
     call: Callable[..., subprocess.CompletedProcess[str]], shop: Path
 ) -> None:
-    """Whoever is listed last has the name; ours hands its project's calls on."""
+    """The command that is listed last gets the name; that of ldot-milvus delegates the other project's calls."""
     (shop / "shop_commands.py").write_text(
         "import click\n\n\n@click.command()\n@click.option('--order')\ndef enqueue(order):\n"
         "    print('the shop enqueues', order)\n"
@@ -224,7 +224,7 @@ def test_commands_that_are_only_listed_cost_nothing() -> None:
 
 
 def test_help_within_a_second(run: Run) -> None:
-    """Of one core's time, so that a busy machine does not matter."""
+    """Processor time is measured, so that other load does not matter."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "enqueue" in run("celery", "-A", "workers", "--help").stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

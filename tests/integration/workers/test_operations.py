@@ -1,4 +1,4 @@
-"""The commands that look after ingestion: failures, progress, delete, prune, metrics."""
+"""The commands that monitor and correct ingestion: failures, progress, delete, prune, metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Folder = Callable[[int], Path]
 
 @pytest.fixture
 def celery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: str) -> Callable[..., Result]:
-    """Our commands as Celery's command line calls them, in this process and in an empty folder."""
+    """Call a command through Celery's command line, in this process and in an empty folder."""
     from celery.bin.celery import celery as command_line
 
     monkeypatch.setattr(Ingestor, "embedder", QuickModel())
@@ -63,7 +63,7 @@ def test_failures_are_listed_retried_and_cleared(
     }.items()  # fmt: skip
     assert "photos/b.jpg" not in celery("failures", "--collection", "other").stdout
     assert celery("failures", "--retry", "--clear").exit_code == 2
-    assert "1 failure forgotten" in celery("failures", "--clear").stdout
+    assert "1 failure cleared" in celery("failures", "--clear").stdout
     assert "No failures" in celery("failures").stdout
     assert "photos/a.jpg" in sources(tmp_path)
 
@@ -73,7 +73,7 @@ def test_progress_of_a_run(celery: Callable[..., Result], photo_folder: Folder, 
     celery("enqueue", "photos")
     unknown = celery("progress", "none")
     assert unknown.exit_code == 2
-    id = unknown.stderr.split("the last ones are: ")[1].strip()
+    id = unknown.stderr.split("last runs: ")[1].strip()
     text = celery("progress", id).stdout
     assert "5 of 5 (100 %)" in text
     assert "complete" in text
@@ -128,7 +128,7 @@ def test_prune(celery: Callable[..., Result], photo_folder: Folder, tmp_path: Pa
 def test_through_the_broker_with_metrics_and_a_log_of_json(
     run: Run, redis_url: str, photo_folder: Folder, tiny_model: str, tmp_path: Path
 ) -> None:
-    """Ingested and deleted by a worker; the exporter sees the queue before, and what became of it after."""
+    """A worker ingests and deletes; the exporter shows the queue before and the outcome after."""
     import redis
 
     redis.Redis.from_url(redis_url).flushdb()

@@ -73,7 +73,7 @@ def test_the_same_ids_and_vectors_as_inline_all_made_after_the_fork(
 def test_not_waiting_and_waiting(
     run: Run, request: pytest.FixtureRequest, tiny_model: str, photo_folder: Folder, tmp_path: Path, broker: str
 ) -> None:
-    """By either broker, with a model that answers at once: sent and left alone, then sent and waited for."""
+    """With either broker and a stub model: sent without waiting, then sent and waited for."""
     photo_folder(5)
     env = {"LDOT_BROKER": request.getfixturevalue(f"{broker}_url"), "LDOT_MODEL": tiny_model}
     sent = run("celery", "-A", "workers", "enqueue", "photos", "--no-wait", env=env)

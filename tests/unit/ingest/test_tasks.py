@@ -1,4 +1,4 @@
-"""Items, targets and chunks as messages and journals keep them: typed here, and readable from version to version."""
+"""Items, targets and chunks in messages and journals: typed, and readable by other versions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ work = st.tuples(st.just(INGEST), st.lists(sources, max_size=3)) | st.tuples(
     st.just(CHANGE), st.lists(changes, max_size=3)
 )
 
-# As the version before this module wrote them (commit 34a00a5), character by character.
+# Exact text that the version before this module wrote (commit 34a00a5).
 OLD_TARGET = '{"store": "faiss:/s", "collection": "images", "model": "ldot-mini", "region_store": null}'
 OLD_SOURCE = (
     '{"path": "photos/a.jpg", "base": "/home/me", "member": null, "offset": null, "size": null, "kind": "image", '
@@ -121,7 +121,7 @@ def test_what_an_earlier_version_wrote_is_read() -> None:
 
 @pytest.mark.parametrize("text", [OLD_RUN, OLD_FAILURE, OLD_CHANGE_FAILURE, OLD_MESSAGE, OLD_CHANGE_MESSAGE])
 def test_an_earlier_version_reads_what_is_written_now(text: str) -> None:
-    """All that it reads is there under the same names, with the same values; only a target has something more."""
+    """Everything that the earlier version reads has the same names and values; only a target has more fields."""
     old = json.loads(text)
     if "items" in old and "id" in old and "started" in old:
         new = json.loads(Run.from_json(text).to_json())
@@ -147,7 +147,7 @@ def test_an_earlier_version_reads_what_is_written_now(text: str) -> None:
 def test_a_failure_of_an_earlier_version_leaves_when_its_item_succeeds(
     journal: Journal, task: Task[Any], item: Any, key: str
 ) -> None:
-    """The keys are those that the earlier version gave."""
+    """The keys are those of the earlier version."""
     run = Run.new(task.name, TARGET, 1)
     journal.start(run)
     (chunk,) = chunks_of(run, [item], 1)
@@ -190,7 +190,7 @@ def test_without_workers_no_item_becomes_a_dictionary(journal: Journal, monkeypa
 
 
 def test_names_that_journals_and_brokers_hold() -> None:
-    """They are in flight and on disks: another name would lose chunks."""
+    """Queued messages and journals contain the names: a changed name would lose chunks."""
     assert {task.name: (task.celery_name, task.queue) for task in TASKS.values()} == {
         "ingest": ("ldot.ingest_chunk", "ldot"),
         "change": ("ldot.change_rows", "ldot.changes"),

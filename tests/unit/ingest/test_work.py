@@ -1,4 +1,7 @@
-"""One chunk: done twice, dying, poisoned, waiting. The worker's deaths are played by beginnings without an end."""
+"""Processing of a chunk: twice, after a worker's death, with a bad item, with an unavailable store.
+
+A start without an end stands for the death of a worker.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ def test_a_chunk_that_was_begun_before_is_split(journal: Journal) -> None:
 
 
 def test_parts_that_were_not_sent_are_sent_when_the_chunk_comes_again(journal: Journal) -> None:
-    """A worker that dies, or loses its broker, after it has split a chunk and before it has sent all parts."""
+    """A worker dies, or loses its broker, after it has split a chunk and before it has sent all parts."""
     run, (chunk,) = started(journal, 16)
     journal.begin(run.id, chunk.id)
     sent: list[Chunk] = []
@@ -133,7 +136,7 @@ def test_a_slow_worker_and_one_that_splits_its_chunk_count_it_once(journal: Jour
     run, (chunk,) = started(journal, 16)
 
     def slow(items: Sequence[Any]) -> Report:
-        """While this one works, the broker hands the chunk out again, and that worker splits it."""
+        """Deliver the chunk to another worker, which splits it, while this one processes it."""
         process_chunk(chunk, journal, lambda items: pytest.fail("it is suspicious"), parts.append)
         return Report(added=len(items))
 
@@ -255,7 +258,7 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_input_errors_are_for_the_report_and_not_for_here(journal: Journal) -> None:
-    """An InputError that leaves ``perform`` is about the whole chunk: it is told of each item."""
+    """An InputError raised by ``perform`` concerns the whole chunk: every item is recorded as a failure."""
     _, (chunk,) = started(journal, 2)
 
     def refused(items: Sequence[Any]) -> Report:

@@ -1,4 +1,4 @@
-"""What PATH... means, and what a file system can do to it between listing and reading."""
+"""Expansion of paths, and changes of the file system between listing and reading."""
 
 import io
 import json
@@ -115,7 +115,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert paths(tmp_path / "a?.jpg") == wanted[:2]
     assert paths(tmp_path / "**/a*") == wanted
     assert paths(tmp_path / "s*") == wanted[2:]
-    assert "no file fits this pattern" in refused(tmp_path / "z*.jpg")
+    assert "no file matches this pattern" in refused(tmp_path / "z*.jpg")
     literal = touch(tmp_path / "x[1].jpg")
     assert paths(literal) == [literal]
 
@@ -126,17 +126,17 @@ def test_usage_errors_name_the_path_and_come_before_anything(tmp_path: Path) -> 
     touch(tmp_path / "texts/readme.md")
     assert refused(good, tmp_path / "gone") == f"{tmp_path}/gone: no such file or folder"
     assert refused(f"{good}/x.jpg") == f"{good}/x.jpg: no such file or folder"
-    assert f"{tmp_path}/empty: no image in it" in refused(good, tmp_path / "empty")
-    assert "no image in it" in refused(tmp_path / "texts")
+    assert f"{tmp_path}/empty: it contains no image" in refused(good, tmp_path / "empty")
+    assert "it contains no image" in refused(tmp_path / "texts")
     assert "LDOT_ALLOW_URLS=true" in refused("https://example.com/a.jpg")
-    assert "addresses of ftp:// are not read" in refused("ftp://example.com/a.jpg")
+    assert "the scheme ftp is not supported" in refused("ftp://example.com/a.jpg")
     assert "no such file" in refused("")
     assert "no such file" in refused("a\0b")
     assert refused("two\nlines") == "two\\nlines: no such file or folder"
 
 
 def deny_listing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Root may list anything, so that a mode of 000 would test nothing here: let the call itself fail."""
+    """Make the call itself fail, since root can list a folder of any mode."""
     scandir = os.scandir
 
     def denied(path: str) -> Any:
@@ -176,8 +176,8 @@ def test_reading_what_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_addresses_that_no_listing_lets_through() -> None:
     """A source may come from another program, or from a row."""
-    assert "addresses of ftp:// are not read" in unreadable(Source("ftp://host/a.jpg"))
-    with pytest.raises(InputError, match="not found from here"):
+    assert "the scheme ftp is not supported" in unreadable(Source("ftp://host/a.jpg"))
+    with pytest.raises(InputError, match="not found from /"):
         locate("ftp://host/s.tar/a.jpg")
 
 
@@ -247,7 +247,7 @@ def test_bad_tars(tmp_path: Path) -> None:
     shutil.copy(packed, tmp_path / "liar.tar")
     assert "not an uncompressed tar" in refused(tmp_path / "liar.tar")
     assert "not an uncompressed tar" in refused(touch(tmp_path / "empty.tar", b""))
-    assert "no image in it" in refused(make_tar(tmp_path / "texts.tar", {"a.txt": b"a"}))
+    assert "it contains no image" in refused(make_tar(tmp_path / "texts.tar", {"a.txt": b"a"}))
     data = Path(whole).read_bytes()
     last = list(expand([whole]))[-1]
     assert last.offset is not None
@@ -295,7 +295,7 @@ def test_lists(tmp_path: Path) -> None:
     assert "a list inside a list" in unreadable(found[5])
     assert "list.txt:2: URLs" in refused(touch(folder / "list.txt", b"a b.jpg\nhttp://example.com/x.jpg\n"))
     assert "none of its 1 lines" in refused(touch(tmp_path / "README.txt", b"Hello, world\n"))
-    assert "no image in it" in refused(touch(tmp_path / "blank.txt", b"\n\n"))
+    assert "it contains no image" in refused(touch(tmp_path / "blank.txt", b"\n\n"))
     assert "UTF-8" in refused(touch(tmp_path / "wide.txt", "a b.jpg\n".encode("utf-16")))
 
 
@@ -337,7 +337,7 @@ def test_an_id_serves_one_photo(tmp_path: Path) -> None:
     meta = load_metadata(touch(tmp_path / "m.jsonl", b'{"file": "a.jpg", "id": "one"}'))
     first, second, again, _ = expand([str(tmp_path), str(tmp_path)], metadata=meta)
     assert (first.id, first.problem, again.problem) == ("one", None, None)
-    assert unreadable(second) == f"its id 'one' is already the id of {tmp_path}/a.jpg"
+    assert unreadable(second) == f"duplicate id: 'one' is already the id of {tmp_path}/a.jpg"
 
 
 @pytest.mark.parametrize(
@@ -347,11 +347,11 @@ def test_an_id_serves_one_photo(tmp_path: Path) -> None:
         (b"[]", "not a JSON object"),
         (b"{}", '"file" is missing'),
         (b'{"file": 3}', '"file" is missing'),
-        (b'{"file": "x.jpg"}', "there twice"),
-        (b'{"file": "a", "id": 7}', '"id" must be a text'),
-        (b'{"file": "a", "id": ""}', '"id" must be a text'),
+        (b'{"file": "x.jpg"}', "x.jpg occurs twice"),
+        (b'{"file": "a", "id": 7}', '"id" must be a string'),
+        (b'{"file": "a", "id": ""}', '"id" must not be empty'),
         (b'{"file": "a", "id": "%s"}' % (b"x" * 65), "longer than 64"),
-        (b'{"file": "a", "captions": [1]}', '"caption" must be a text'),
+        (b'{"file": "a", "captions": [1]}', '"caption" must be a string'),
         (b'{"file": "a", "caption": "%s"}' % (b"x" * 8193), "longer than 8192"),
         (b'{"file": "a", "v": NaN}', "NaN is not JSON"),
         (b'{"file": "a", "v": "\\ud800"}', "surrogate"),

@@ -1,4 +1,4 @@
-"""Filters against a naive evaluator in Python, and every way to get one wrong."""
+"""Filters compared with a naive evaluator in Python, and every kind of invalid filter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERS = ("width", "height")
 
 
 def rows_that_pass(rows: list[dict[str, Any]], filter: dict[str, Any] | None) -> list[int]:
-    """The positions of the rows that pass, as SQLite sees it."""
+    """Return the positions of the rows that match according to SQLite."""
     clause, params = to_sql(parse(filter))
     with sqlite3.connect(":memory:") as connection:
         connection.execute(
@@ -97,7 +97,7 @@ def passes(row: dict[str, Any], filter: dict[str, Any]) -> bool:
     return True
 
 
-# ---- random rows and filters; few values, so that they meet
+# ---- random rows and filters, from few values, so that filters match
 
 KEYS = ("a", "b", "sp ace", "é", "[0]", "$x")
 texts = st.sampled_from(["", "a", "A", "b", "1", "é", "𝄞", "'; DROP TABLE records; --", '"', "\\", "%", "line\nbreak"])

@@ -1,4 +1,4 @@
-"""Regions come back as they went in, from any file system, whatever the ids and whatever happened to the files."""
+"""Region stores return what was written, on any file system, with any ids, and with damaged files."""
 
 import errno
 import logging
@@ -20,7 +20,7 @@ FINGERPRINT = "0123456789abcdef-and-more"
 
 
 def regions(n: int = 49, d: int = 384, seed: int = 0) -> Arrays:
-    """What a LightningDOT re-ranker keeps."""
+    """Region data as a LightningDOT re-ranker stores it."""
     rng = np.random.default_rng(seed)
     return {
         "features": rng.normal(size=(n, d)).astype(np.float16),
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_missing_and_named(
 
 
 def test_what_an_earlier_version_kept_is_read_under_its_fingerprint(address: str) -> None:
-    """A collection that was made before stays re-rankable; what is written anew goes under the new fingerprint."""
+    """Region data of an earlier version stays readable; new data is written under the new fingerprint."""
     before = RegionStore(address, "former fingerprint")
     before.put({"old": regions(seed=1), "both": regions(seed=1)})
     store = RegionStore(address, FINGERPRINT, ["former fingerprint"])
@@ -202,7 +202,7 @@ def test_unusable_addresses_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     store = RegionStore(str(tmp_path / "file"), FINGERPRINT)
     for call in (lambda: store.put({"a": regions()}), lambda: store.get(["a"]), lambda: store.has(["a"])):
-        with pytest.raises(StoreError, match="file in the place of a folder"):
+        with pytest.raises(StoreError, match="a file exists where a folder is needed"):
             call()
 
 
