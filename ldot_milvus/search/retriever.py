@@ -89,20 +89,16 @@ class Retriever:
         self._checked = False
 
     @classmethod
-    def from_settings(cls, settings: Settings | None = None) -> Retriever:
-        """Open the store, collection, model and re-ranker that the settings name.
-
-        Args:
-            settings: None reads the environment.
+    def from_settings(cls) -> Retriever:
+        """Make the retriever that the ``LDOT_`` settings in the environment name: store, model, re-ranker and device.
 
         Raises:
-            UsageError: an unknown model or re-ranker, or a store address of unknown form.
-            ModelError: the files of a model are missing or incomplete.
-            StoreError: a store cannot be opened.
+            UsageError: a setting names something that does not exist.
+            ModelError: the model or the re-ranker cannot be loaded.
         """
-        settings = settings or Settings()
+        settings = Settings()
         embedder = load_embedder(settings.model, device=settings.device, dtype=settings.dtype)
-        return cls(embedder, open_store(settings.store, settings.collection), reranker=settings.reranker)
+        return cls(embedder, open_store(), reranker=settings.reranker)
 
     def search(
         self,
