@@ -79,7 +79,11 @@ class LightningDOTRetriever(BaseRetriever):
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
         params["ls_vector_store_provider"] = self.store if isinstance(self.store, str) else type(self.store).__name__
-        params["ls_embedding_model"] = getattr(self.model, "name", self.model) or Settings().model
+        params["ls_embedding_model"] = (
+            self.model.name
+            if self.model is not None and not isinstance(self.model, str)
+            else self.model or Settings().model
+        )
         return params
 
 
