@@ -59,7 +59,7 @@ def extract(
     try:
         (folder / PICTURES if show else folder).mkdir(parents=True, exist_ok=True)
         if any(path.name != PICTURES for path in folder.iterdir()) or (show and any((folder / PICTURES).iterdir())):
-            raise UsageError(f"{folder} is there and not empty: name a new folder")
+            raise UsageError(f"{folder} exists and is not empty: name a new folder")
         found = _regions(photos, extractor, folder / PICTURES if show else None, report, progress)
         if format == "tsv":
             write_tsv(folder / TSV, found)
