@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ldot_milvus.stores import open_store as open_store
     from ldot_milvus.stores import register_store as register_store
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "Embedder": "ldot_milvus.models.base",

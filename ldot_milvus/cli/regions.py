@@ -58,15 +58,9 @@ def regions(
         detector or PUBLISHED, boxes=boxes, short_side=short_side, long_side=long_side, fast=fast, device=device,
         dtype=choose_dtype(settings.dtype, device),
     )  # fmt: skip
+    photos = ((source.name, partial(_photo, source)) for source in sources)
     with tqdm(total=len(sources), unit=" photos", disable=None, leave=False) as bar:
-        done = extract(
-            ((one.name, partial(_photo, one)) for one in sources),
-            extractor,
-            out,
-            format=format,
-            show=show,
-            progress=bar.update,
-        )
+        done = extract(photos, extractor, out, format=format, show=show, progress=bar.update)
     click.echo(f"{out}: {done.photos} photos, {done.regions} regions of {extractor.dim} features")
     if show:
         click.echo(f"Pictures: {out}/show")

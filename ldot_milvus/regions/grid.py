@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import ResNetConfig, ResNetModel
 
-from ldot_milvus.models.storage import QuantizedStorage
 from ldot_milvus.regions.base import Array, Regions, boxes7
+from ldot_milvus.weights import QuantizedStorage
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,13 +9,13 @@ from torch import nn
 
 from ldot_milvus.models.lightningdot.files import find_lightningdot
 from ldot_milvus.models.loading import load_model
-from ldot_milvus.models.storage import save_quantized
 from ldot_milvus.regions.grid import GridBackbone
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dot_weight import best_dot_weight
 from ldot_milvus.training.dual import calibrate
 from ldot_milvus.training.recipe import Recipe
+from ldot_milvus.weights import save_quantized
 
 
 def finish(

@@ -20,7 +20,6 @@ from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.layers import BertBody
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
-from ldot_milvus.models.storage import WEIGHTS_FILE
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
 from ldot_milvus.training.data import CaptionedPhotos
@@ -30,6 +29,7 @@ from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, wi
 from ldot_milvus.training.recipe import Stage, Start
 from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
 from ldot_milvus.training.start import starting_reranker
+from ldot_milvus.weights import WEIGHTS_FILE
 
 CARD = "README.md"
 

@@ -54,5 +54,5 @@ def test_nothing_else_unpickles() -> None:
         found = re.findall(r"torch\.load\([^\n]*|pickle\.loads?\(|Unpickler\(|allow_pickle=True|joblib|dill", text)
         if found:
             readers[path.relative_to(package).as_posix()] = found
-    assert readers.keys() == {"models/storage.py"}
-    assert all("weights_only=True" in call for call in readers["models/storage.py"])
+    assert readers.keys() == {"weights.py"}
+    assert all("weights_only=True" in call for call in readers["weights.py"])

@@ -66,6 +66,14 @@ def test_promised_names_outside_of_the_package_itself() -> None:
         assert getattr(ldot_milvus.model, name).__name__ == name
 
 
+def test_the_former_module_of_the_ingestor_says_where_it_is_now() -> None:
+    import ldot_milvus
+
+    with pytest.warns(DeprecationWarning, match="from ldot_milvus import Ingestor"):
+        from ldot_milvus.ingestion import Ingestor
+    assert Ingestor is ldot_milvus.Ingestor
+
+
 def test_every_error_has_a_code_of_its_own() -> None:
     from ldot_milvus import errors
 

@@ -25,10 +25,10 @@ from ldot_milvus.models.lightningdot.checkpoint_layouts import (
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
-from ldot_milvus.models.storage import read_state
 from ldot_milvus.regions.bottom_up import DetectorConfig
 from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
 from ldot_milvus.regions.bottom_up.weights import detector_files, load_detector
+from ldot_milvus.weights import read_state
 
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parents[2] / "pretrained" / "vocab" / "bert-base-cased.txt"

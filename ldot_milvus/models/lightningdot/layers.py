@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
-from ldot_milvus.models.storage import QuantizedStorage
+from ldot_milvus.weights import QuantizedStorage
 
 
 class BertBasedModel(QuantizedStorage, BertPreTrainedModel):

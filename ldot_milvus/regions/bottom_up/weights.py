@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ldot_milvus.errors import ModelError
-from ldot_milvus.models.storage import read_state, refuse_misfits
 from ldot_milvus.regions.bottom_up.boxes import cell_anchors
 from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
 from ldot_milvus.regions.bottom_up.network import Detector
+from ldot_milvus.weights import read_state, refuse_misfits
 
 CONFIG = "config.yaml"
 FILES = ("model.safetensors", "pytorch_model.bin")

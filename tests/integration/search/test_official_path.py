@@ -162,7 +162,7 @@ def test_evaluation_from_pixels_and_from_features_agrees(official: Path, tmp_pat
     ]
     embedder, pairs = LightningDOTEmbedder(str(official), device="cpu"), read_pairs([photos])
     scores, owner = dot_products(embedder, pairs)
-    crossed = cross_scores(embedder, pairs) + embedder.dot_weight * scores
+    crossed = cross_scores(embedder, pairs) + embedder.reranker.dot_weight * scores
     for result in results:  # the file has the features in half precision
         assert (result["images"], result["captions"], result["reranked"]["M"]) == (3, 6, 3)
         assert_recall(result, both_bounds(scores, owner, near=1e-3))

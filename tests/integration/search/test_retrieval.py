@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from ldot_milvus import Retriever, open_store
-from ldot_milvus.errors import ModelMismatch, UsageError
+from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
@@ -124,3 +125,32 @@ def test_another_models_collection_is_refused(retriever: Retriever, other_model:
 
     with pytest.raises(ModelMismatch):
         Retriever(LightningDOTEmbedder(other_model, device="cpu"), retriever.store).search("blue")
+
+
+def test_searching_writes_nothing(tiny, tmp_path: Path) -> None:
+    """A collection without a model stays without one, and one that does not exist is not made."""
+    with open_store(f"faiss:{tmp_path / 'store'}", "bare") as store:
+        store.upsert([Record("a", np.ones(tiny.dim, np.float32))])
+        assert len(Retriever(tiny, store).search("a red square", rerank=0)) == 1
+        assert store.model is None
+    with open_store(f"faiss:{tmp_path / 'store'}", "missing") as store:
+        with pytest.raises(CollectionNotFound):
+            Retriever(tiny, store).search("a red square")
+        assert store.dim is None
+    with open_store(f"faiss:{tmp_path / 'store'}", "narrow") as store:
+        store.upsert([Record("a", np.ones(tiny.dim + 1, np.float32))])
+        with pytest.raises(ModelMismatch, match=f"{tiny.dim + 1} dimensions"):
+            Retriever(tiny, store).search("a red square")
+
+
+def test_the_settings_name_a_retriever(tiny_model: str, photo_folder, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LDOT_MODEL", tiny_model)
+    monkeypatch.setenv("LDOT_STORE", f"faiss:{tmp_path / 'store'}")
+    monkeypatch.setenv("LDOT_COLLECTION", "named")
+    with open_store() as store:
+        Ingestor(store, tiny_model).ingest(list(expand([str(photo_folder(3))])))
+    hits = Retriever.from_settings().search("a red square")
+    assert None not in {hit.rerank_score for hit in hits}
+    assert json.loads(json.dumps(hits[0].to_dict()))["id"] == hits[0].id
+    monkeypatch.setenv("LDOT_RERANKER", "none")
+    assert {hit.rerank_score for hit in Retriever.from_settings().search("a red square")} == {None}

@@ -9,11 +9,11 @@ import pytest
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.ingest.journal import Run, open_journal
+from ldot_milvus.ingest.target import Target
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.regions import RegionStore, open_region_store
 from ldot_milvus.stores.registry import parse_address
-from ldot_milvus.workers.running import target_of
 
 ROWS = [Record("a", np.ones(4, np.float32))]
 
@@ -76,14 +76,14 @@ def test_region_store_and_journal_stay_too(home: Path, monkeypatch: pytest.Monke
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home / "elsewhere")
     assert regions.address == regions.folder.rpartition("/")[0] == f"{home}/regions"
-    run = Run.new("ingest", {"store": "faiss:x"}, 1)
+    run = Run.new("ingest", Target("faiss:x", "images", "ldot-mini"), 1)
     journal.start(run)
     assert (home / "journal.sqlite").exists()
     assert RegionStore("memory://regions", "m").folder is None
 
 
 def test_a_chunk_says_where_it_goes_for_every_working_folder(home: Path) -> None:
-    target = target_of(Settings(store="faiss:~/x", region_store="./regions"))
-    assert (target["store"], target["region_store"]) == (f"faiss:{home}/x", f"{home}/regions")
-    assert target_of(Settings(region_store="s3://bucket/regions"))["region_store"] == "s3://bucket/regions"
-    assert target_of(Settings())["region_store"] is None
+    target = Target.of(Settings(store="faiss:~/x", region_store="./regions"))
+    assert (target.store, target.region_store) == (f"faiss:{home}/x", f"{home}/regions")
+    assert Target.of(Settings(region_store="s3://bucket/regions")).region_store == "s3://bucket/regions"
+    assert Target.of(Settings()).region_store is None

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ldot_milvus.errors import ModelError
 from ldot_milvus.model import LightningDOT
-from ldot_milvus.models.storage import WEIGHTS_FILE, save_quantized
+from ldot_milvus.weights import WEIGHTS_FILE, save_quantized
 
 
 def test_int8_is_a_quarter_of_the_size_and_nearly_the_same(tiny_model: str, tmp_path: Path) -> None:
