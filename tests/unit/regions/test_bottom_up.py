@@ -290,7 +290,11 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"boxes": "mine"}, "boxes is 'mine'"), ({"least": 5, "most": 4}, "least is 5, most 4"), ({"short_side": 0}, "short_side 0")],
+    [
+        ({"boxes": "mine"}, "boxes is 'mine'"),
+        ({"least": 5, "most": 4}, "least is 5, most 4"),
+        ({"short_side": 0}, "short_side 0"),
+    ],
 )
 def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
