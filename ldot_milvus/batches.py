@@ -1,4 +1,4 @@
-"""Anything, a few at a time (``itertools.batched`` of Python 3.12), and one ahead of who uses it."""
+"""Iterate in batches (``itertools.batched`` of Python 3.12), and compute one value ahead of its use."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ R = TypeVar("R")
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most ``size`` values."""
+    """Yield lists of ``size`` values; the last one may be shorter."""
     iterator = iter(values)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def prefetch(executor: Executor, function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
-    """``function`` of each value in order; while one result is used, the next is computed, and no more than that."""
-    coming: Future[R] | None = None
+    """Yield ``function(value)`` for each value, in order. While one result is in use, only the next one is computed."""
+    pending: Future[R] | None = None
     for value in values:
-        ready, coming = coming, executor.submit(function, value)
+        ready, pending = pending, executor.submit(function, value)
         if ready is not None:
             yield ready.result()
-    if coming is not None:
-        yield coming.result()
+    if pending is not None:
+        yield pending.result()

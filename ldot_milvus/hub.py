@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, fetched once."""
+"""Download models from the Hugging Face hub, once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ldot_milvus.errors import UsageError
 
 
 def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | None = None) -> Path:
-    """Where a hub id's files lie on this machine.
+    """Return the local folder of a hub repository, downloading it if necessary.
 
     Args:
-        name: ``owner/name``.
+        name: hub id, ``owner/name``.
         what: "model" or "detector", for the message.
-        known: what else could have been named, for the message.
-        files: only these; None fetches all.
+        known: other valid kinds of names, for the message.
+        files: names of the files to download; None downloads all.
 
     Raises:
-        UsageError: it is not a hub id, or the hub does not have it.
+        UsageError: ``name`` is not a hub id, or the hub cannot be reached or has no such repository.
     """
     unknown = f"unknown {what} {name!r}: give {known}a folder, or a hub id (owner/name)"
     if name.count("/") != 1 or name.startswith(("/", ".")):

@@ -1,6 +1,6 @@
-"""LightningDOT's networks by the names that are promised; they live in :mod:`ldot_milvus.models.lightningdot`.
+"""Public import path of LightningDOT's networks, which are defined in :mod:`ldot_milvus.models.lightningdot`.
 
-``AutoConfig`` and ``AutoModel`` of transformers know them once this is imported.
+Importing this module registers them with transformers' ``AutoConfig`` and ``AutoModel``.
 """
 
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig, RerankerConfig

@@ -1,7 +1,7 @@
-"""Eight-bit storage of weights: a quarter of the size on disk, dequantised on loading.
+"""Eight-bit storage of weights: a quarter of the float32 size on disk, dequantised on loading.
 
-Matrices are kept as int8 with one float32 scale an output row (symmetric, scale = max|row| / 127); vectors and
-small tensors as they are. A file says so in its safetensors header, so that ``from_pretrained`` knows.
+Matrices are stored as int8 with one float32 scale per output row (symmetric, scale = max|row| / 127); vectors and
+small tensors are stored unchanged. ``from_pretrained`` recognises such a file by its safetensors header.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def save_quantized(model: PreTrainedModel, folder: str | os.PathLike[str], *, ke
     """Write ``model`` to ``folder`` like ``save_pretrained``, with its matrices as int8.
 
     Args:
-        keep: tensors whose names contain one of these are stored in half precision instead.
+        model: the model to store.
+        folder: created if it does not exist.
+        keep: a tensor whose name contains one of these strings is stored in half precision instead.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -75,15 +77,18 @@ def _is_quantized(path: str) -> bool:
 
 
 class QuantizedStorage:
-    """Mix-in for a ``PreTrainedModel``: reads int8 storage too, and refuses weights that do not fit."""
+    """Mix-in for a ``PreTrainedModel`` that reads int8 storage as well, and refuses weights that do not fit."""
 
     config_class: Any
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Like transformers' ``from_pretrained``; raises :class:`ModelError` naming tensors that do not fit.
+        """Load a model as transformers' ``from_pretrained`` does, but refuse weights that do not fit.
 
-        Only safetensors are read: a ``pytorch_model.bin`` is a pickle, which only ``ldot convert`` reads.
+        Only safetensors files are read: a ``pytorch_model.bin`` is a pickle, which only ``ldot convert`` reads.
+
+        Raises:
+            ModelError: tensors are missing, unknown or of another shape. The message names them.
         """
         source, config, state = pretrained_model_name_or_path, kwargs.pop("config", None), None
         if source is not None:
@@ -94,8 +99,8 @@ class QuantizedStorage:
                 source, state = None, load_quantized(path)
         with_info = kwargs.pop("output_loading_info", False)
         state_argument = {"state_dict": state} if state else {}
-        # transformers would print a table and go on with random weights where something is missing, and would read a
-        # pickle where there is no safetensors file.
+        # By default transformers prints a table and continues with random weights if tensors are missing, and reads a
+        # pickle if there is no safetensors file.
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
         with _without_report():
             model, info = super().from_pretrained(source, *args, config=config, **state_argument, **kwargs)  # type: ignore[misc]
@@ -110,7 +115,7 @@ class QuantizedStorage:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """No table of tensors on the terminal: what is wrong is told by our own error."""
+    """Suppress transformers' table of tensors that do not fit; :func:`refuse_misfits` reports them instead."""
 
     def silence(record: logging.LogRecord) -> bool:
         return False
@@ -124,23 +129,32 @@ def _without_report() -> Iterator[None]:
 
 
 def refuse_misfits(source: str, *, missing: Iterable[str], unknown: Iterable[str], misshapen: Iterable[str]) -> None:
-    """Refuse weights that are not exactly what their model needs.
+    """Refuse weights that do not match their model exactly.
+
+    Args:
+        source: file or folder of the weights, for the message.
+        missing: tensors that the model needs and the file lacks.
+        unknown: tensors in the file that the model lacks.
+        misshapen: tensors of another shape than the model's.
 
     Raises:
-        ModelError: naming the tensors (the first eight of each kind).
+        ModelError: there is such a tensor. The message names the first eight of each group.
     """
     problems = {"missing": missing, "not of this model": unknown, "of another shape": misshapen}
-    found = {what: sorted(names) for what, names in problems.items()}
-    listed = "; ".join(f"{what}: {json.dumps(names[:8])[1:-1]}" for what, names in found.items() if names)
+    ordered = {problem: sorted(names) for problem, names in problems.items()}
+    listed = "; ".join(f"{problem}: {json.dumps(names[:8])[1:-1]}" for problem, names in ordered.items() if names)
     if listed:
         raise ModelError(f"the weights in {source} do not fit their configuration ({listed})")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a ``.safetensors`` file, or of what ``torch.save`` wrote, perhaps under ``model_dict``.
+    """Read a state dict from a ``.safetensors`` file or a ``torch.save`` file, also one nested under ``model_dict``.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        ModelError: it holds anything else; nothing is ever unpickled but plain tensors.
+        ModelError: the file contains anything but plain tensors; nothing else is ever unpickled.
     """
     try:
         if path.suffix == ".safetensors":
@@ -150,11 +164,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path} cannot be read as plain tensors ({reason}); it is not read in any other way, because loading "
-            "a pickle runs whatever is in it"
+            f"{path} cannot be read as plain tensors ({reason}); other pickles are refused, because loading one runs "
+            "the code in it: save the state dict alone"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
         content = content["model_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"{path} holds no state dict: neither tensors by name nor a model_dict of them")
+        raise ModelError(f"{path} contains no state dict: neither tensors by name nor a model_dict of them")
     return {str(name): tensor for name, tensor in content.items()}

@@ -1,1 +1,1 @@
-"""Recall of a model on photos with captions."""
+"""Measure the recall of a model on photos with captions."""

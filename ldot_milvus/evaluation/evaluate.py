@@ -1,4 +1,4 @@
-"""Recall of a model in both directions, by dot product and re-ranked."""
+"""Measure a model's recall in both directions, by dot product and re-ranked."""
 
 from __future__ import annotations
 
@@ -27,59 +27,63 @@ log = logging.getLogger(__name__)
 PHOTO_BLOCK, PAIR_BLOCK = 32, 2000
 
 Recall = dict[str, dict[str, float]]
-"""Of each direction, in percent: ``{"text_to_image": {"R@1": ...}, "image_to_text": {...}}``."""
+"""Recall of each direction in percent: ``{"text_to_image": {"R@1": ...}, "image_to_text": {...}}``."""
 
 
 def evaluate(
     embedder: Embedder, pairs: Sequence[Pair], *, reranker: Reranker | str | None = None, rerank: int = 0,
     curve: Sequence[int] = (), folds: int = 1, pool: Sequence[Pair] = (), vocabulary: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Recall@1/5/10 in percent: every caption finds its photo, every photo finds one of its captions.
+    """Measure Recall@1/5/10 in percent: every caption searches its photo, every photo searches one of its captions.
 
     Args:
-        reranker: what re-ranks: None for the embedder's own, a folder or hub id, or one that is loaded.
-        rerank: M, how many of the first are re-ranked in each direction; 0 for none.
-        curve: more such numbers. One pass scores the first of the largest, and every M is told from it.
-        folds: cut the photos into so many equal parts, in their order, and average (COCO 1K: five of the 5,000).
-        pool: photos and captions that are searched too, and not asked for.
-        vocabulary: entries of the vocabulary that captions are token ids of, to be held against the model's.
+        embedder: encodes the photos and captions.
+        pairs: the photos with their captions.
+        reranker: None for the embedder's own re-ranker, a folder or hub id, or a loaded re-ranker.
+        rerank: M, the number of candidates of a query that are re-ranked; 0 turns re-ranking off.
+        curve: more values of M. The candidates of the largest M are scored once, for all values.
+        folds: divide the photos, in their order, into this number of equal folds, and average over them (COCO 1K: five
+            folds of the 5,000 photos).
+        pool: further photos and captions that are searched, but are not queries.
+        vocabulary: size of the vocabulary if captions are token ids, to be compared with the model's.
 
     Returns:
         ``{"images", "captions", "text_to_image", "image_to_text", "reranked"?, "curve"?, "folds"?, "pool"?,
-        "seconds"}``, the form that ``ldot eval --json`` prints.
+        "seconds"}``, the output of ``ldot eval --json``.
 
     Raises:
-        UsageError: no re-ranker where one is needed, folds that are not equal, a photo in both ``pairs`` and ``pool``,
-            token ids of another vocabulary.
-        InputError: a photo or its regions cannot be used; the record is named.
+        UsageError: there is no re-ranker but one is needed, the folds are not equal, a photo is in ``pairs`` and in
+            ``pool``, or token ids belong to another vocabulary.
+        InputError: a photo or its regions cannot be read. The message names the record.
     """
     numbers = sorted({0, rerank, *curve})
-    second = load_reranker(reranker, embedder) if numbers[-1] else None
-    if numbers[-1] and second is None:
+    loaded_reranker = load_reranker(reranker, embedder) if numbers[-1] else None
+    if numbers[-1] and loaded_reranker is None:
         raise UsageError("this model has no re-ranker: evaluate with --rerank 0 and no --curve")
-    reads = embedder.vocabulary_size
-    if vocabulary not in (None, reads):
+    model_vocabulary = embedder.vocabulary_size
+    if vocabulary not in (None, model_vocabulary):
         raise UsageError(
-            f"the captions are token ids of a vocabulary of {vocabulary:,} entries and the model's has {reads or 0:,}: "
-            "give it texts, as in Karpathy's JSON"
+            f"the captions are token ids of a vocabulary of {vocabulary:,} entries, and the model's has "
+            f"{model_vocabulary or 0:,}: give captions as texts, as in Karpathy's JSON"
         )
     if len(pairs) % folds:
-        raise UsageError(f"{len(pairs)} photos cannot be cut into {folds} equal folds")
+        raise UsageError(f"{len(pairs)} photos cannot be divided into {folds} equal folds: give a divisor")
     if folds > 1 and pool:
-        raise UsageError("folds are searched each by itself: give no pool with them")
+        raise UsageError("each fold is searched alone: give no pool with folds")
     known = {pair.name for pair in pairs}
     for pair in pool:
         if pair.name in known:
-            raise UsageError(f"{printable(pair.name)} is there twice: asked for, and in the pool")
+            raise UsageError(f"{printable(pair.name)} is both a query and in the pool: remove it from one of the two")
     started = time.perf_counter()
-    encoded = _encode(embedder, [*pairs, *pool], second)
+    encoded = _encode(embedder, [*pairs, *pool], loaded_reranker)
     captions = sum(len(pair.captions) for pair in pairs)
     size = (len(pairs) + len(pool)) // folds
-    asked = (captions, len(pairs)) if pool else None
-    parts = [
-        _recall(second, encoded.part(start, start + size), asked, numbers) for start in range(0, size * folds, size)
+    queries = (captions, len(pairs)) if pool else None
+    recall_of_folds = [
+        _recall(loaded_reranker, encoded.fold(start, start + size), queries, numbers)
+        for start in range(0, size * folds, size)
     ]
-    recall = {number: _mean([part[number] for part in parts]) for number in numbers}
+    recall = {number: _mean([fold[number] for fold in recall_of_folds]) for number in numbers}
     result: dict[str, Any] = {"images": len(pairs), "captions": captions, **recall[0]}
     if rerank:
         result["reranked"] = {"M": rerank, **recall[rerank]}
@@ -95,7 +99,15 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """P photos and their captions in order of photo; ``owner`` (captions,) is the photo that each describes."""
+    """P photos and their captions, encoded.
+
+    Attributes:
+        captions: C captions in order of photo.
+        owner: (C,), the index of each caption's photo.
+        texts: (C, dim), the captions' vectors.
+        images: (P, dim), the photos' vectors.
+        kept: the photos' region data; empty without a re-ranker.
+    """
 
     captions: list[Caption]
     owner: Indices
@@ -103,8 +115,8 @@ class _Encoded:
     images: Scores
     kept: list[KeptImage]
 
-    def part(self, start: int, stop: int) -> _Encoded:
-        """The photos from ``start`` to ``stop``, with their captions."""
+    def fold(self, start: int, stop: int) -> _Encoded:
+        """Return the photos from ``start`` to ``stop`` with their captions."""
         first, last = np.searchsorted(self.owner, [start, stop])
         return _Encoded(self.captions[first:last], self.owner[first:last] - start, self.texts[first:last],
                         self.images[start:stop], self.kept[start:stop])  # fmt: skip
@@ -132,48 +144,51 @@ def _load(embedder: Embedder, pair: Pair) -> Image | Regions:
     if isinstance(loaded, bytes):
         return decode(loaded, name=pair.name, draft_to=embedder.least_side).image
     try:
-        embedder.image_features([loaded])  # refuses another extractor's
+        embedder.image_features([loaded])  # refuses regions of another extractor
     except InputError as error:
         raise InputError(f"{printable(pair.name)}: {error}") from error
     return loaded
 
 
 def _recall(
-    reranker: Reranker | None, encoded: _Encoded, asked: tuple[int, int] | None, numbers: Sequence[int]
+    reranker: Reranker | None, encoded: _Encoded, queries: tuple[int, int] | None, numbers: Sequence[int]
 ) -> dict[int, Recall]:
-    """Recall with the first M re-ranked, for each M of ``numbers``."""
-    found = search_both_ways(encoded.texts, encoded.images, encoded.owner, numbers[-1], asked=asked)
+    """Measure the recall with the first M candidates re-ranked, for each M of ``numbers``."""
+    result = search_both_ways(encoded.texts, encoded.images, encoded.owner, numbers[-1], queries=queries)
     if reranker is None:
-        return {0: found.recall()}
-    crossed = found.cross(pair_scores(reranker, encoded.captions, encoded.kept))
-    return {number: crossed.recall(number, reranker.dot_weight) for number in numbers}
+        return {0: result.recall()}
+    reranked = result.rerank(pair_scores(reranker, encoded.captions, encoded.kept))
+    return {number: reranked.recall(number, reranker.dot_weight) for number in numbers}
 
 
 def pair_scores(
     reranker: Reranker, captions: Sequence[Caption], kept: Sequence[KeptImage]
 ) -> Callable[[Indices, Indices], Scores]:
-    """What :meth:`~ldot_milvus.evaluation.ranking.BothWays.cross` asks: the re-ranker's scores of some pairs.
+    """Return the scoring function that :meth:`~ldot_milvus.evaluation.ranking.BidirectionalResult.rerank` needs.
 
     Args:
-        kept: what the re-ranker keeps of photo i.
+        reranker: scores the pairs.
+        captions: the captions.
+        kept: the region data of the photos.
     """
 
-    def score(rows: Indices, columns: Indices) -> Scores:
-        scores = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), PAIR_BLOCK):
+    def score(texts: Indices, photos: Indices) -> Scores:
+        scores = np.empty(len(texts), np.float32)
+        for start in range(0, len(texts), PAIR_BLOCK):
             block = slice(start, start + PAIR_BLOCK)
-            texts = [captions[row] for row in rows[block]]
-            scores[block] = reranker.score(texts, [kept[photo] for photo in columns[block]])
+            scores[block] = reranker.score(
+                [captions[text] for text in texts[block]], [kept[photo] for photo in photos[block]]
+            )
             if start % (10 * PAIR_BLOCK) == 0:
-                log.info("re-ranking: %d of %d pairs", start, len(rows))
+                log.info("re-ranking: %d of %d pairs", start, len(texts))
         return scores
 
     return score
 
 
-def _mean(parts: Sequence[Recall]) -> Recall:
-    """The mean of each figure over the folds."""
+def _mean(folds: Sequence[Recall]) -> Recall:
+    """Return the mean of each figure over the folds."""
     return {
-        way: {cut: round(float(np.mean([part[way][cut] for part in parts])), 2) for cut in figures}
-        for way, figures in parts[0].items()
+        way: {cut: round(float(np.mean([fold[way][cut] for fold in folds])), 2) for cut in figures}
+        for way, figures in folds[0].items()
     }

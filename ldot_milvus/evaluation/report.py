@@ -1,4 +1,4 @@
-"""The figures of an evaluation as a table, with published ones beside them."""
+"""Format the figures of an evaluation as a table, together with published ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ PUBLISHED = Path(__file__).with_name("published.json")
 
 
 def published_figures(data: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Published figures of a data set (:class:`~ldot_milvus.evaluation.datasets.DataSet`'s name), each with its source.
+    """Return the published figures of a data set, each with its source.
 
-    None where the measured ``result`` is of another protocol: other photos, folds, a pool.
+    Args:
+        data: name of the data set (:class:`~ldot_milvus.evaluation.datasets.DataSet`).
+        result: see :func:`~ldot_milvus.evaluation.evaluate.evaluate`.
+
+    Returns:
+        An empty list if ``result`` was measured with another protocol: other photos, folds or a pool.
     """
     if "folds" in result or "pool" in result:
         return []
@@ -25,38 +30,38 @@ def published_figures(data: str, result: Mapping[str, Any]) -> list[dict[str, An
 
 
 def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Rows of Recall@1/5/10 of both directions and the mean of the six.
+    """Format Recall@1/5/10 of both directions, and the mean of these six figures, as a table.
 
     Args:
-        result: as of :func:`~ldot_milvus.evaluation.evaluate.evaluate`.
-        published: as of :func:`published_figures`.
+        result: see :func:`~ldot_milvus.evaluation.evaluate.evaluate`.
+        published: see :func:`published_figures`.
     """
     rows: list[tuple[str, Mapping[str, Any]]] = [("dot product", result)]
     curve = {point["M"]: point for point in result.get("curve", [])}
     if "reranked" in result:
         curve[result["reranked"]["M"]] = result["reranked"]
     rows += [(f"re-ranked, first {number}", curve[number]) for number in sorted(curve) if number]
-    beside = [(f"  {row['model']}", row) for row in published]
-    width = max(len(name) for name, _ in rows + beside)
+    published_rows = [(f"  {row['model']}", row) for row in published]
+    width = max(len(name) for name, _ in rows + published_rows)
     cuts = _cells([f"R@{cut}" for cut in CUTS])
     lines = [
         f"{'':{width}}  {'text to image':>20}  {'image to text':>20}",
         f"{'':{width}}  {cuts}  {cuts}  {'mean':>6}",
         *(f"{name:{width}}  {_figures(figures)}" for name, figures in rows),
     ]
-    for source, group in groupby(beside, key=lambda row: row[1]["source"]):
+    for source, group in groupby(published_rows, key=lambda row: row[1]["source"]):
         lines += [f"published, {source}:", *(f"{name:{width}}  {_figures(figures)}" for name, figures in group)]
     return "\n".join(lines)
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """What was searched, and how long it took."""
-    asked = f"{result['images']:,} photos, {result['captions']:,} captions"
+    """Format the number of photos and captions, and the duration."""
+    text = f"{result['images']:,} photos, {result['captions']:,} captions"
     if "folds" in result:
-        asked += f", the mean of {result['folds']} folds"
+        text += f", the mean of {result['folds']} folds"
     if "pool" in result:
-        asked += f", among {result['pool']['images']:,} photos and {result['pool']['captions']:,} captions"
-    return f"{asked}, {result['seconds']} s"
+        text += f", among {result['pool']['images']:,} photos and {result['pool']['captions']:,} captions"
+    return f"{text}, {result['seconds']} s"
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

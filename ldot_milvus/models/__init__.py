@@ -1,1 +1,1 @@
-"""Models: texts and images to vectors that are compared by dot product, and pairs of both to scores."""
+"""Models: embed texts and images as vectors compared by dot product, and score pairs of a text and an image."""

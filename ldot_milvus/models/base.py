@@ -1,7 +1,7 @@
-"""What every model family gives: an :class:`Embedder`, perhaps a :class:`Reranker`, and the files of both.
+"""Interfaces of a model family: an :class:`Embedder`, optionally a :class:`Reranker`, and the files of both.
 
-Nothing outside :mod:`ldot_milvus.models` knows more of a model. Files are read without torch, so that a command with
-nothing to encode starts at once; ``load`` is where a family imports what it computes with.
+The rest of the package uses models through these interfaces only. The file classes read a model's folder without
+importing torch, so that a command with nothing to encode starts at once; ``load`` imports the computing libraries.
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ Text = str | list[int]
 """A text, or its token ids, [CLS] and [SEP] included."""
 
 ImageInput = ImageSource | Regions
-"""A path, encoded bytes, a PIL image, or ready regions for a family that reads them."""
+"""A path, encoded bytes, a PIL image, or precomputed regions for a family that reads regions."""
 
 ImageFeatures = Any
-"""What one pass over an image's pixels gives: its family's own, opaque to everything else."""
+"""Features computed in one pass over an image's pixels. Only the model family that computed them can read them."""
 
 KeptImage = Mapping[str, NDArray[Any]]
-"""What a re-ranker keeps of an image: named arrays, opaque to everything but the re-ranker."""
+"""Region data: the named arrays that a re-ranker stores for an image. Only the re-ranker can read them."""
 
 
 class Embedder(Protocol):
-    """Texts and images to vectors that are compared by dot product. Threads may share one.
+    """Encodes texts and images as vectors that are compared by dot product. Instances are thread-safe.
 
     Attributes:
         name: packaged name, folder or hub id, for messages.
         dim: width of the vectors.
-        fingerprint: of everything that decides a vector (:attr:`ModelFiles.fingerprint`); a collection is bound to it.
-        former_fingerprints: those to which earlier versions of ldot-milvus bound a collection of this model.
-        least_side: pixels that both sides of a photo must keep where it is decoded at a reduced size; None where it
-            must not be reduced.
-        vocabulary_size: entries of the vocabulary whose token ids are taken in place of texts; None where texts only.
-        reranker: the re-ranker that comes with the model, on the same device; None where there is none.
+        fingerprint: hash of everything that determines a vector (:attr:`ModelFiles.fingerprint`). A collection is
+            bound to it.
+        former_fingerprints: fingerprints to which earlier versions of ldot-milvus bound this model's collections.
+        least_side: minimum length in pixels of both sides of a photo that is decoded at a reduced size; None if
+            photos must be decoded at full size.
+        vocabulary_size: size of the vocabulary whose token ids are accepted instead of texts; None if the model
+            accepts texts only.
+        reranker: the model's own re-ranker, on the same device; None if it has none.
     """
 
     name: str
@@ -65,49 +67,55 @@ class Embedder(Protocol):
     def reranker(self) -> Reranker | None: ...  # noqa: D102
 
     def encode_texts(self, texts: Sequence[Text]) -> Array:
-        """Vectors of texts.
+        """Encode texts as vectors.
 
         Args:
-            texts: at least one character each; long ones are cut to the model's limit of tokens.
+            texts: n texts of at least one character. Texts longer than the model's token limit are truncated.
 
         Returns:
-            float32 (n, dim), as the model gives them: nothing is normalised afterwards.
+            float32 (n, dim), the model's own output: nothing is normalised afterwards.
 
         Raises:
-            UsageError: a single string in the place of a list, or an empty text.
+            UsageError: ``texts`` is a single string instead of a list, or a text is empty.
         """
         ...
 
     def encode_images(self, images: Sequence[ImageInput]) -> Array:
-        """Vectors of images, float32 (n, dim).
+        """Encode images as vectors.
+
+        Returns:
+            float32 (n, dim), the model's own output: nothing is normalised afterwards.
 
         Raises:
-            InputError: an image that cannot be read.
+            InputError: an image cannot be read.
         """
         ...
 
     def image_features(self, images: Sequence[ImageInput]) -> list[ImageFeatures]:
-        """The one pass over the pixels: what :meth:`encode_features` and :meth:`Reranker.keep` read.
+        """Compute the input of :meth:`encode_features` and :meth:`Reranker.keep` in one pass over the pixels.
+
+        Returns:
+            One entry for each image, in order.
 
         Raises:
-            InputError: an image that cannot be read, or ready features that this model does not read.
-            UsageError: the model reads ready features only.
+            InputError: an image cannot be read, or precomputed features do not fit the model.
+            UsageError: the model reads precomputed features only.
         """
         ...
 
     def encode_features(self, features: Sequence[ImageFeatures]) -> Array:
-        """Vectors, float32 (n, dim), of what :meth:`image_features` gave."""
+        """Encode the features that :meth:`image_features` returned as vectors, float32 (n, dim)."""
         ...
 
 
 class Reranker(Protocol):
-    """Scores a text with an image, of which it reads nothing but what it kept. Threads may share one.
+    """Scores pairs of a text and an image from the image's region data. Instances are thread-safe.
 
     Attributes:
         name: packaged name, folder or hub id, for messages.
-        fingerprint: of everything that decides what is kept of an image (:attr:`RerankerFiles.fingerprint`); it names
-            the folder of region data.
-        former_fingerprints: those under which earlier versions of ldot-milvus stored the same region data.
+        fingerprint: hash of everything that determines the region data of an image
+            (:attr:`RerankerFiles.fingerprint`). It names the folder of region data.
+        former_fingerprints: fingerprints under which earlier versions of ldot-milvus stored the same region data.
         dot_weight: weight of the dot product that retrieval adds to a score.
     """
 
@@ -121,31 +129,44 @@ class Reranker(Protocol):
     def dot_weight(self) -> float: ...  # noqa: D102
 
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
-        """What to keep of images, given the features of the embedder that the re-ranker was loaded for.
+        """Convert image features to the region data that is stored for re-ranking.
+
+        Args:
+            features: from the embedder for which the re-ranker was loaded.
+
+        Returns:
+            The region data of each image, in order.
 
         Raises:
-            InputError: values that the kept precision cannot hold.
+            InputError: a value is out of range for the stored precision.
         """
         ...
 
     def check(self, kept: KeptImage) -> None:
-        """Refuse a record that :meth:`keep` cannot have made, as a damaged file or another program leaves it.
+        """Validate region data that was read from a store: the file may be damaged or written by another program.
 
         Raises:
-            InputError: saying what is wrong with it.
+            InputError: :meth:`keep` cannot have produced this record. The message says why.
         """
 
     def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
-        """Scores of text i with image i, float32 (n,); higher is better.
+        """Score text i with image i.
 
-        One text with many images, or one image with many texts, is such a list too: a model computes what concerns one
-        side alone once for each distinct text, and may do so for each distinct record.
+        To score one text with many images, or one image with many texts, repeat it: the part of the computation that
+        depends on the text alone runs once for each distinct text.
+
+        Args:
+            texts: n texts.
+            kept: the region data of n images.
+
+        Returns:
+            float32 (n,); higher is better.
         """
         ...
 
 
 class FilesOnDisk:
-    """A folder whose ``config.json`` says its family by ``model_type``, read as little as possible."""
+    """A model's folder. The ``model_type`` in its ``config.json`` names the family; files are read on demand."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -153,18 +174,18 @@ class FilesOnDisk:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration.
+        """The content of ``config.json``.
 
         Raises:
-            ModelError: it cannot be read.
+            ModelError: the file is missing or is not JSON.
         """
         return read_config(self.name, self.folder)
 
     def _digest(self, start: str, files: Iterable[Path]) -> str:
-        """SHA-256 over ``start`` and the bytes of files: its first 32 hex digits.
+        """Return the first 32 hex digits of the SHA-256 over ``start`` and the contents of ``files``.
 
         Raises:
-            ModelError: a file that cannot be read.
+            ModelError: a file cannot be read.
         """
         digest = hashlib.sha256(start.encode())
         for path in files:
@@ -178,7 +199,7 @@ class FilesOnDisk:
 
 
 class ModelFiles(FilesOnDisk, ABC):
-    """The files of a model that embeds; a family subclasses it and is registered under its ``model_type``."""
+    """The files of an embedding model. Each family has a subclass, registered under its ``model_type``."""
 
     @property
     @abstractmethod
@@ -187,26 +208,26 @@ class ModelFiles(FilesOnDisk, ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (first 32 hex digits) of everything that decides a vector: configuration and weights."""
+        """Hash of everything that determines a vector, the configuration and the weights: 32 hex digits."""
         return self._digest(json.dumps(self.config, sort_keys=True), [self.folder / "model.safetensors"])
 
     @property
     def features_fingerprint(self) -> str:
-        """Of everything that decides the features from which a re-ranker keeps something."""
+        """Hash of everything that determines the image features, the input of a re-ranker: 32 hex digits."""
         return self.fingerprint
 
     @property
     def former_fingerprints(self) -> tuple[str, ...]:
-        """Those by which earlier versions of ldot-milvus named the same model in a collection."""
+        """Fingerprints to which earlier versions of ldot-milvus bound this model's collections."""
         return ()
 
     @property
     def summary(self) -> str:
-        """What it is made of, in a few words for ``ldot doctor``."""
+        """The model's components in a few words, for ``ldot doctor``."""
         return f"vectors of {self.dim}"
 
     def own_reranker(self) -> RerankerFiles | None:
-        """The re-ranker that comes with the model."""
+        """Return the files of the model's own re-ranker; None if it has none."""
         return None
 
     @abstractmethod
@@ -217,12 +238,19 @@ class ModelFiles(FilesOnDisk, ABC):
             device, dtype: see :func:`~ldot_milvus.models.loading.load_embedder`.
 
         Raises:
-            ModelError: files that are missing or do not fit together.
+            UsageError: the device or dtype is unknown.
+            ModelError: files are missing or do not fit together.
         """
 
 
 class RerankerFiles(FilesOnDisk, ABC):
-    """The files of a re-ranker, together with those of the model whose image features it reads."""
+    """The files of a re-ranker.
+
+    Args:
+        name: packaged name, folder or hub id, for messages.
+        folder: the re-ranker's folder.
+        model: the model whose image features the re-ranker reads.
+    """
 
     def __init__(self, name: str, folder: Path, model: ModelFiles) -> None:
         super().__init__(name, folder)
@@ -230,29 +258,33 @@ class RerankerFiles(FilesOnDisk, ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (first 32 hex digits) of everything that decides what is kept of an image."""
+        """Hash of everything that determines the region data of an image: 32 hex digits."""
         about = json.dumps([self.model.features_fingerprint, self.config], sort_keys=True)
         return self._digest(about, [self.folder / "model.safetensors"])
 
     @property
     def former_fingerprints(self) -> tuple[str, ...]:
-        """Those under which earlier versions of ldot-milvus stored the same region data."""
+        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
         return ()
 
     @abstractmethod
     def load(self, embedder: Embedder) -> Reranker:
-        """Load the re-ranker for an embedder, on its device.
+        """Load the re-ranker for an embedder, on the embedder's device.
 
         Raises:
-            ModelError: files that are missing or do not fit together, or an embedder whose features it does not read.
+            ModelError: files are missing or do not fit together, or the re-ranker cannot read the embedder's features.
         """
 
 
 def read_config(name: str, folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a folder.
+    """Read the ``config.json`` of a folder.
+
+    Args:
+        name: the model's name, for the message.
+        folder: the model's folder.
 
     Raises:
-        ModelError: it is not there, or not JSON.
+        ModelError: the file is missing or is not JSON.
     """
     path = folder / "config.json"
     try:

@@ -1,4 +1,4 @@
-"""Models by name: loaded on the best device there is, whatever their family."""
+"""Load a model of any family by name, and choose its device and dtype."""
 
 from __future__ import annotations
 
@@ -15,29 +15,34 @@ if TYPE_CHECKING:
 
 
 def load_embedder(name: str = "ldot-mini", *, device: str | None = None, dtype: str | None = None) -> Embedder:
-    """Load a model of any family by packaged name, folder or hub id.
+    """Load an embedding model of any family.
 
     Args:
-        device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
-        dtype: "float32", "float16" or "bfloat16"; None takes float16 on CUDA and float32 elsewhere.
+        name: packaged name, folder or hub id.
+        device: "cuda", "cuda:1", "mps" or "cpu"; None selects CUDA, else MPS, else the CPU.
+        dtype: "float32", "float16" or "bfloat16"; None selects float16 on CUDA and float32 elsewhere.
 
     Raises:
-        UsageError: unknown name, device or dtype.
-        ModelError: files that are missing or do not fit together.
+        UsageError: the name, device or dtype is unknown.
+        ModelError: files are missing or do not fit together.
     """
     return find_model(name).load(device=device, dtype=dtype)
 
 
 def load_reranker(name: Reranker | str | None, embedder: Embedder) -> Reranker | None:
-    """The re-ranker for an embedder, on its device.
+    """Load the re-ranker for an embedder, on the embedder's device.
 
     Args:
-        name: None for the embedder's own, "none" for none, else a folder or hub id of a re-ranker, or of a model that
-            has one. One that is loaded already is given back.
+        name: None for the embedder's own re-ranker, "none" for no re-ranker, else the folder or hub id of a re-ranker
+            or of a model with a re-ranker. A re-ranker that is already loaded is returned unchanged.
+        embedder: the embedder whose image features the re-ranker reads.
+
+    Returns:
+        The re-ranker; None if ``name`` is "none" or the embedder has no re-ranker of its own.
 
     Raises:
-        UsageError: no such re-ranker.
-        ModelError: files that do not fit together, or a re-ranker that does not read this embedder's features.
+        UsageError: no re-ranker has that name.
+        ModelError: files do not fit together, or the re-ranker cannot read this embedder's features.
     """
     if name is None:
         return embedder.reranker
@@ -48,14 +53,15 @@ def load_reranker(name: Reranker | str | None, embedder: Embedder) -> Reranker |
 
 
 def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str | None = None) -> Bundle:
-    """The parts of a LightningDOT model: encoders, region extractor, re-ranker and tokenizer.
+    """Load the components of a LightningDOT model: encoders, region extractor, re-ranker and tokenizer.
 
     Args:
-        device, dtype: as of :func:`load_embedder`.
+        name: packaged name, folder or hub id.
+        device, dtype: see :func:`load_embedder`.
 
     Raises:
-        UsageError: unknown name, device or dtype.
-        ModelError: files that are missing or do not fit together, or a model of another family.
+        UsageError: the name, device or dtype is unknown.
+        ModelError: files are missing or do not fit together, or the model belongs to another family.
     """
     from ldot_milvus.models.lightningdot.bundle import load_bundle
     from ldot_milvus.models.lightningdot.files import find_lightningdot
@@ -64,10 +70,10 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; None takes the best there is.
+    """Return the named device; None selects CUDA, else MPS, else the CPU.
 
     Raises:
-        UsageError: there is none of that name here.
+        UsageError: this machine cannot use a device of that name.
     """
     import torch
 
@@ -83,10 +89,10 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The floating-point type of that name; None takes float16 on CUDA and float32 elsewhere.
+    """Return the named floating-point type; None selects float16 on CUDA and float32 elsewhere.
 
     Raises:
-        UsageError: another name.
+        UsageError: the name is not "float32", "float16" or "bfloat16".
     """
     import torch
 
@@ -98,7 +104,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 class QuietTransformers:
-    """No progress bars of transformers while a model loads; its setting is put back afterwards."""
+    """Context manager that hides transformers' progress bars while a model loads, then restores the setting."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

@@ -1,6 +1,6 @@
-"""Which class reads the files of which family, and where a name lies on this machine.
+"""Find a model's folder by its name, and the class that reads it by its family.
 
-A new family is one module and one line of :data:`FAMILIES`, or one call of :func:`register_family`.
+A new family takes one module and one line in :data:`FAMILIES`, or one call of :func:`register_family`.
 """
 
 from __future__ import annotations
@@ -19,46 +19,54 @@ FAMILIES = {
     "lightningdot": "ldot_milvus.models.lightningdot.files:LightningDOTFiles",
     "lightningdot-reranker": "ldot_milvus.models.lightningdot.files:LightningDOTRerankerFiles",
 }
-"""``model_type`` of a ``config.json`` to ``module:class``, a :class:`ModelFiles` or a :class:`RerankerFiles`."""
+"""Maps the ``model_type`` of a ``config.json`` to ``module:class``, a :class:`ModelFiles` or :class:`RerankerFiles`."""
 
 NO_RERANKER = "none"
-"""The name by which a model's own re-ranker is left out."""
+"""The re-ranker name that turns re-ranking off."""
 
 
 def register_family(model_type: str, files: str) -> None:
-    """Make a family known.
+    """Register a model family.
 
     Args:
-        model_type: as ``config.json`` says it.
-        files: ``module:class``; the class reads the files, and the module is imported when a folder says this type.
+        model_type: the ``model_type`` in the family's ``config.json``.
+        files: ``module:class``, a subclass of :class:`ModelFiles` or :class:`RerankerFiles`. The module is imported
+            when a model of this type is first opened.
     """
     FAMILIES[model_type] = files
 
 
 def find_model(name: str) -> ModelFiles:
-    """The files of a model by packaged name, folder or hub id (which is fetched once), without loading it.
+    """Find the files of an embedding model, without loading it.
+
+    Args:
+        name: packaged name, folder or hub id. A hub model is downloaded once.
 
     Raises:
-        UsageError: no model of that name.
-        ModelError: it is there, but of no family that embeds.
+        UsageError: no model has that name.
+        ModelError: the folder belongs to a re-ranker or to an unknown family.
     """
     folder = _folder(name)
     family = _family(name, folder)
     if not issubclass(family, ModelFiles):
-        raise ModelError(f"{name!r} is a re-ranker, not a model that embeds: name it with LDOT_RERANKER or --reranker")
+        raise ModelError(f"{name!r} is a re-ranker, not an embedding model: name it with LDOT_RERANKER or --reranker")
     return family(name, folder)
 
 
 def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
-    """The files of the re-ranker for a model, without loading it.
+    """Find the files of a re-ranker, without loading it.
 
     Args:
-        name: None for the model's own, "none" for none, else a folder or hub id of a re-ranker, or of a model that has
-            one.
+        name: None for the model's own re-ranker, "none" for no re-ranker, else the folder or hub id of a re-ranker or
+            of a model with a re-ranker.
+        model: the model whose image features the re-ranker reads.
+
+    Returns:
+        The files; None if ``name`` is "none" or the model has no re-ranker of its own.
 
     Raises:
-        UsageError: no such re-ranker.
-        ModelError: it is there, but of no family that re-ranks.
+        UsageError: no re-ranker has that name.
+        ModelError: the folder belongs to an unknown family.
     """
     if name is None:
         return model.own_reranker()
@@ -70,7 +78,7 @@ def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
         return family(name, folder, model)
     own = find_model(name).own_reranker()
     if own is None:
-        raise UsageError(f"model {name!r} has no re-ranker: name another one, or 'none' for the dot product alone")
+        raise UsageError(f"model {name!r} has no re-ranker: name another one, or 'none' to use the dot product alone")
     return type(own)(name, own.folder, model)
 
 
@@ -87,13 +95,13 @@ def _folder(name: str) -> Path:
 
 def _family(name: str, folder: Path) -> type[Any]:
     model_type = read_config(name, folder).get("model_type")
-    place = FAMILIES.get(str(model_type))
-    if place is None:
+    class_path = FAMILIES.get(str(model_type))
+    if class_path is None:
         raise ModelError(
-            f"model {name!r} is of type {model_type!r}; the types that can be read are "
-            f"{', '.join(map(repr, sorted(FAMILIES)))}: convert a published checkpoint first (ldot convert)"
+            f"model {name!r} has the unsupported type {model_type!r}; supported types are "
+            f"{', '.join(map(repr, sorted(FAMILIES)))}: convert a published checkpoint with ldot convert"
         )
-    module, _, attribute = place.partition(":")
+    module, _, attribute = class_path.partition(":")
     family = getattr(import_module(module), attribute)
     assert issubclass(family, FilesOnDisk)
     return family

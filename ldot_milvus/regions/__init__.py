@@ -1,4 +1,4 @@
-"""Pixels to regions, and regions that are there already."""
+"""Extract regions from photos, and read precomputed region features."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ __all__ = ["BottomUpExtractor", "RegionExtractor", "Regions", "open_regions"]
 def __getattr__(name: str) -> Any:
     if name != "BottomUpExtractor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ldot_milvus.regions.bottom_up import (
-        BottomUpExtractor,  # loads torch, which a reader of stored regions does not need
-    )
+    from ldot_milvus.regions.bottom_up import BottomUpExtractor  # imports torch, which stored regions do not need
 
     return BottomUpExtractor

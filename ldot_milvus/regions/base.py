@@ -1,4 +1,4 @@
-"""The one form in which photos reach the model: regions."""
+"""Regions, the form in which LightningDOT reads photos, and the interface of region extractors."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Regions:
-    """A photo as n regions.
+    """A photo as n regions. Arrays that only a detector produces are None for other extractors.
 
     Attributes:
-        features: (n, d) float32, what the extractor saw in each region.
+        features: (n, d) float32, the feature vector of each region.
         boxes: (n, 7) float32: x1, y1, x2, y2, width, height as fractions of the photo, and width * height.
-        confidence: (n,) float32 in 0..1; all ones for a grid.
+        confidence: (n,) float32 in 0..1, the probability of the region's class; all ones for a grid.
         soft_labels: (n, classes) float32, a detector's class probabilities, background first.
-        objects: (n,) int64, the class that the confidence is of, without counting the background.
-        attributes, attribute_confidence: (n,) int64 and float32, the likeliest attribute, and how likely it is.
+        objects: (n,) int64, the id of the region's class; ids do not count the background.
+        attributes: (n,) int64, the id of the most probable attribute.
+        attribute_confidence: (n,) float32 in 0..1, the probability of that attribute.
 
-    What only a detector gives is None where there is none.
+    Raises:
+        InputError: an array has a wrong shape, or n is 0.
     """
 
     features: Array
@@ -48,7 +50,6 @@ class Regions:
                 f"regions need features (n, d), boxes (n, 7) and confidence (n,) with n >= 1; got "
                 f"{self.features.shape}, {self.boxes.shape} and {self.confidence.shape}"
             )
-
         if self.soft_labels is not None and (self.soft_labels.ndim != 2 or len(self.soft_labels) != n):
             raise InputError(f"{n} regions need soft_labels ({n}, classes); got {self.soft_labels.shape}")
         for name in ("objects", "attributes", "attribute_confidence"):
@@ -60,37 +61,39 @@ class Regions:
         return len(self.features)
 
     def first(self, count: int) -> Regions:
-        """The first ``count`` regions, or all where there are fewer."""
-        return self if count >= len(self) else self.some(np.arange(count))
+        """Return the first ``count`` regions, or all regions if there are fewer."""
+        return self if count >= len(self) else self.select(np.arange(count))
 
-    def some(self, rows: NDArray[np.int64]) -> Regions:
-        """These regions, in this order."""
-        taken = {name: array[rows] for name, array in vars(self).items() if array is not None}
-        return Regions(**taken)
+    def select(self, indices: NDArray[np.int64]) -> Regions:
+        """Return the regions at ``indices``, in that order."""
+        return Regions(**{name: array[indices] for name, array in vars(self).items() if array is not None})
 
 
 class RegionExtractor(Protocol):
-    """Pixels to regions.
+    """Extracts regions from photos.
 
     Attributes:
-        dim: width of a region's feature.
-        least_side: pixels; a photo may come reduced as long as both sides stay at least this long. None: it may not.
+        dim: width of a region's feature vector.
+        least_side: minimum length in pixels of both sides of a photo that is decoded at a reduced size; None if photos
+            must be decoded at full size.
     """
 
     dim: int
 
     @property
-    def least_side(self) -> int | None:
-        """See above."""
-        ...
+    def least_side(self) -> int | None: ...  # noqa: D102
 
     def __call__(self, images: Sequence[Image]) -> list[Regions]:
-        """Regions of RGB photos; a photo's result does not depend on the others in the call."""
+        """Extract the regions of RGB photos.
+
+        Returns:
+            One entry for each photo, in order. It does not depend on the other photos in the call.
+        """
         ...
 
 
 def boxes7(corners: Array) -> Array:
-    """(n, 4) corners as fractions of the photo to the (n, 7) boxes that the models read."""
+    """Convert corners (n, 4), x1, y1, x2, y2 as fractions of the photo, to the float32 boxes (n, 7) of a Regions."""
     x1, y1, x2, y2 = corners.T
     width, height = x2 - x1, y2 - y1
     return np.stack([x1, y1, x2, y2, width, height, width * height], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Pictures of what an extractor saw: boxes with their names."""
+"""Draw the regions of a photo: boxes with the names of their classes and attributes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONG_SIDE = 1280
-"""Pixels of a picture, so that names are legible on small photos too."""
+"""Length in pixels of a picture's long side: names are legible on small photos too."""
 
 LIKELY = 0.1
-"""Attributes below this are left out."""
+"""Attributes of a lower probability are omitted."""
 
 _FONT = 17
-_GOLDEN = 0.618034  # of a turn: neighbouring class ids get colours far apart
+_GOLDEN = 0.618034  # of a full turn of the hue: neighbouring class ids get distinct colours
 
 Area = tuple[float, float, float, float]
 
 
 def draw(image: Image, regions: Regions, objects: Sequence[str], attributes: Sequence[str]) -> Image:
-    """The photo with its regions: a box a region, the surest on top, and a name where there is room for it.
+    """Draw the regions of a photo: a box for each, the most confident on top, and a name if there is room for it.
 
     Args:
-        image: RGB.
-        objects, attributes: what their ids are called. Regions without any get no names.
+        image: the photo, RGB.
+        regions: of the photo.
+        objects, attributes: the names of classes and attributes by id; regions without classes get no names.
+
+    Returns:
+        A copy of the photo with a long side of :data:`LONG_SIDE` pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -39,16 +43,17 @@ def draw(image: Image, regions: Regions, objects: Sequence[str], attributes: Seq
     font = ImageFont.load_default(_FONT)
     corners = [tuple(box[:4] * [*size, *size]) for box in regions.boxes.astype(float)]
     for row in reversed(range(len(regions))):
-        sure = float(regions.confidence[row])
-        canvas.rectangle(corners[row], outline=_colour(regions, row), width=3 if sure > 0.5 else 2 if sure > 0.2 else 1)
-    taken: list[Area] = []
+        confidence = float(regions.confidence[row])
+        line = 3 if confidence > 0.5 else 2 if confidence > 0.2 else 1
+        canvas.rectangle(corners[row], outline=_colour(regions, row), width=line)
+    occupied: list[Area] = []
     for row in range(len(regions) if regions.objects is not None else 0):
         text = _name(regions, row, objects, attributes)
         width, height = canvas.textlength(text, font) + 8, _FONT + 6
         for x, y in _places(corners[row], width, height, size):
             area = (x, y, x + width, y + height)
-            if not any(_meet(area, other) for other in taken):
-                taken.append(area)
+            if not any(_overlap(area, other) for other in occupied):
+                occupied.append(area)
                 colour = _colour(regions, row)
                 canvas.rectangle(area, fill=colour)
                 canvas.text((x + 4, y + 1), text, fill="black" if _bright(colour) else "white", font=font)
@@ -66,14 +71,14 @@ def _name(regions: Regions, row: int, objects: Sequence[str], attributes: Sequen
 
 
 def _places(box: Area, width: float, height: float, size: tuple[int, int]) -> Iterator[tuple[float, float]]:
-    """Where a name of this size may stand: over the box, in it or under it, left or right, within the picture."""
+    """Yield possible positions of a name: over, in or under the box, left or right, within the picture."""
     x1, y1, x2, y2 = box
     for y in (y1 - height, y1, y2 - height, y2):
         for x in (x1, x2 - width):
             yield min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))
 
 
-def _meet(a: Area, b: Area) -> bool:
+def _overlap(a: Area, b: Area) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -1,4 +1,4 @@
-"""``ldot regions``: photos to files of region features, in the formats of the field."""
+"""``ldot regions``: extract the regions of photos to files, in the usual formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ldot_milvus.regions.bottom_up import BottomUpExtractor
 
 Photos = Iterable[tuple[str, Callable[[], bytes]]]
-"""Photos by name, each with what reads its encoded bytes and may raise InputError."""
+"""Names of photos, each with a function that reads the encoded bytes and may raise InputError."""
 
 FORMATS = ("lmdb", "npz", "tsv")
 TSV = "regions.tsv"
@@ -25,7 +25,13 @@ PICTURES = "show"
 
 @dataclass
 class Extraction:
-    """What came of it: photos and regions written, and by photo why it was not."""
+    """The report of an extraction.
+
+    Attributes:
+        photos: number of photos written.
+        regions: number of regions written.
+        failed: maps the path of a photo that failed to the reason.
+    """
 
     photos: int = 0
     regions: int = 0
@@ -41,17 +47,21 @@ def extract(
     show: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Extraction:
-    """Write the regions of photos into a new folder; a photo that fails is reported and the others go on.
+    """Write the regions of photos to a new folder. A photo that fails is reported, and extraction continues.
 
     Args:
-        photos: each is stored under the stem of its name, as evaluation and training look it up.
-        folder: an LMDB, or the folder of ``NAME.npz`` or of ``regions.tsv``.
+        photos: each is stored under the stem of its name, by which evaluation and training find it.
+        extractor: extracts the regions.
+        folder: a new or empty folder: it becomes an LMDB, or contains ``NAME.npz`` files or ``regions.tsv``.
         format: "lmdb", "npz" or "tsv".
-        show: also write ``show/NAME.jpg`` into it, the photo with its regions drawn.
+        show: also write ``show/NAME.jpg``, the photo with its regions drawn.
         progress: called with 1 after each photo.
 
+    Returns:
+        The numbers of photos and regions written, and the failures.
+
     Raises:
-        UsageError: an unknown format, or a folder that holds something or cannot be written.
+        UsageError: the format is unknown, or the folder is not empty or cannot be written.
     """
     if format not in FORMATS:
         raise UsageError(f"format {format!r} is not one of {', '.join(FORMATS)}")
@@ -59,13 +69,13 @@ def extract(
     try:
         (folder / PICTURES if show else folder).mkdir(parents=True, exist_ok=True)
         if any(path.name != PICTURES for path in folder.iterdir()) or (show and any((folder / PICTURES).iterdir())):
-            raise UsageError(f"{folder} is there and not empty: name a new folder")
-        found = _regions(photos, extractor, folder / PICTURES if show else None, report, progress)
+            raise UsageError(f"{folder} exists and is not empty: name a new folder")
+        extracted = _regions(photos, extractor, folder / PICTURES if show else None, report, progress)
         if format == "tsv":
-            write_tsv(folder / TSV, found)
+            write_tsv(folder / TSV, extracted)
         else:
             write = write_lmdb if format == "lmdb" else write_npz
-            write(folder, ((f"{name}.npz", regions) for name, regions, _, _ in found))
+            write(folder, ((f"{name}.npz", regions) for name, regions, _, _ in extracted))
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {reason(error)}") from error
     return report
@@ -78,13 +88,13 @@ def _regions(
     report: Extraction,
     progress: Callable[[int], object] | None,
 ) -> Iterator[tuple[str, Regions, int, int]]:
-    """Name, regions, width and height of each photo that has some."""
-    taken: dict[str, str] = {}
+    """Yield name, regions, width and height of each photo that could be read; add the others to ``report``."""
+    path_of: dict[str, str] = {}
     for path, read in photos:
         name = PurePosixPath(path).stem
         try:
-            if name in taken:
-                raise InputError(f"another photo is called {name!r} too: {taken[name]}")
+            if name in path_of:
+                raise InputError(f"another photo is called {name!r} too: {path_of[name]}")
             photo = decode(read(), name=path)
             regions = extractor(photo.image)
             if pictures is not None:
@@ -95,7 +105,7 @@ def _regions(
         except InputError as error:
             report.failed[path] = str(error).removeprefix(f"{path}: ")
         else:
-            taken[name] = path
+            path_of[name] = path
             report.photos += 1
             report.regions += len(regions)
             yield name, regions, photo.width, photo.height

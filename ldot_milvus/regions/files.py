@@ -1,14 +1,13 @@
-"""Region features that somebody extracted before, in the formats that the field keeps them in.
+"""Read and write precomputed region features in the usual formats.
 
 - LMDBs of UNITER and LightningDOT (msgpack or compressed npz values; ``scripts/convert_imgdir.py`` of their code);
-- a folder of npz files with the same arrays, as they are before that conversion;
-- the TSV of bottom-up attention (github peteanderson80/bottom-up-attention), 36 boxes or 10 to 100.
+- folders of npz files with the same arrays, the input of that conversion;
+- the TSV of bottom-up attention (github peteanderson80/bottom-up-attention), with 36 boxes or 10 to 100.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -17,49 +16,60 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
+from typing_extensions import override
 
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.regions.base import Regions, boxes7
+from ldot_milvus.regions.records import decode_record, encode_msgpack, encode_npz
 
 KEYS = b"__keys__"
-MAX_RECORD = 64 * 2**20
-"""Bytes that a compressed record may unpack to: a hundred times what the largest ones of the field do."""
 MINIMUM, MAXIMUM, CONFIDENT = 10, 100, 0.2
-"""UNITER's adaptive number of regions: those above this confidence, at least 10 and at most 100."""
+"""UNITER's adaptive number of regions: those above a confidence of 0.2, but at least 10 and at most 100."""
 TSV_FIELDS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
               "features")  # fmt: skip
 
 
 class RegionFile(Protocol):
-    """Regions of many photos by name, read one at a time."""
+    """A file or folder with the regions of many photos, read one at a time by name."""
 
     @property
     def names(self) -> list[str]:
-        """In the order of the file."""
+        """Names of the records, in the order of the file."""
         ...
 
     def read(self, name: str) -> Regions:
-        """Regions of one photo: ``parse(name, raw(name))``.
+        """Read the regions of one photo: ``parse(name, raw(name))``.
 
         Raises:
-            InputError: naming the record that is not there or is not what this format promises.
+            InputError: the record is missing or invalid. The message names it.
         """
         ...
 
     def raw(self, name: str) -> bytes:
-        """One photo's record as it is stored; raises InputError as :meth:`read` does."""
+        """Read one photo's record without decoding it.
+
+        Raises:
+            InputError: the record is missing. The message names it.
+        """
         ...
 
     def parse(self, name: str, value: bytes) -> Regions:
-        """The regions in a record that :meth:`raw` gave; raises InputError as :meth:`read` does."""
+        """Decode a record that :meth:`raw` returned.
+
+        Raises:
+            InputError: the record is invalid. The message names it.
+        """
         ...
 
 
 def open_regions(path: str | Path) -> RegionFile:
-    """The reader for an LMDB folder, a folder of npz files or a ``.tsv``.
+    """Open precomputed region features for reading.
+
+    Args:
+        path: an LMDB folder, a folder of npz files or a ``.tsv`` file.
 
     Raises:
-        UsageError: nothing of the kind is there.
+        UsageError: ``path`` contains no region features.
     """
     path = Path(path)
     if (path / "data.mdb").is_file():
@@ -71,87 +81,93 @@ def open_regions(path: str | Path) -> RegionFile:
     raise UsageError(f"{path} has no region features: give an LMDB folder, a folder of .npz files, or a .tsv")
 
 
-class LmdbRegions:
-    """The authors' LMDB, in every variant that its folder's name tells.
+class LmdbRegions(RegionFile):
+    """The LMDB of UNITER and LightningDOT. The folder's name determines how many regions of a photo are read.
 
-    ``feat_numbbN`` takes the first N regions of each photo; ``feat_thX_maxY_minZ`` what was stored, or what a file
-    ``nbb_thX_maxY_minZ.json`` beside it says; ``all`` takes UNITER's adaptive number. Values are recognised by
-    themselves, so ``_compressed`` in the name does not matter.
+    ``feat_numbbN``: the first N regions. ``feat_thX_maxY_minZ``: the number in the file ``nbb_thX_maxY_minZ.json``
+    beside the folder, or all stored regions without such a file. ``all``: UNITER's adaptive number. A record's encoding
+    is detected from its bytes, so the suffix ``_compressed`` has no effect.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._lmdb = open_lmdb(self.folder)
-        kind = self.folder.name.removesuffix("_compressed")
-        fixed = re.fullmatch(r"feat_numbb(\d+)", kind)
+        variant = self.folder.name.removesuffix("_compressed")
+        fixed = re.fullmatch(r"feat_numbb(\d+)", variant)
         self._fixed = int(fixed[1]) if fixed else None
-        self._adaptive = kind == "all"
-        counts = self.folder.parent / f"{kind.replace('feat_', 'nbb_', 1)}.json"
+        self._adaptive = variant == "all"
+        counts = self.folder.parent / f"{variant.replace('feat_', 'nbb_', 1)}.json"
         self._counts: dict[str, int] = json.loads(counts.read_text()) if counts.is_file() else {}
 
     @property
+    @override
     def names(self) -> list[str]:
-        """As of :class:`RegionFile`."""
         with self._lmdb.begin() as transaction:
             listed = transaction.get(KEYS)
             if listed is not None:
                 return list(json.loads(listed))
             return [key.decode() for key in transaction.cursor().iternext(values=False)]
 
+    @override
     def read(self, name: str) -> Regions:
-        """As of :class:`RegionFile`."""
         return self.parse(name, self.raw(name))
 
+    @override
     def raw(self, name: str) -> bytes:
-        """As of :class:`RegionFile`."""
         with self._lmdb.begin() as transaction:
             value = transaction.get(name.encode())
         if value is None:
             raise InputError(f"{self.folder}: {name}: no such record")
         return bytes(value)
 
+    @override
     def parse(self, name: str, value: bytes) -> Regions:
-        """As of :class:`RegionFile`."""
         where = f"{self.folder}: {name}"
-        regions = _regions(_arrays(value, where), where)
+        regions = decode_record(value, where)
         count = self._fixed or self._counts.get(name) or (adaptive_count(regions) if self._adaptive else len(regions))
         return regions.first(count)
 
 
-class NpzRegions:
-    """A folder of ``NAME.npz`` files with ``features``, ``norm_bb``, ``conf`` and perhaps ``soft_labels``."""
+class NpzRegions(RegionFile):
+    """A folder of ``NAME.npz`` files with ``features``, ``norm_bb``, ``conf`` and optionally ``soft_labels``.
+
+    UNITER's adaptive number of regions is read of each photo.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @property
+    @override
     def names(self) -> list[str]:
-        """As of :class:`RegionFile`."""
         return sorted(path.name for path in self.folder.glob("*.npz"))
 
+    @override
     def read(self, name: str) -> Regions:
-        """As of :class:`RegionFile`; as many regions as UNITER's adaptive rule takes."""
         return self.parse(name, self.raw(name))
 
+    @override
     def raw(self, name: str) -> bytes:
-        """As of :class:`RegionFile`."""
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise InputError(f"{self.folder / name}: {error.strerror}") from error
 
+    @override
     def parse(self, name: str, value: bytes) -> Regions:
-        """As of :class:`RegionFile`."""
         where = f"{self.folder / name}"
-        regions = _regions(_arrays(value, where), where)
+        regions = decode_record(value, where)
         return regions.first(adaptive_count(regions))
 
 
-class TsvRegions:
-    """The public TSV of bottom-up attention; boxes in pixels become fractions of the photo.
+class TsvRegions(RegionFile):
+    """The public TSV of bottom-up attention. Boxes in pixels are converted to fractions of the photo.
 
     Attributes:
-        places: where each photo's line starts, and its length in bytes.
+        places: offset and length in bytes of each photo's line, by name.
+
+    Raises:
+        InputError: a name occurs twice in the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -162,21 +178,21 @@ class TsvRegions:
             for line in file:
                 name = line.split(b"\t", 1)[0].decode("utf-8", "replace")
                 if name in self.places:
-                    raise InputError(f"{self.path}: {name}: twice in this file")
+                    raise InputError(f"{self.path}: {name}: twice in this file, remove one of the lines")
                 self.places[name] = (start, len(line))
                 start += len(line)
 
     @property
+    @override
     def names(self) -> list[str]:
-        """As of :class:`RegionFile`."""
         return list(self.places)
 
+    @override
     def read(self, name: str) -> Regions:
-        """As of :class:`RegionFile`."""
         return self.parse(name, self.raw(name))
 
+    @override
     def raw(self, name: str) -> bytes:
-        """As of :class:`RegionFile`."""
         if name not in self.places:
             raise InputError(f"{self.path}: {name}: no such record")
         start, size = self.places[name]
@@ -184,20 +200,27 @@ class TsvRegions:
             file.seek(start)
             return file.read(size)
 
+    @override
     def parse(self, name: str, value: bytes) -> Regions:
-        """As of :class:`RegionFile`."""
         return parse_tsv_line(value, f"{self.path}: {name}")[0]
 
 
 def parse_tsv_line(line: bytes, where: str) -> tuple[Regions, int, int]:
-    """The regions in a line of the public TSV, and the photo's width and height in pixels.
+    """Decode a line of the public TSV.
+
+    Args:
+        line: with or without its line break.
+        where: file and name of the record, for messages.
+
+    Returns:
+        The regions, and the photo's width and height in pixels.
 
     Raises:
-        InputError: beginning with ``where``; the line is not of this format.
+        InputError: the line does not have this format.
     """
     cells = line.rstrip(b"\r\n").split(b"\t")
     if len(cells) != len(TSV_FIELDS):
-        raise InputError(f"{where}: {len(cells)} columns, where this format has {len(TSV_FIELDS)}")
+        raise InputError(f"{where}: {len(cells)} columns, but this format has {len(TSV_FIELDS)}")
     row = dict(zip(TSV_FIELDS, cells, strict=True))
     try:
         height, width, count = (int(row[field]) for field in ("img_h", "img_w", "num_boxes"))
@@ -223,15 +246,22 @@ def parse_tsv_line(line: bytes, where: str) -> tuple[Regions, int, int]:
 
 
 def tsv_line(name: str, regions: Regions, width: int, height: int) -> bytes:
-    """A line of the public TSV for a photo of that size; :func:`parse_tsv_line` is the way back.
+    """Encode regions as a line of the public TSV, the inverse of :func:`parse_tsv_line`.
+
+    Args:
+        name: of the photo.
+        regions: with classes and attributes.
+        width, height: of the photo, in pixels.
 
     Raises:
-        InputError: the regions have no classes and attributes, or the name has a tab or a line break in it.
+        InputError: the regions have no classes and attributes, or the name contains a tab or a line break.
     """
     if regions.objects is None or regions.attributes is None or regions.attribute_confidence is None:
-        raise InputError(f"{name}: this format wants a detector's classes and attributes, and these regions have none")
+        raise InputError(
+            f"{name}: tsv requires a detector's classes and attributes, and these regions have none: write lmdb or npz"
+        )
     if re.search(r"[\t\r\n]", name):
-        raise InputError(f"{name!r}: this format cannot hold a name with a tab or a line break")
+        raise InputError(f"{name!r}: a name in a tsv cannot contain a tab or a line break: rename the photo")
     scale = np.array([width, height, width, height], np.float32)
     values: dict[str, str | int | np.ndarray[Any, Any]] = {
         "img_id": name, "img_h": height, "img_w": width,
@@ -252,19 +282,30 @@ def tsv_line(name: str, regions: Regions, width: int, height: int) -> bytes:
 
 
 def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, compressed: bool = False) -> int:
-    """Write regions as the authors' LMDB (names should end in ``.npz``, as theirs do); returns how many."""
+    """Write regions as an LMDB of UNITER and LightningDOT, in half precision.
+
+    Args:
+        folder: of the LMDB.
+        items: names, which should end in ``.npz`` as in the published files, and regions.
+        compressed: write compressed npz records instead of msgpack.
+
+    Returns:
+        The number of photos written.
+
+    Raises:
+        UsageError: the package lmdb or msgpack is not installed.
+        InputError: a name occurs twice.
+    """
     try:
         import lmdb
-        import msgpack
+        import msgpack  # noqa: F401  (encode_msgpack needs it)
     except ImportError as error:
-        raise UsageError(f"{folder} is to be an LMDB: pip install 'ldot-milvus[lmdb]' to write it") from error
+        raise UsageError(f"{folder} cannot be written as an LMDB: pip install 'ldot-milvus[lmdb]' first") from error
 
     names = []
     with lmdb.open(str(folder), map_size=1 << 40) as environment:
         for name, regions in items:
-            value = _npz(regions) if compressed else msgpack.packb(
-                {field: _packed(array) for field, array in _halves(regions).items()}, use_bin_type=True
-            )  # fmt: skip
+            value = encode_npz(regions) if compressed else encode_msgpack(regions)
             with environment.begin(write=True) as transaction:
                 if not transaction.put(name.encode(), value, overwrite=False):
                     raise InputError(f"{folder}: {name}: twice among the photos")
@@ -275,7 +316,19 @@ def write_lmdb(folder: str | Path, items: Iterable[tuple[str, Regions]], *, comp
 
 
 def write_tsv(path: str | Path, items: Iterable[tuple[str, Regions, int, int]]) -> int:
-    """Write regions of photos of a width and height as the public TSV; returns how many."""
+    """Write regions as the public TSV.
+
+    Args:
+        path: of a new file.
+        items: name, regions, width and height in pixels of each photo.
+
+    Returns:
+        The number of photos written.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+        InputError: see :func:`tsv_line`.
+    """
     count = 0
     with Path(path).open("xb") as file:
         for name, regions, width, height in items:
@@ -285,105 +338,49 @@ def write_tsv(path: str | Path, items: Iterable[tuple[str, Regions, int, int]]) 
 
 
 def write_npz(folder: str | Path, items: Iterable[tuple[str, Regions]]) -> int:
-    """Write regions as ``NAME.npz`` files; returns how many."""
+    """Write regions as ``NAME.npz`` files in half precision, and return the number of photos written."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     count = 0
     for name, regions in items:
-        (Path(folder) / f"{name.removesuffix('.npz')}.npz").write_bytes(_npz(regions))
+        (Path(folder) / f"{name.removesuffix('.npz')}.npz").write_bytes(encode_npz(regions))
         count += 1
     return count
 
 
 def adaptive_count(regions: Regions) -> int:
-    """How many of the regions UNITER takes: clip(count(confidence > 0.2), 10, 100)."""
+    """Return UNITER's adaptive number of regions: clip(count(confidence > 0.2), 10, 100)."""
     return int(np.clip((regions.confidence > CONFIDENT).sum(), MINIMUM, MAXIMUM))
 
 
 def iterate(file: RegionFile) -> Iterator[tuple[str, Regions]]:
-    """All photos of a file, in its order."""
+    """Yield name and regions of all photos, in the order of the file."""
     for name in file.names:
         yield name, file.read(name)
 
 
 _open_environments: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""A process may open an LMDB only once: readers of one share it, and the last one closes it."""
+"""Open LMDBs by absolute path. A process may open an LMDB only once, so its readers share the environment."""
 
 
 def open_lmdb(folder: Path) -> Any:
-    """The LMDB for reading; it is closed when nobody has it any more."""
+    """Open an LMDB for reading; it is closed with the last reference to it.
+
+    Returns:
+        An ``lmdb.Environment``.
+
+    Raises:
+        UsageError: the package lmdb is not installed, or the folder cannot be read as an LMDB.
+    """
     try:
         import lmdb
     except ImportError as error:
         raise UsageError(f"{folder} is an LMDB: pip install 'ldot-milvus[lmdb]' to read it") from error
-    place = str(folder.resolve())
-    environment = _open_environments.get(place)
+    path = str(folder.resolve())
+    environment = _open_environments.get(path)
     if environment is None:
         try:
-            environment = lmdb.open(place, readonly=True, lock=False)
+            environment = lmdb.open(path, readonly=True, lock=False)
         except lmdb.Error as error:
             raise UsageError(f"{folder} cannot be read as an LMDB ({error})") from error
-        _open_environments[place] = environment
+        _open_environments[path] = environment
     return environment
-
-
-def _arrays(value: bytes, where: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of one record, whichever way it is stored; nothing is ever unpickled."""
-    try:
-        if value[:2] == b"PK":
-            with np.load(io.BytesIO(value), allow_pickle=False) as archive:
-                size = sum(member.file_size for member in archive.zip.infolist())
-                if size > MAX_RECORD:
-                    raise ValueError(f"{size:,} bytes unpacked are more than the limit of {MAX_RECORD:,}")
-                return {name: archive[name] for name in archive.files if name != "allow_pickle"}
-        import msgpack
-
-        record = msgpack.unpackb(value, raw=True, strict_map_key=False)
-        return {name.decode(): _unpacked(packed) for name, packed in record.items()}
-    except Exception as error:  # damaged archives raise nearly everything: zlib.error, NotImplementedError, ...
-        raise InputError(f"{where}: not region features as msgpack or npz ({error})") from error
-
-
-def _regions(arrays: dict[str, np.ndarray[Any, Any]], where: str) -> Regions:
-    missing = {"features", "norm_bb", "conf"} - arrays.keys()
-    if missing:
-        raise InputError(f"{where}: no {', '.join(sorted(missing))}; there are {', '.join(sorted(arrays)) or 'none'}")
-    labels = arrays.get("soft_labels")
-    try:
-        boxes = arrays["norm_bb"].astype(np.float32)
-        if boxes.ndim != 2 or boxes.shape[1] != 6:
-            raise ValueError(f"norm_bb has shape {boxes.shape}, not (n, 6)")
-        area = boxes[:, 4:5] * boxes[:, 5:6]
-        return Regions(
-            arrays["features"].astype(np.float32),
-            np.concatenate([boxes, area], axis=1),
-            arrays["conf"].astype(np.float32).reshape(-1),
-            None if labels is None else labels.astype(np.float32),
-        )
-    except (InputError, ValueError, TypeError) as error:  # of Regions, and of numpy for texts instead of numbers
-        raise InputError(f"{where}: {error}") from error
-
-
-def _halves(regions: Regions) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays that the authors' files hold, in half precision."""
-    arrays = {"features": regions.features, "norm_bb": regions.boxes[:, :6], "conf": regions.confidence}
-    if regions.soft_labels is not None:
-        arrays["soft_labels"] = regions.soft_labels
-    return {name: np.ascontiguousarray(array, np.float16) for name, array in arrays.items()}
-
-
-def _npz(regions: Regions) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **_halves(regions))  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _packed(array: np.ndarray[Any, Any]) -> dict[bytes, Any]:
-    """An array as the package msgpack-numpy writes it."""
-    return {b"nd": True, b"type": array.dtype.str, b"kind": b"", b"shape": array.shape, b"data": array.tobytes()}
-
-
-def _unpacked(packed: dict[bytes, Any]) -> np.ndarray[Any, Any]:
-    if packed[b"nd"] is not True or packed[b"kind"]:
-        raise ValueError("not a plain array")
-    flat: np.ndarray[Any, Any] = np.frombuffer(packed[b"data"], np.dtype(packed[b"type"].decode()))
-    return flat.reshape([int(side) for side in packed[b"shape"]])

@@ -1,4 +1,4 @@
-"""Grid regions: the cells of a ResNet's last feature map, each with its place in the photo."""
+"""Grid regions: the cells of a ResNet's last feature map, each with its box in the photo."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from ldot_milvus.weights import QuantizedStorage
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Caffe's preprocessing, which the packaged ResNet-50 was trained with: RGB, 0..255, minus the ImageNet mean.
+# Caffe's preprocessing, with which the packaged ResNet-50 was trained: RGB, 0..255, minus the ImageNet mean.
 PIXEL_MEAN = (123.68, 116.779, 103.939)
 
 
 class GridBackbone(QuantizedStorage, ResNetModel):
-    """transformers' ResNet, readable from int8 storage."""
+    """transformers' ResNet, which can also be loaded from int8 storage."""
 
     config_class = ResNetConfig
 
 
 class GridExtractor:
-    """The 7 x 7 cells of ResNet-50 as 49 regions of 2,048 features (any photo, squeezed to a square).
+    """Extracts the cells of a ResNet's last feature map: 7 x 7 regions of 2,048 features with ResNet-50 and size 224.
 
     Args:
-        backbone: the network, of which the last feature map is taken.
-        size: pixels of the square's side.
-        mirror: average each cell with the same place of the mirrored photo: twice the time, and one to two points of
-            recall for ldot-mini.
+        backbone: the network whose last feature map is used.
+        size: side in pixels of the square to which photos are resized, whatever their aspect ratio.
+        mirror: average each cell with the corresponding cell of the mirrored photo: twice the time, for one to two
+            points of recall with ldot-mini.
+        device, dtype: where the network runs and in which precision.
+
+    Attributes:
+        dim: width of a region's feature vector.
+        least_side: minimum length in pixels of both sides of a photo that is decoded at a reduced size.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class GridExtractor:
     ) -> None:
         self.size = size
         self.mirror = mirror
-        self.least_side = 2 * size  # enough for the last reduction to be a smooth one
+        self.least_side = 2 * size  # leaves the last reduction, which smooths, to _pixels
         sizes = backbone.config.hidden_sizes
         assert sizes is not None
         self.dim = int(sizes[-1])
@@ -61,12 +66,17 @@ class GridExtractor:
 
     @classmethod
     def from_pretrained(cls, folder: str, **kwargs: Any) -> GridExtractor:
-        """Load the backbone from a folder or hub id; the rest is as in the constructor."""
+        """Load the backbone from a folder or hub id; ``kwargs`` are the constructor's other arguments."""
         return cls(GridBackbone.from_pretrained(folder), **kwargs)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image]) -> list[Regions]:
-        """Regions of RGB photos of any size, in order: features (49, 2048), boxes (49, 7)."""
+        """Extract the regions of photos of any size.
+
+        Returns:
+            One entry for each photo, in order: n = (size / 32)² regions with features (n, dim) and boxes (n, 7), row by
+            row.
+        """
         pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images]))
         pixels = pixels.to(self.device)
         cells = self.feature_map(pixels)
@@ -78,7 +88,7 @@ class GridExtractor:
         return [Regions(feature, boxes, confidence) for feature in features]
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """(B, size, size, 3) uint8 pixels to the last feature map, (B, dim, size / 32, size / 32)."""
+        """Compute the last feature map (B, dim, size / 32, size / 32) of uint8 RGB pixels (B, size, size, 3)."""
         planes = pixels.permute(0, 3, 1, 2).to(self.dtype) - self._mean
         return self._backbone(planes.contiguous(memory_format=torch.channels_last)).last_hidden_state
 
@@ -87,13 +97,13 @@ class GridExtractor:
 
         square = image.convert("RGB")
         if square.size != (self.size, self.size):
-            # draft-like reduction first keeps huge photos cheap; the result differs by less than a grey level.
+            # A coarse reduction first keeps huge photos cheap; the result differs by less than one grey level.
             square = square.resize((self.size, self.size), Resampling.BILINEAR, reducing_gap=3.0)
         return np.array(square, dtype=np.uint8)
 
 
 def grid_boxes(cells: int) -> Array:
-    """Boxes (cells * cells, 7) of a square grid, row by row."""
+    """Return the float32 boxes (cells * cells, 7) of a square grid, row by row."""
     edges = np.arange(cells + 1, dtype=np.float32) / cells
     y, x = np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij")
     corners = np.stack([edges[x], edges[y], edges[x + 1], edges[y + 1]], axis=-1).astype(np.float32)
@@ -101,7 +111,7 @@ def grid_boxes(cells: int) -> Array:
 
 
 def _fuse_batch_norms(backbone: ResNetModel) -> ResNetModel:
-    """Fold each batch norm into the convolution before it: the same function in half the memory traffic."""
+    """Fold each batch norm into the convolution before it, which halves the memory traffic."""
     for module in backbone.modules():
         convolution = getattr(module, "convolution", None)
         normalization = getattr(module, "normalization", None)

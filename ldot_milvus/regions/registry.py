@@ -1,6 +1,6 @@
-"""Which class turns pixels into regions: what "kind" means in a model's ``region_extractor``.
+"""Find the class of a region extractor by the "kind" in a model's ``region_extractor``.
 
-A new extractor is one module and one line of :data:`EXTRACTORS`, or one call of :func:`register_extractor`:
+A new extractor takes one module and one line in :data:`EXTRACTORS`, or one call of :func:`register_extractor`; see
 ``docs/extend/extractor.md``.
 """
 
@@ -13,27 +13,28 @@ EXTRACTORS = {
     "grid": "ldot_milvus.regions.grid:GridExtractor",
     "bottom_up": "ldot_milvus.regions.bottom_up.extractor:BottomUpExtractor",
 }
-"""The "kind" of an extractor to ``module:class``, a :class:`~ldot_milvus.regions.base.RegionExtractor`."""
+"""Maps the "kind" of an extractor to ``module:class``, a :class:`~ldot_milvus.regions.base.RegionExtractor`."""
 
 
 def register_extractor(kind: str, extractor: str) -> None:
-    """Make an extractor known to this process.
+    """Register an extractor in this process.
 
     Args:
-        kind: as ``region_extractor`` in a model's ``config.json`` says it.
-        extractor: ``module:class``, imported when a photo first needs it. The class has a ``from_pretrained`` that
-            takes the place of the weights, the other keys of ``region_extractor``, ``device`` and ``dtype``.
+        kind: the "kind" of ``region_extractor`` in a model's ``config.json``.
+        extractor: ``module:class``, imported for the first photo. The class needs a class method ``from_pretrained``
+            with the folder or hub id of the weights as its first argument, and the other keys of
+            ``region_extractor``, ``device`` and ``dtype`` as keyword arguments.
     """
     EXTRACTORS[kind] = extractor
 
 
 def extractor_class(kind: str) -> Any:
-    """The class of an extractor.
+    """Import and return the class of an extractor.
 
     Raises:
-        ValueError: no extractor of that kind is known.
+        ValueError: no extractor of that kind is registered.
     """
     if kind not in EXTRACTORS:
-        raise ValueError(f"region extractor {kind!r} is not known; {', '.join(map(repr, sorted(EXTRACTORS)))} are")
+        raise ValueError(f"unknown region extractor {kind!r}; use one of {', '.join(map(repr, sorted(EXTRACTORS)))}")
     module, _, name = EXTRACTORS[kind].partition(":")
     return getattr(import_module(module), name)

@@ -202,7 +202,7 @@ class _Pair:
         views = len(photos.views)
         seen = photos.regions(row, 0 if views == 1 or rng.random() < 0.5 else int(rng.integers(views)))
         if stage.regions_kept is not None:
-            seen = seen.some(rng.permutation(len(seen))[: stage.regions_kept])
+            seen = seen.select(rng.permutation(len(seen))[: stage.regions_kept])
         self.regions = self.disturbed = seen
         if stage.feature_dropout:
             factors = drop_features(seen.features.shape, stage.feature_dropout, rng)

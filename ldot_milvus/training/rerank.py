@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldot_milvus.evaluation.evaluate import pair_scores
-from ldot_milvus.evaluation.ranking import Crossed, search_both_ways
+from ldot_milvus.evaluation.ranking import RerankedResult, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
@@ -88,7 +88,7 @@ def evaluate_reranker(bundle: Bundle, photos: CaptionedPhotos) -> Figures:
     return crossed_first(LightningDOTEmbedder(bundle), photos, RERANKED).recall(RERANKED, model.config.dot_weight)
 
 
-def crossed_first(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, first: int) -> Crossed:
+def crossed_first(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, first: int) -> RerankedResult:
     """What captions and photos find first by dot product, with the re-ranker's scores."""
     captions = [caption for captions in photos.captions for caption in captions]
     reranker = embedder.reranker
@@ -98,7 +98,7 @@ def crossed_first(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, first
         vectors.append(embedder.encode_features(regions))
         kept += reranker.keep(regions)
     found = search_both_ways(embedder.encode_texts(captions), np.concatenate(vectors), photos.owner, first)
-    return found.cross(pair_scores(reranker, captions, kept))
+    return found.rerank(pair_scores(reranker, captions, kept))
 
 
 @torch.inference_mode()

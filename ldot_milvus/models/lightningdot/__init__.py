@@ -1,10 +1,12 @@
-"""LightningDOT. An image's way through it, one module a step:
+"""The LightningDOT model family. A query and a photo pass through these modules in order:
 
-1. ``embedder``: photos become regions by the model's region extractor (:mod:`ldot_milvus.regions`);
-2. ``dual_encoder``: a text, or the regions of an image, to one vector, by transformer layers of ``layers``;
-3. ``cross_attention``: the score of a text and an image, by one transformer over both or by ``alignment``.
+1. ``embedder`` tokenizes texts, and turns photos into regions with the model's region extractor
+   (:mod:`ldot_milvus.regions`);
+2. ``dual_encoder`` encodes a text, or the regions of an image, as one vector, with the transformer layers in
+   ``layers``;
+3. ``cross_attention`` scores a pair of a text and an image, with one transformer over both or with ``alignment``.
 
-``bundle`` finds a model's folder and loads its parts, ``configuration`` has their sizes and choices, and
-``pretraining`` has the heads of the three objectives. ``convert`` turns a published checkpoint into a folder, by the
-tensor names in ``checkpoint_layouts``.
+``files`` describes a model's folder and ``bundle`` loads its components. ``configuration`` defines their sizes and
+options. ``pretraining`` adds the heads of the three pre-training objectives. ``convert`` converts a published
+checkpoint to a folder, with the tensor names in ``checkpoint_layouts``.
 """

@@ -1,4 +1,4 @@
-"""A LightningDOT model's parts, loaded: encoders, region extractor, re-ranker and tokenizer on one device."""
+"""Load the components of a LightningDOT model: encoders, region extractor, re-ranker and tokenizer on one device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Everything that turns texts and photos into vectors and pairs into scores, on one device."""
+    """The loaded components of a LightningDOT model, on one device.
+
+    Attributes:
+        files: the files from which the components were loaded.
+        encoder: the dual encoder.
+        reranker: the cross-attention network; None if the model has no re-ranker.
+        tokenizer: of the dual encoder and the re-ranker.
+        device, dtype: where the networks run and in which precision.
+    """
 
     files: LightningDOTFiles
     encoder: LightningDOT
@@ -38,18 +46,18 @@ class Bundle:
 
     @property
     def extractor(self) -> RegionExtractor | None:
-        """Pixels to regions; None for a model that reads ready ones. Loaded when the first photo needs it.
+        """The region extractor, loaded on first use; None for a model that reads precomputed regions only.
 
         Raises:
-            ModelError: an extractor that is not known or not to be had, or whose regions are of another width than the
-                model reads.
+            ModelError: the extractor is unknown or cannot be loaded, or its regions do not have the model's
+                ``region_dim``.
         """
-        with self._loading:  # photos are opened in several threads, and cached_property does not wait for itself
+        with self._loading:  # several threads open photos, and cached_property takes no lock
             return self._extractor
 
     @cached_property
     def texts(self) -> TextTokens:
-        """The tokenizer as encoder and re-ranker use it, from several threads."""
+        """A thread-safe view of the tokenizer, shared by encoder and re-ranker."""
         from ldot_milvus.models.lightningdot.inputs import TextTokens
 
         return TextTokens(self.tokenizer, self.device)
@@ -60,17 +68,18 @@ class Bundle:
 
 
 def load_bundle(files: LightningDOTFiles, *, device: str | None = None, dtype: str | None = None) -> Bundle:
-    """Load a model's encoders, tokenizer and re-ranker.
+    """Load a model's encoders, tokenizer and re-ranker. The region extractor is loaded on first use.
 
     Args:
+        files: the model's files.
         device, dtype: see :func:`~ldot_milvus.models.loading.load_embedder`.
 
     Raises:
-        UsageError: unknown device or dtype.
-        ModelError: files that are missing or do not fit together.
+        UsageError: the device or dtype is unknown.
+        ModelError: files are missing or do not fit together.
     """
-    place = choose_device(device)
-    precision = choose_dtype(dtype, place)
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
     from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 
     with QuietTransformers():
@@ -78,24 +87,25 @@ def load_bundle(files: LightningDOTFiles, *, device: str | None = None, dtype: s
             encoder = LightningDOT.from_pretrained(files.folder)
             tokenizer = load_tokenizer(files.folder)
             if tokenizer is None:
-                raise ValueError(f"there are no files of a tokenizer in {files.folder}")
+                raise ValueError(f"{files.folder} contains no tokenizer files")
             _check_vocabulary(tokenizer, "text encoder", encoder.config.text_config)
             reranker, own = None, files.own_reranker()
             if own is not None:
-                reranker = load_reranker_model(own, place, precision)
+                reranker = load_reranker_model(own, chosen_device, chosen_dtype)
                 _check_vocabulary(tokenizer, "re-ranker", reranker.config.bert_config)
         except (OSError, ValueError) as error:
             raise ModelError(f"model {files.name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return Bundle(files, encoder.to(place, precision).eval(), reranker, tokenizer, place, precision)
+    encoder = encoder.to(chosen_device, chosen_dtype).eval()
+    return Bundle(files, encoder, reranker, tokenizer, chosen_device, chosen_dtype)
 
 
 def load_reranker_model(
     files: LightningDOTRerankerFiles, device: torch.device, dtype: torch.dtype
 ) -> CrossAttentionReranker:
-    """The network of a re-ranker.
+    """Load the network of a re-ranker.
 
     Raises:
-        ModelError: files that are missing or do not fit together.
+        ModelError: files are missing or do not fit together.
     """
     from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 
@@ -109,7 +119,7 @@ def load_reranker_model(
 
 
 def load_tokenizer(*folders: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the first of these folders that has one; None where none has."""
+    """Load the tokenizer in the first of ``folders`` that contains one; None if none does."""
     from transformers import AutoTokenizer
 
     for folder in folders:
@@ -120,7 +130,7 @@ def load_tokenizer(*folders: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: PretrainedConfig) -> None:
-    """An id that a part has no embedding for would end deep in torch, at the first text that has it."""
+    """Refuse a tokenizer with ids that a network has no embedding for: torch would fail on the first such text."""
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"its tokenizer has {len(tokenizer):,} entries and its {part} reads {config.vocab_size:,}: they belong to "
@@ -131,10 +141,19 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: Pre
 def load_extractor(
     files: LightningDOTFiles, device: torch.device, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
 ) -> RegionExtractor | None:
-    """The region extractor of a model, as its configuration has it but for ``changes``; None where it has none.
+    """Load the region extractor of a model.
+
+    Args:
+        files: the model's files.
+        device, dtype: where the extractor runs and in which precision.
+        changes: options that replace those in the model's ``region_extractor`` configuration.
+
+    Returns:
+        The extractor; None for a model that reads precomputed regions only.
 
     Raises:
-        ModelError: as in :attr:`Bundle.extractor`.
+        ModelError: the extractor is unknown or cannot be loaded, or its regions do not have the model's
+            ``region_dim``.
     """
     config = files.config.get("region_extractor")
     if config is None:
@@ -147,8 +166,8 @@ def load_extractor(
             extractor = extractor_class(str(kind)).from_pretrained(weights, **options, device=device, dtype=dtype)
     except UsageError as error:
         raise ModelError(
-            f"photos cannot become regions for model {files.name!r}: {error}; or put the detector's config.yaml and "
-            f"weights into {files.folder / 'regions'}"
+            f"the region extractor of model {files.name!r} cannot be loaded: {error}; or copy the detector's "
+            f"config.yaml and weights to {files.folder / 'regions'}"
         ) from error
     except (OSError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
@@ -156,6 +175,6 @@ def load_extractor(
     if extractor.dim != files.config.get("region_dim"):
         raise ModelError(
             f"model {files.name!r} reads regions of {files.config.get('region_dim')} features, and the extractor in "
-            f"{weights} gives {extractor.dim}: they do not belong together"
+            f"{weights} returns {extractor.dim}: use the extractor that the model was trained with"
         )
     return extractor

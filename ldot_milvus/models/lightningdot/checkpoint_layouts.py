@@ -1,8 +1,8 @@
-"""The published checkpoints' tensor names, and ours; the sizes of a model, read from its tensors.
+"""Translate the tensor names of published checkpoints to ours, and read a model's sizes from its tensors.
 
 Layouts (github intersun/LightningDOT, github ChenRocks/UNITER):
 
-- pre-trained: a state dict, encoders under ``bert.img_model.`` and ``bert.txt_model.``, heads beside them;
+- pre-trained: a state dict with encoders under ``bert.img_model.`` and ``bert.txt_model.`` and the heads;
 - fine-tuned: ``{"model_dict": ...}`` with ``img_model.`` and ``txt_model.``;
 - UNITER: a state dict under ``bert.`` or ``uniter.``, with ``rank_output`` (retrieval) or only ``itm_output``
   (pre-trained) as its head.
@@ -46,7 +46,7 @@ _BUFFERS = r"embeddings\.position_ids$"  # of older code
 _MATCHING = r"^itm_output\."
 _HEADS = r"^(cls|feat_regress|region_classifier|itm_output)\."
 HEAD_SIZE = 64
-"""Width of an attention head in every published model; a state dict does not tell it."""
+"""Width of an attention head in every published model; it cannot be read from a state dict."""
 
 
 @dataclass
@@ -54,9 +54,9 @@ class Translation:
     """A published state dict under our names.
 
     Attributes:
-        state: our names to tensors.
-        renamed: published names to ours, where they differ.
-        dropped: published names that our model has no place for.
+        state: tensors by our names.
+        renamed: maps published names to ours where they differ.
+        dropped: published names of tensors that our model does not use.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -65,20 +65,20 @@ class Translation:
 
 
 def is_dual_encoder(published: Mapping[str, Any]) -> bool:
-    """Whether these names are of a dual encoder, pre-trained or fine-tuned; else they are of a UNITER."""
+    """Return True for the tensor names of a dual encoder, pre-trained or fine-tuned; False for those of a UNITER."""
     return any(re.match(r"^(bert\.)?(img|txt)_model\.", name) for name in published)
 
 
 def convert_dual_encoder(published: Mapping[str, Tensor]) -> Translation:
-    """A published dual encoder as :class:`LightningDOT`'s; the heads of pre-training are dropped."""
+    """Translate a published dual encoder to :class:`LightningDOT`'s names; the heads of pre-training are dropped."""
     return _translate(published, _DUAL_ENCODER, _HEADS)
 
 
 def convert_pretraining(published: Mapping[str, Tensor]) -> Translation:
-    """A pre-trained dual encoder with its heads, as :class:`LightningDOTForPreTraining`'s.
+    """Translate a pre-trained dual encoder with its heads to :class:`LightningDOTForPreTraining`'s names.
 
     Raises:
-        ModelError: a decoder is not the encoder's own weight, as it is in the published code.
+        ModelError: a decoder does not equal the encoder weight that it shares in the published code.
     """
     result = _translate(published, [*_DUAL_ENCODER, *_PRETRAINING], _MATCHING)
     for name, twin in _TIED.items():
@@ -86,20 +86,20 @@ def convert_pretraining(published: Mapping[str, Tensor]) -> Translation:
         if tensor is None:
             continue
         if twin not in result.state or not tensor.equal(result.state[twin]):
-            raise ModelError(f"{name} is not the same tensor as {twin} (under our name), as it is in published models")
+            raise ModelError(f"{name} is not the same tensor as {twin} (our name), unlike in the published models")
         result.dropped.append(name)
     return result
 
 
 def convert_reranker(published: Mapping[str, Tensor]) -> Translation:
-    """A UNITER as :class:`CrossAttentionReranker`'s.
+    """Translate a UNITER to :class:`CrossAttentionReranker`'s names.
 
-    A pre-trained one has no ``rank_output``: it starts as row 1 ("they match") of ``itm_output``, as in UNITER's
-    fine-tuning for retrieval.
+    A pre-trained UNITER has no ``rank_output``: it is initialised with row 1 ("match") of ``itm_output``, as in
+    UNITER's fine-tuning for retrieval.
     """
     translation = _translate(published, _RERANKER, _HEADS)
-    for part in ("weight", "bias"):
-        matching, ranking = f"itm_output.{part}", f"rank_output.{part}"
+    for parameter in ("weight", "bias"):
+        matching, ranking = f"itm_output.{parameter}", f"rank_output.{parameter}"
         if ranking not in translation.state and matching in published and published[matching].shape[:1] == (2,):
             translation.state[ranking] = published[matching][1:2].clone()
             translation.renamed[f"{matching}[1]"] = ranking
@@ -125,12 +125,15 @@ def _translate(published: Mapping[str, Tensor], rules: list[tuple[str, str]], un
 def dual_encoder_config(
     state: Mapping[str, Tensor], known: Mapping[str, Any], *, classes: Tensor | None = None
 ) -> LightningDOTConfig:
-    """Sizes of a dual encoder; ``known`` (a BERT configuration) has what its tensors do not tell.
+    """Read the configuration of a dual encoder from its tensors.
 
-    ``classes`` is the bias of the region classifier, where there is one.
+    Args:
+        state: tensors by our names.
+        known: a BERT configuration for values that cannot be read from the tensors.
+        classes: the bias of the region classifier; None if the checkpoint has none.
 
     Raises:
-        ModelError: a tensor that tells a size is not there.
+        ModelError: a tensor that determines a size is missing.
     """
     labels: dict[str, Any] = {} if classes is None else {"region_classes": len(classes)}
     return LightningDOTConfig(
@@ -143,7 +146,7 @@ def dual_encoder_config(
 
 
 def reranker_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> RerankerConfig:
-    """Sizes of a re-ranker; arguments and errors as of :func:`dual_encoder_config`."""
+    """Read the configuration of a re-ranker from its tensors; see :func:`dual_encoder_config`."""
     return RerankerConfig(
         bert_config=_body(state, "bert.", known),
         region_dim=_size(state, "bert.img_embeddings.mask_embedding.weight", 1),
@@ -155,15 +158,15 @@ def _body(state: Mapping[str, Tensor], prefix: str, known: Mapping[str, Any]) ->
     heads = known.get("num_attention_heads")
     if heads is None and width % HEAD_SIZE:
         raise ModelError(
-            f"{prefix[:-1]} is {width} wide, which is no multiple of {HEAD_SIZE}, so its number of attention heads "
-            'cannot be told: give a BERT configuration with "num_attention_heads" by --config'
+            f"the width {width} of {prefix[:-1]} is not a multiple of {HEAD_SIZE}, so its number of attention heads is "
+            'unknown: give a BERT configuration with "num_attention_heads" by --config'
         )
     layers = {
-        int(found[1]) for name in state if (found := re.match(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.", name))
+        int(match[1]) for name in state if (match := re.match(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.", name))
     }
-    told = ("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "pad_token_id")
+    options = ("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "pad_token_id")
     return {
-        **{name: known[name] for name in told if name in known},
+        **{name: known[name] for name in options if name in known},
         "hidden_size": width,
         "num_attention_heads": heads or width // HEAD_SIZE,
         "num_hidden_layers": max(layers, default=-1) + 1,
@@ -176,5 +179,5 @@ def _body(state: Mapping[str, Tensor], prefix: str, known: Mapping[str, Any]) ->
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int:
     if name not in state:
-        raise ModelError(f"the checkpoint has no tensor {name} (under our name), which tells the model's size")
+        raise ModelError(f"the checkpoint has no tensor {name} (our name), which determines the model's size")
     return int(state[name].shape[axis])

@@ -31,26 +31,31 @@ def _text_config(value: PretrainedConfig | dict[str, Any] | None) -> PretrainedC
 
 
 class LightningDOTConfig(PretrainedConfig):
-    """Sizes and choices of a :class:`~ldot_milvus.models.lightningdot.dual_encoder.LightningDOT`.
+    """Configuration of a :class:`~ldot_milvus.models.lightningdot.dual_encoder.LightningDOT`.
 
     Args:
-        text_config: the text body: BERT, or what its ``model_type`` says of transformers' encoders that give
-            ``last_hidden_state`` (XLM-RoBERTa, DistilBERT, ...; multilingual BERT is a BERT).
-        image_config: the image body, a BERT. It only ever looks up the [CLS] token, so a model that shares nothing
-            with it may keep a vocabulary of 102.
+        text_config: the text encoder: BERT, or another transformers encoder with ``last_hidden_state``, selected by
+            ``model_type`` (XLM-RoBERTa, DistilBERT, ...; multilingual BERT is a BERT).
+        image_config: the image encoder, a BERT. Its only word embedding in use is that of [CLS], so a model that does
+            not decode words with it may reduce its vocabulary to 102 entries.
         region_dim: width of a region's feature vector.
-        region_classes: labels of the region classifier in pre-training (1,600 objects and the background).
-        projection_dim: width of the vectors that are compared by dot product.
-        pooling: "cls" (published) or "mean", which averages the last hidden states of the real positions.
-        project_text: False compares the pooled text state itself, to keep a sentence encoder's own space.
+        region_classes: number of labels of the region classifier in pre-training (1,600 objects and the background).
+        projection_dim: width of the projected vectors.
+        pooling: "cls" (published) or "mean", the mean of the last hidden states without padding.
+        project_text: False uses the pooled text state without projection, to preserve a sentence encoder's own space.
         normalize: scale vectors to length 1 inside the model; the published models do not.
-        calibration_anchors: with n > 0, n vectors of the other side are kept with each encoder and every vector gets
-            two coordinates that take its hubness out of the dot product (``layers.HubnessCalibration``).
-        calibration_weight, calibration_temperature: how much, and how sharply.
-        pooler: keep BERT's pooler layers, which the published checkpoints carry for their matching head.
-        max_text_length: tokens a text is cut to, [CLS] and [SEP] included (published: 60).
-        fusion: how the other side's [CLS] state joins in pre-training (:class:`LightningDOTForPreTraining`).
-        region_extractor: how pixels become regions for this model, e.g. ``{"kind": "grid", ...}``.
+        calibration_anchors: with n > 0, each encoder stores n vectors of the other modality and appends two
+            coordinates to every vector that correct the dot product for hubness (``layers.HubnessCalibration``).
+        calibration_weight, calibration_temperature: strength and softmax temperature of this correction.
+        pooler: include BERT's pooler layers, which the published checkpoints contain for their matching head.
+        max_text_length: maximum number of tokens of a text, [CLS] and [SEP] included (published: 60).
+        fusion: how pre-training combines the [CLS] state of the other modality with a state: "add" (published),
+            "multiply" or "none" (:class:`LightningDOTForPreTraining`).
+        region_extractor: "kind" and options of the extractor that turns pixels into regions, for example
+            ``{"kind": "grid", ...}``; None for a model that reads precomputed regions only.
+
+    Raises:
+        ValueError: an option is unknown, or ``project_text`` is False and the widths differ.
     """
 
     model_type = "lightningdot"
@@ -103,25 +108,28 @@ class LightningDOTConfig(PretrainedConfig):
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the vectors that the encoders give."""
+        """Width of the encoders' output, calibration coordinates included."""
         return self.projection_dim + (2 if self.calibration_anchors else 0)
 
 
 class RerankerConfig(PretrainedConfig):
-    """Sizes and choices of a :class:`~ldot_milvus.models.lightningdot.cross_attention.CrossAttentionReranker`.
+    """Configuration of a :class:`~ldot_milvus.models.lightningdot.cross_attention.CrossAttentionReranker`.
 
     Args:
-        bert_config: the one body that reads text and regions together.
-        region_dim: width of the region vectors that it reads.
-        scoring: "joint" (published: UNITER's image-text matching) runs the layers over words and regions together
-            and scores the pooled first position; "alignment" runs them over the words alone and lets each word look
-            for itself among the regions (``alignment.WordRegionAlignment``), which learns from far fewer pairs.
-        region_input: what is stored of an image for re-ranking. "features" is what the region extractor gives
-            (published); "embedded" is what ``CrossAttentionReranker.embed_regions`` makes of it, computed
-            once at ingestion: the same scores from less to store and less to do in a query.
+        bert_config: the transformer, a BERT.
+        region_dim: width of a region's feature vector.
+        scoring: "joint" (published: UNITER's image-text matching) runs the transformer over words and regions
+            together and scores the pooled first position. "alignment" runs it over the words alone and compares each
+            word with the regions (``alignment.WordRegionAlignment``), which learns from far fewer pairs.
+        region_input: what ingestion stores for re-ranking. "features" is the region extractor's output (published).
+            "embedded" is the output of ``CrossAttentionReranker.embed_regions``: the scores are the same, with less to
+            store and less to compute in a query.
         dot_weight: weight of the dual encoder's dot product that retrieval adds to this model's score
             (0 in the published system).
-        max_text_length: tokens a text is cut to, [CLS] and [SEP] included.
+        max_text_length: maximum number of tokens of a text, [CLS] and [SEP] included.
+
+    Raises:
+        ValueError: an option is unknown.
     """
 
     model_type = "lightningdot-reranker"

@@ -1,4 +1,4 @@
-"""``ldot convert``: a checkpoint of the authors as a folder that works wherever a model's name does."""
+"""``ldot convert``: convert a checkpoint of the authors to a model folder."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ from ldot_milvus.weights import read_state
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parents[2] / "pretrained" / "vocab" / "bert-base-cased.txt"
 CASED = 28996
-"""Entries of bert-base-cased's vocabulary, with which the published models were trained."""
+"""Size of bert-base-cased's vocabulary, with which the published models were trained."""
 
 
 @dataclass
 class Conversion:
-    """What a conversion did, and what it found wrong.
+    """The report of a conversion.
 
     Attributes:
         kind: "dual encoder", "dual encoder with its heads" or "re-ranker".
-        parameters: of the converted model.
+        parameters: number of parameters of the converted model.
         renamed, dropped: see :class:`~ldot_milvus.models.lightningdot.checkpoint_layouts.Translation`.
-        missing, unknown: our names of tensors that the model needs, and published ones that it has no place for.
-        misshapen: name, shape found, shape needed.
-        notes: what the reader has to add.
+        missing: tensors that the model needs and the checkpoint lacks, by our names.
+        unknown: tensors of the checkpoint that the model lacks.
+        misshapen: name, actual shape and required shape of a tensor.
+        notes: remarks for the user.
     """
 
     kind: str
@@ -59,16 +60,16 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
     def check(self, source: Path) -> None:
-        """Refuse a checkpoint that is not exactly what its layout promises.
+        """Refuse a checkpoint that does not match its layout exactly.
 
         Raises:
-            ModelError: naming every tensor that is missing, unknown or of a wrong shape.
+            ModelError: a tensor is missing, unknown or of a wrong shape. The message names each of them.
         """
-        wrong = [f"{name} is missing" for name in self.missing]
-        wrong += [f"{name} is not of this model" for name in self.unknown]
-        wrong += [f"{name} has shape {found}, not {needed}" for name, found, needed in self.misshapen]
-        if wrong:
-            raise ModelError(f"{source} is not a whole {self.kind}, and nothing was written: {'; '.join(wrong)}")
+        problems = [f"{name} is missing" for name in self.missing]
+        problems += [f"{name} is not of this model" for name in self.unknown]
+        problems += [f"{name} has shape {actual}, not {needed}" for name, actual, needed in self.misshapen]
+        if problems:
+            raise ModelError(f"{source} is not a complete {self.kind}, nothing was written: {'; '.join(problems)}")
 
 
 def convert(
@@ -79,27 +80,30 @@ def convert(
     pretraining: bool = False,
     detector: str | None = None,
 ) -> Conversion:
-    """Write the checkpoint ``source`` as the folder ``target``.
+    """Convert the checkpoint ``source`` to the model folder ``target``.
 
     Args:
         source: the authors' file (read by ``torch.load`` with ``weights_only``), or its tensors as safetensors.
         target: a new or empty folder; for a re-ranker, the folder ``reranker`` of a converted dual encoder.
-        config: a BERT configuration, for what a checkpoint does not tell: attention heads (one for every 64 units of
-            width unless told) and dropout.
-        pretraining: keep the heads of pre-training beside the dual encoder, to go on with it.
-        detector: folder of the bottom-up-attention detector that makes its regions (copied into ``target``), or its
-            hub id. None names the public one for a model that reads regions of 2,048 features.
+        config: a BERT configuration for values that cannot be read from a checkpoint: the number of attention heads
+            (default: the width divided by 64) and dropout.
+        pretraining: include the heads of pre-training, to continue pre-training.
+        detector: folder of the bottom-up-attention detector that extracts the model's regions (copied to ``target``),
+            or its hub id. None selects the public detector for a model that reads regions of 2,048 features.
+
+    Returns:
+        What was renamed and dropped, with notes for the user.
 
     Raises:
-        UsageError: no such file, or ``target`` holds something.
-        ModelError: not a checkpoint of a known layout, or one with missing, unknown or misshapen tensors; a detector
-            that is not whole, or whose regions are of another width.
+        UsageError: ``source`` does not exist, or ``target`` is not empty.
+        ModelError: the checkpoint has an unknown layout, or missing, unknown or misshapen tensors; or the detector is
+            incomplete or extracts regions of another width.
     """
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise UsageError(f"{source}: no such file")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is there and not empty: name a new folder")
+        raise UsageError(f"{target} exists and is not empty: name a new folder")
     published = read_state(source)
     known = config or {}
     model: Converted
@@ -120,7 +124,7 @@ def convert(
     model.load_state_dict(translation.state)
     if isinstance(model, CrossAttentionReranker):
         if detector is not None:
-            raise UsageError(f"{source} is a re-ranker: name the detector where its dual encoder is converted")
+            raise UsageError(f"{source} is a re-ranker: give the detector when converting its dual encoder instead")
     else:
         model.config.region_extractor = _extractor(model.config.region_dim, detector, report)
     _write(model, report, source, target, detector)
@@ -128,19 +132,21 @@ def convert(
 
 
 def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str, Any] | None:
-    """How the model's regions are made: as UNITER's, on which the published models were trained."""
+    """Return the configuration of UNITER's region extractor, on whose regions the published models were trained."""
     config: dict[str, Any] = {"kind": "bottom_up", "boxes": "uniter", "short_side": 600, "long_side": 1000}
     if detector is not None and Path(detector).is_dir():
-        found = load_detector(Path(detector)).config.dim
-        if found != width:
-            raise ModelError(f"{detector} gives regions of {found} features, and this model reads {width}")
-        report.notes.append(f"its regions are made by the detector in regions/, copied from {detector}")
+        dim = load_detector(Path(detector)).config.dim
+        if dim != width:
+            raise ModelError(
+                f"{detector} extracts regions of {dim} features, and this model reads {width}: name its own detector"
+            )
+        report.notes.append(f"the detector in regions/, copied from {detector}, extracts its regions")
         return config
     if detector is None and width != DetectorConfig().dim:
-        report.notes.append("no region extractor belongs to it: it reads ready regions, not photos")
+        report.notes.append("it has no region extractor: it reads precomputed regions, not photos")
         return None
     name = detector or PUBLISHED
-    report.notes.append(f"its regions are made by {name}, which is fetched from the hub when a photo first needs it")
+    report.notes.append(f"{name} extracts its regions; it is downloaded from the hub for the first photo")
     return {**config, "weights": name}
 
 
@@ -171,8 +177,8 @@ def _write(model: Converted, report: Conversion, source: Path, target: Path, det
                 BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False).save_pretrained(unfinished)
             else:
                 report.notes.append(
-                    f"a vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: put "
-                    f"the tokenizer's files into {target}"
+                    f"the vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: "
+                    f"copy the tokenizer's files to {target}"
                 )
             if detector is not None and Path(detector).is_dir():
                 (unfinished / "regions").mkdir()
@@ -201,9 +207,9 @@ library_name: ldot-milvus
 # {base} {report.kind}, converted
 
 Converted by ldot-milvus (`ldot convert`) from `{source.name}`, whose SHA-256 is
-`{digest.hexdigest()}`. The tensors are the same, under other names; {report.parameters:,} parameters.
+`{digest.hexdigest()}`. The {report.parameters:,} parameters are unchanged; the tensors have other names.
 
 - Renamed: {len(report.renamed)} tensors. Dropped: {json.dumps(report.dropped) if report.dropped else "none"}.
 - Authors of the model: Sun et al., LightningDOT, NAACL 2021; Chen et al., UNITER, ECCV 2020. Their licence and the
-  limits of their training data hold for these weights too.
+  limits of their training data apply to these weights too.
 {notes}"""

@@ -1,4 +1,4 @@
-"""The cross-attention re-ranker: words and regions of one pair meet, and one score comes out."""
+"""The cross-attention re-ranker: a network that scores a text with the regions of an image."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from ldot_milvus.models.lightningdot.layers import BertBasedModel, BertBody, pac
 
 
 class CrossAttentionReranker(BertBasedModel):
-    """Scores text-image pairs by cross-attention, as its configuration's ``scoring`` says.
+    """Scores text-image pairs by cross-attention.
 
-    ``joint`` is UNITER's image-text matching model: [CLS] text [SEP] and the regions in one sequence, one transformer
-    over both. ``alignment`` is a transformer over the text, and stacked cross attention from its words to the regions.
+    With ``scoring="joint"`` in the configuration, this is UNITER's image-text matching model (Chen et al., ECCV 2020):
+    one transformer over the sequence of [CLS], the text, [SEP] and the regions. With ``scoring="alignment"``, it is a
+    transformer over the text, followed by stacked cross attention from its words to the regions.
 
-    Either way a score is ``score(encode_words(text), embed_regions(regions))``: what concerns one side alone is
-    computed once, however many of the other side it is compared with.
+    In both cases the score is ``score(encode_words(text), embed_regions(regions))``: the text and the image are
+    encoded once each, however many pairs they are part of.
     """
 
     config_class = RerankerConfig
@@ -45,17 +46,17 @@ class CrossAttentionReranker(BertBasedModel):
         region_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Scores of text-image pairs, higher is better.
+        """Score text i with image i.
 
         Args:
-            input_ids: (B, T) WordPiece ids, [CLS] first.
-            attention_mask: (B, T), 1 = a token; all tokens where it is None.
+            input_ids: (B, T) int64 WordPiece ids, [CLS] first.
+            attention_mask: (B, T), 1 = token, 0 = padding; None if there is no padding.
             region_features: (B, R, region_dim).
-            region_boxes: (B, R, 7).
-            region_mask: (B, R), 1 = a region; all regions where it is None.
+            region_boxes: (B, R, 7): x1, y1, x2, y2, w, h as fractions of the image, and w * h.
+            region_mask: (B, R), 1 = region, 0 = padding; None if there is no padding.
 
         Returns:
-            (B,) raw scores; for ``joint`` their sigmoid is what UNITER's triplet loss sees.
+            (B,) raw scores, higher is better. With "joint" scoring, UNITER's triplet loss applies a sigmoid to them.
         """
         text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if region_mask is None:
@@ -64,24 +65,34 @@ class CrossAttentionReranker(BertBasedModel):
         return self.score(words, text_mask, self.embed_regions(region_features, region_boxes), region_mask)
 
     def encode_words(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """What concerns the text alone, (B, T, H)."""
+        """Encode the text alone as hidden states (B, T, H)."""
         embeddings = self.bert.embeddings(input_ids)
         return embeddings if self.alignment is None else self.bert.encode(embeddings, attention_mask.bool())
 
     def embed_regions(self, region_features: Tensor, region_boxes: Tensor) -> Tensor:
-        """What concerns the image alone, (B, R, H); ingestion stores it where ``region_input`` is "embedded"."""
+        """Encode the regions alone as (B, R, H); ingestion stores the result if ``region_input`` is "embedded"."""
         regions = self.bert.embed_regions(region_features, region_boxes)
         return regions if self.region_projection is None else regions + self.region_projection(regions)
 
     def score(self, words: Tensor, text_mask: Tensor, regions: Tensor, region_mask: Tensor) -> Tensor:
-        """Scores (B,) of pairs of what :meth:`encode_words` and :meth:`embed_regions` gave."""
+        """Score text i with image i, given the output of :meth:`encode_words` and :meth:`embed_regions`.
+
+        Args:
+            words: (B, T, H).
+            text_mask: (B, T), 1 = token, 0 = padding.
+            regions: (B, R, H).
+            region_mask: (B, R), 1 = region, 0 = padding.
+
+        Returns:
+            (B,) raw scores, higher is better.
+        """
         if self.alignment is not None:
             return self.alignment(words, text_mask, regions, region_mask)
         joined, mask = pack([(words, text_mask), (regions, region_mask)])
-        hidden = self.bert.encode(joined, mask)
+        states = self.bert.encode(joined, mask)
         assert isinstance(self.bert.pooler, BertPooler)
         assert self.rank_output is not None
-        return self.rank_output(self.bert.pooler(hidden)).squeeze(-1)
+        return self.rank_output(self.bert.pooler(states)).squeeze(-1)
 
 
 AutoModel.register(RerankerConfig, CrossAttentionReranker)

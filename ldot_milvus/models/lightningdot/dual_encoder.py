@@ -1,4 +1,4 @@
-"""LightningDOT's two encoders: a sentence and a photo, each to one vector, compared by dot product."""
+"""LightningDOT's dual encoder: a text encoder and an image encoder, whose vectors are compared by dot product."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ldot_milvus.models.lightningdot.layers import (
 
 
 class LightningDOT(BertBasedModel):
-    """The dual encoder (LightningDOT, section 3; UNITER's image embedding).
+    """The dual encoder (LightningDOT, Sun et al., NAACL 2021, section 3; image embedding of UNITER, section 3.1).
 
-    The published layout is the default of :class:`LightningDOTConfig`; any other size works.
+    The defaults of :class:`LightningDOTConfig` are the published sizes.
     """
 
     config_class = LightningDOTConfig
     base_model_prefix = "lightningdot"
-    # A folder with the heads of pre-training is a dual encoder too.
+    # A folder with the heads of pre-training can be loaded as a dual encoder too.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"^(word|feature)_(transform|bias)",
         r"^region_classifier\.",
@@ -50,43 +50,43 @@ class LightningDOT(BertBasedModel):
         self.post_init()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Vectors of texts.
+        """Encode texts as vectors.
 
         Args:
-            input_ids: (B, T) WordPiece ids, [CLS] first.
-            attention_mask: (B, T), 1 = a token, 0 = padding. All tokens where it is None.
+            input_ids: (B, T) int64 WordPiece ids, [CLS] first.
+            attention_mask: (B, T), 1 = token, 0 = padding; None if there is no padding.
 
         Returns:
-            (B, embedding_dim), as the configuration says: neither normalised nor calibrated in published models.
+            (B, embedding_dim), normalised and calibrated if the configuration says so. The published models do neither.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.text_states(input_ids, mask)
-        vectors = self._scaled(self.text_projection(pool(hidden, mask, self.config.pooling)))
+        states = self.text_states(input_ids, mask)
+        vectors = self._scaled(self.text_projection(pool(states, mask, self.config.pooling)))
         if self.text_calibration is None:
             return vectors
         return torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
 
     def encode_image(self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None) -> Tensor:
-        """Vectors of images given as regions.
+        """Encode images given as regions as vectors.
 
         Args:
             region_features: (B, R, region_dim).
-            region_boxes: (B, R, 7): x1, y1, x2, y2, w, h as fractions of the image, and w*h.
-            region_mask: (B, R), 1 = a region, 0 = padding. All regions where it is None.
+            region_boxes: (B, R, 7): x1, y1, x2, y2, w, h as fractions of the image, and w * h.
+            region_mask: (B, R), 1 = region, 0 = padding; None if there is no padding.
 
         Returns:
-            (B, embedding_dim), as the configuration says: neither normalised nor calibrated in published models.
+            (B, embedding_dim), normalised and calibrated if the configuration says so. The published models do neither.
         """
         mask = _region_mask(region_features, region_mask)
-        hidden = self.image_states(region_features, region_boxes, mask)
-        vectors = self._scaled(self.image_projection(pool(hidden, _with_cls(mask), self.config.pooling)))
+        states = self.image_states(region_features, region_boxes, mask)
+        vectors = self._scaled(self.image_projection(pool(states, _with_cls(mask), self.config.pooling)))
         if self.image_calibration is None:
             return vectors
-        # The text's correction meets a 1 here, and this one meets a 1 there.
+        # In the dot product, each modality's correction is multiplied by the other's 1.
         return torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states of texts, (B, T, H); rows of padding hold nothing of use."""
+        """Return the last hidden states of texts, (B, T, H); the states of padding are undefined."""
         if isinstance(self.text_model, BertBody):
             return self.text_model.encode(self.text_model.embeddings(input_ids), attention_mask.bool())
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -98,9 +98,11 @@ class LightningDOT(BertBasedModel):
         region_mask: Tensor | None = None,
         masked_regions: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states of images, (B, 1 + R, H): [CLS], then the regions.
+        """Return the last hidden states of images, (B, 1 + R, H): [CLS], then the regions.
 
-        ``masked_regions`` (B, R) marks regions that masked region modelling hides.
+        Args:
+            region_features, region_boxes, region_mask: see :meth:`encode_image`.
+            masked_regions: (B, R), True = region that masked region modelling masks; None masks nothing.
         """
         body = self.image_model
         cls_ids = torch.full((len(region_features), 1), CLS_TOKEN_ID, device=region_features.device)
@@ -112,7 +114,7 @@ class LightningDOT(BertBasedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None,
         region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None, **_: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Text and image vectors of a batch of pairs: two tensors (B, embedding_dim)."""
+        """Encode a batch of pairs: text vectors and image vectors, (B, embedding_dim) each."""
         return (
             self.encode_text(input_ids, attention_mask),
             self.encode_image(region_features, region_boxes, region_mask),

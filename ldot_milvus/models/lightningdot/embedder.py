@@ -1,4 +1,4 @@
-"""LightningDOT as an embedding provider: texts to vectors, photos to regions and on to vectors."""
+"""Encode texts and photos with a LightningDOT model."""
 
 from __future__ import annotations
 
@@ -28,15 +28,20 @@ IMAGE_BATCH = 32
 
 
 class LightningDOTEmbedder:
-    """Encodes with a LightningDOT model. Threads may share one.
+    """Encodes texts and photos as vectors with a LightningDOT model. Instances are thread-safe.
 
     Args:
-        model: packaged name, folder or hub id; or a model that is loaded already.
-        device, dtype: see :func:`~ldot_milvus.models.loading.load_embedder`.
+        model: packaged name, folder or hub id, or a model that is already loaded.
+        device, dtype: see :func:`~ldot_milvus.models.loading.load_embedder`; ignored for a loaded model.
+
+    Attributes:
+        bundle: the loaded components of the model.
+        name: packaged name, folder or hub id, for messages.
+        dim: width of the vectors.
 
     Raises:
-        UsageError: unknown name, device or dtype.
-        ModelError: files that are missing or do not fit together, or a model of another family.
+        UsageError: the name, device or dtype is unknown.
+        ModelError: files are missing or do not fit together, or the model belongs to another family.
     """
 
     def __init__(self, model: str | Bundle = "ldot-mini", device: str | None = None, dtype: str | None = None) -> None:
@@ -46,27 +51,27 @@ class LightningDOTEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides a vector, 32 hex digits."""
+        """Hash of everything that determines a vector: 32 hex digits."""
         return self.bundle.files.fingerprint
 
     @property
     def former_fingerprints(self) -> tuple[str, ...]:
-        """Those to which earlier versions of ldot-milvus bound a collection of this model."""
+        """Fingerprints to which earlier versions of ldot-milvus bound this model's collections."""
         return self.bundle.files.former_fingerprints
 
     @property
     def least_side(self) -> int | None:
-        """Pixels that both sides of a photo must keep when it is decoded reduced; None where it must not be."""
+        """Minimum length in pixels of both sides of a photo decoded at a reduced size; None: decode at full size."""
         return None if self.bundle.extractor is None else self.bundle.extractor.least_side
 
     @property
     def vocabulary_size(self) -> int:
-        """Entries of the vocabulary whose token ids are taken in place of texts."""
+        """Size of the vocabulary whose token ids are accepted instead of texts."""
         return int(self.bundle.encoder.config.text_config.vocab_size)
 
     @cached_property
     def reranker(self) -> LightningDOTReranker | None:
-        """The model's own re-ranker; None where it has none."""
+        """The model's own re-ranker, on the same device; None if it has none."""
         bundle = self.bundle
         if bundle.reranker is None:
             return None
@@ -74,10 +79,14 @@ class LightningDOTEmbedder:
         return LightningDOTReranker(files, bundle.reranker, bundle.texts, bundle.device, bundle.dtype)
 
     def encode_texts(self, texts: Sequence[Text]) -> Array:
-        """Vectors of texts, float32 (n, dim), as the model gives them. Long texts are cut to its limit of tokens.
+        """Encode texts as vectors.
 
         Args:
-            texts: or their token ids, [CLS] and [SEP] included.
+            texts: n texts, or their token ids with [CLS] and [SEP]. Texts longer than the model's token limit are
+                truncated.
+
+        Returns:
+            float32 (n, dim), the model's own output: nothing is normalised afterwards.
 
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty.
@@ -91,49 +100,53 @@ class LightningDOTEmbedder:
         return by_length(tokens, TEXT_BATCH, self.dim, encode)
 
     def encode_images(self, images: Sequence[ImageInput]) -> Array:
-        """Vectors of photos, float32 (n, dim).
+        """Encode photos as vectors.
 
         Args:
-            images: paths, encoded bytes, PIL images or ready regions.
+            images: n paths, encoded bytes, PIL images or precomputed regions.
+
+        Returns:
+            float32 (n, dim), the model's own output: nothing is normalised afterwards.
 
         Raises:
-            InputError: an image that cannot be read, or regions of another width than the model's.
+            InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
+            UsageError: the model has no region extractor, and an image is not given as regions.
         """
-        parts = [self.encode_features(self.image_features(part)) for part in batched(images, IMAGE_BATCH)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+        batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
+        return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
 
     def image_features(self, images: Sequence[ImageInput]) -> list[Regions]:
-        """Regions of photos by the model's own extractor; ready ones are checked and passed through.
+        """Extract the regions of photos with the model's own extractor. Precomputed regions are checked and returned.
 
         Raises:
-            InputError: an image that cannot be read, or regions of another width than the model's.
-            UsageError: photos for a model without a region extractor.
+            InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
+            UsageError: the model has no region extractor, and an image is not given as regions.
         """
-        ready: dict[int, Regions] = {}
+        regions: dict[int, Regions] = {}
         pixels: dict[int, Image] = {}
         for index, image in enumerate(images):
             if isinstance(image, Regions):
-                ready[index] = self._checked(image)
+                regions[index] = self._checked(image)
             else:
                 pixels[index] = open_image(image, draft_to=self.least_side).image
         if pixels:
             if self.bundle.extractor is None:
                 raise UsageError(f"model {self.name!r} has no region extractor: give region features instead of photos")
-            ready.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
-        return [ready[index] for index in range(len(images))]
+            regions.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
+        return [regions[index] for index in range(len(images))]
 
     @torch.inference_mode()
     def encode_features(self, features: Sequence[Regions]) -> Array:
-        """Vectors, float32 (n, dim), of photos given as regions."""
+        """Encode photos given as regions as vectors, float32 (n, dim)."""
         vectors = np.empty((len(features), self.dim), np.float32)
         device, dtype = self.bundle.device, self.bundle.dtype
         for start in range(0, len(features), IMAGE_BATCH):
-            part = features[start : start + IMAGE_BATCH]
-            values, boxes, mask = pad_regions(part)
+            batch = features[start : start + IMAGE_BATCH]
+            values, boxes, mask = pad_regions(batch)
             encoded = self.bundle.encoder.encode_image(
                 values.to(device, dtype), boxes.to(device, dtype), mask.to(device)
             )
-            vectors[start : start + len(part)] = encoded.float().cpu().numpy()
+            vectors[start : start + len(batch)] = encoded.float().cpu().numpy()
         return vectors
 
     def _checked(self, regions: Regions) -> Regions:
@@ -141,6 +154,6 @@ class LightningDOTEmbedder:
         if regions.features.shape[1] != expected:
             raise InputError(
                 f"the regions have {regions.features.shape[1]} features, model {self.name!r} "
-                f"reads {expected}: they come from another extractor"
+                f"reads {expected}: they come from another extractor, use this model's"
             )
         return regions

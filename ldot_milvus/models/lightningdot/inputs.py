@@ -1,4 +1,4 @@
-"""Texts and regions as the networks read them: token ids and padded batches."""
+"""Prepare the networks' input: token ids of texts, and padded batches of tokens and regions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ldot_milvus.regions import Regions
 
 
 class TextTokens:
-    """Texts to token ids. Threads may share one.
+    """Tokenizes texts and pads them to batches. Instances are thread-safe.
 
     Args:
         tokenizer: of the network that reads the ids.
-        device: where padded batches are put.
+        device: of the padded batches.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self._tokenizer = tokenizer
         self._device = device
-        # A fast tokenizer keeps truncation state between calls and refuses two threads at once.
+        # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
         self._lock = threading.Lock()
 
     def ids(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
-        """Token ids of each text, cut to ``limit`` tokens.
+        """Return the token ids of each text, truncated to ``limit`` tokens.
 
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty.
@@ -42,7 +42,7 @@ class TextTokens:
             return token_ids(self._tokenizer, texts, limit)
 
     def padded(self, tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (B, T) and mask (B, T), 1 = a token, padded on the right."""
+        """Pad token ids on the right: int64 ids (B, T) and mask (B, T), 1 = token, 0 = padding."""
         length = max(map(len, tokens))
         padding = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([[*row, *[padding] * (length - len(row))] for row in tokens])
@@ -51,28 +51,39 @@ class TextTokens:
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: int) -> list[list[int]]:
-    """Token ids of texts, or the ids that they are, cut to ``limit`` with [CLS] and [SEP] in place."""
+    """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
     words = [text for text in texts if isinstance(text, str)]
     tokenized = iter(tokenizer(words, truncation=True, max_length=limit)["input_ids"] if words else [])
     return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
 
 
 def pad_regions(regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features (B, R, d) and boxes (B, R, 7) of several photos, and a mask (B, R) that is true for a region."""
+    """Pad the regions of B photos.
+
+    Returns:
+        float32 features (B, R, d), float32 boxes (B, R, 7) and a bool mask (B, R), True = region.
+    """
     shape = len(regions), max(map(len, regions))
     features = np.zeros((*shape, regions[0].features.shape[1]), np.float32)
     boxes, mask = np.zeros((*shape, 7), np.float32), np.zeros(shape, bool)
-    for row, one in enumerate(regions):
-        features[row, : len(one)], boxes[row, : len(one)], mask[row, : len(one)] = one.features, one.boxes, True
+    for photo, its in enumerate(regions):
+        features[photo, : len(its)], boxes[photo, : len(its)], mask[photo, : len(its)] = its.features, its.boxes, True
     return torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask)
 
 
 def by_length(
     tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], torch.Tensor]
 ) -> Array:
-    """Results float32 (n, width) of ``compute`` over at most ``size`` rows of ``tokens``, in the order of the rows.
+    """Run ``compute`` on batches of texts of similar length, so that little padding is computed.
 
-    The longest texts go first, so that a batch is of about one length and little padding is computed.
+    Args:
+        tokens: token ids of n texts.
+        size: texts in a batch.
+        width: of the result.
+        compute: called with the indices of a batch's texts; returns a tensor (batch, width).
+
+    Returns:
+        float32 (n, width), in the order of ``tokens``.
     """
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     result = np.empty((len(tokens), width), np.float32)

@@ -1,4 +1,4 @@
-"""The parts that the dual encoder and the re-ranker share."""
+"""Layers that the dual encoder and the re-ranker share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldot_milvus.weights import QuantizedStorage
 
 
 class BertBasedModel(QuantizedStorage, BertPreTrainedModel):
-    """Base of our models: BERT's initialisation and attention kernels, our storage."""
+    """Base class of the models: BERT's weight initialisation and attention kernels, with int8 storage."""
 
     main_input_name = "input_ids"
 
@@ -31,13 +31,23 @@ class RegionEmbeddings(nn.Module):
         self.img_layer_norm = nn.LayerNorm(size, eps=eps)
         self.pos_linear = nn.Linear(7, size)
         self.pos_layer_norm = nn.LayerNorm(size, eps=eps)
-        # Row 1 is added to a region that masked region modelling hides; row 0 stays zero.
+        # Row 1 is added to a region that masked region modelling masks; row 0 is always zero.
         self.mask_embedding = nn.Embedding(2, region_dim, padding_idx=0)
         self.LayerNorm = nn.LayerNorm(size, eps=eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, features: Tensor, boxes: Tensor, type_embedding: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Embed ``features`` (B, R, region_dim) at ``boxes`` (B, R, 7); ``masked`` (B, R) marks masked regions."""
+        """Embed regions.
+
+        Args:
+            features: (B, R, region_dim).
+            boxes: (B, R, 7).
+            type_embedding: (H,), BERT's token type embedding of regions.
+            masked: (B, R), True = region to mask; None masks nothing.
+
+        Returns:
+            (B, R, H).
+        """
         if masked is not None:
             features = features.masked_fill(masked.bool().unsqueeze(-1), 0) + self.mask_embedding(masked.long())
         dtype = self.img_linear.weight.dtype
@@ -47,7 +57,7 @@ class RegionEmbeddings(nn.Module):
 
 
 class BertBody(nn.Module):
-    """transformers' BERT layers under their published names, fed with embeddings of any kind."""
+    """transformers' BERT layers under their published names, for input embeddings of words and of regions."""
 
     def __init__(self, config: BertConfig, *, region_dim: int | None = None, pooler: bool = True) -> None:
         super().__init__()
@@ -59,17 +69,24 @@ class BertBody(nn.Module):
         self.pooler = BertPooler(config) if pooler else None
 
     def embed_regions(self, features: Tensor, boxes: Tensor, masked: Tensor | None = None) -> Tensor:
-        """(B, R, region_dim) features and (B, R, 7) boxes to (B, R, hidden) input embeddings."""
+        """Embed features (B, R, region_dim) and boxes (B, R, 7) as input embeddings (B, R, H)."""
         assert self.img_embeddings is not None, "a text body has no regions"
         region_type = self.embeddings.token_type_embeddings.weight[1]
         return self.img_embeddings(features, boxes, region_type, masked)
 
     def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Run all layers over ``embeddings`` (B, L, H); ``mask`` (B, L): true = real."""
+        """Run all layers over ``embeddings`` (B, L, H).
+
+        Args:
+            mask: bool (B, L), True = token or region, False = padding.
+
+        Returns:
+            The last hidden states, (B, L, H).
+        """
         attention = None
-        if not bool(mask.all()):  # a full mask is dropped, so that attention takes its fastest kernel
+        if not bool(mask.all()):  # without a mask, attention uses its fastest kernel
             attention = mask[:, None, None, :]
-            if self.encoder.config._attn_implementation == "eager":  # which adds its mask
+            if self.encoder.config._attn_implementation == "eager":  # this implementation adds the mask to the logits
                 attention = torch.zeros_like(attention, dtype=embeddings.dtype).masked_fill(~attention, -10000.0)
         for layer in self.encoder.layer:
             embeddings = layer(embeddings, attention)
@@ -77,22 +94,28 @@ class BertBody(nn.Module):
 
 
 def text_body(config: PretrainedConfig, *, pooler: bool = True) -> nn.Module:
-    """The encoder of texts: our BERT, or transformers' own model of another type, without what it pools."""
+    """Create the text encoder: a :class:`BertBody`, or transformers' model of another type without its pooler."""
     if type(config) is BertConfig:
         return BertBody(config, pooler=pooler)
     model: nn.Module = AutoModel.from_config(config)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # type: ignore[assignment]  # forward() passes it by then
+        model.pooler = None  # type: ignore[assignment]  # forward() then skips it
     return model
 
 
 class HubnessCalibration(nn.Module):
-    """How near a vector is to everything on the other side, to be taken out of its scores.
+    """Correction of a vector's hubness, its mean similarity to all vectors of the other modality.
 
-    Some photos are near every sentence, and some sentences near every photo; they crowd out the right answers. The
-    correction of a vector x is ``-weight * temperature * logmeanexp(x . anchors / temperature)``, with vectors of the
-    other side as anchors. The encoders append it as a coordinate, so a score remains one dot product. It is the
-    logarithm of the inverted softmax (Smith et al., ICLR 2017; for retrieval: Bogolin et al., CVPR 2022).
+    Some photos score high with every sentence, and some sentences with every photo; they displace correct answers.
+    The correction of a vector x is ``-weight * temperature * logmeanexp(x . anchors / temperature)``, with vectors of
+    the other modality as anchors. The encoders append it as a coordinate, so a score remains one dot product. It is
+    the logarithm of the inverted softmax (Smith et al., ICLR 2017; for retrieval: Bogolin et al., CVPR 2022).
+
+    Args:
+        count: number of anchors.
+        dim: width of the vectors.
+        weight: strength of the correction.
+        temperature: of the softmax.
     """
 
     anchors: Tensor
@@ -103,35 +126,36 @@ class HubnessCalibration(nn.Module):
         self.weight, self.temperature = weight, temperature
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, dim) to the correction, (B, 1)."""
-        nearness = vectors @ self.anchors.to(vectors.dtype).T / self.temperature
-        mean = nearness.logsumexp(1, keepdim=True) - math.log(len(self.anchors))
+        """Compute the correction (B, 1) of ``vectors`` (B, dim)."""
+        similarity = vectors @ self.anchors.to(vectors.dtype).T / self.temperature
+        mean = similarity.logsumexp(1, keepdim=True) - math.log(len(self.anchors))
         return -self.weight * self.temperature * mean
 
 
 def projection(hidden_size: int, projection_dim: int) -> nn.Sequential:
-    """``encode_proj`` of the published code: Linear h -> 2h, GELU, LayerNorm, Linear 2h -> projection_dim."""
+    """Create ``encode_proj`` of the published code: Linear h -> 2h, GELU, LayerNorm, Linear 2h -> projection_dim."""
     wide = hidden_size * 2
     return nn.Sequential(
         nn.Linear(hidden_size, wide), nn.GELU(), nn.LayerNorm(wide, eps=1e-12), nn.Linear(wide, projection_dim)
     )
 
 
-def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
-    """One vector (B, H) of last hidden states (B, L, H): the first position ("cls") or the mean of the real ones."""
-    if how == "cls":
-        return hidden[:, 0]
-    weights = mask.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weights).sum(1) / weights.sum(1)
+def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Pool hidden states (B, L, H) to one vector (B, H): the first position ("cls") or the mean without padding."""
+    if pooling == "cls":
+        return states[:, 0]
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1)
 
 
-def pack(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Join sequences (B, Li, H) with masks (B, Li) and push the padding of all of them to the end.
+def pack(sequences: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Concatenate sequences (B, Li, H) with masks (B, Li), and move all padding to the end.
 
-    Returns embeddings (B, L, H) and mask (B, L), where L is the longest joined row.
+    Returns:
+        Embeddings (B, L, H) and a bool mask (B, L), where L is the largest number of unmasked positions in a row.
     """
-    embeddings = torch.cat([part for part, _ in parts], dim=1)
-    mask = torch.cat([mask.bool() for _, mask in parts], dim=1)
+    embeddings = torch.cat([sequence for sequence, _ in sequences], dim=1)
+    mask = torch.cat([mask.bool() for _, mask in sequences], dim=1)
     if bool(mask.all()):
         return embeddings, mask
     length = int(mask.sum(1).max())

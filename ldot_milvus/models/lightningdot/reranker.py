@@ -1,7 +1,8 @@
-"""The cross-attention network as a re-ranker: what it keeps of a photo's regions, and scores from that.
+"""Re-rank with the cross-attention network.
 
-Kept are ``features`` float16 (n, d), ``boxes`` float32 (n, 7) and ``confidence`` float16 (n,): the regions as the
-extractor gave them, or with d the network's own width where its configuration says ``region_input: embedded``.
+The region data of an image are ``features`` float16 (n, d), ``boxes`` float32 (n, 7) and ``confidence`` float16 (n,).
+With ``region_input: features`` in the configuration, the features are the extractor's output (d = ``region_dim``);
+with ``region_input: embedded``, they are the network's embedding of it (d = its hidden size).
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ ARRAYS = ("features", "boxes", "confidence")
 
 
 class LightningDOTReranker:
-    """Scores pairs of texts and kept regions. Threads may share one.
+    """Scores pairs of a text and an image's region data. Instances are thread-safe.
 
     Args:
-        files: where the network came from.
+        files: the files from which the network was loaded.
         model: the network, on ``device`` and in ``dtype``.
-        texts: the tokens that the network reads.
+        texts: the tokenizer of the network.
+        device, dtype: where the network runs and in which precision.
     """
 
     def __init__(
@@ -52,64 +54,71 @@ class LightningDOTReranker:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides what is kept of an image, 32 hex digits."""
+        """Hash of everything that determines the region data of an image: 32 hex digits."""
         return self._files.fingerprint
 
     @property
     def former_fingerprints(self) -> tuple[str, ...]:
-        """Those under which earlier versions of ldot-milvus stored the same region data."""
+        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
         return self._files.former_fingerprints
 
     @property
     def dot_weight(self) -> float:
-        """Weight of the dot product that is added to a score; 0 for published re-rankers."""
+        """Weight of the dot product that retrieval adds to a score; 0 for published re-rankers."""
         return float(self.model.config.dot_weight)
 
     @torch.inference_mode()
     def keep(self, features: Sequence[Regions]) -> list[KeptImage]:
-        """The regions in the precision in which they are stored, embedded by the network where it is made so.
+        """Convert regions to region data: embedded by the network if it is configured so, and in half precision.
 
         Raises:
-            InputError: values that half precision cannot hold.
+            InputError: a value is not finite or exceeds the range of half precision.
         """
         kept: list[KeptImage] = []
         for start in range(0, len(features), IMAGE_BATCH):
-            part = features[start : start + IMAGE_BATCH]
-            values = [one.features for one in part]
+            batch = features[start : start + IMAGE_BATCH]
+            values = [regions.features for regions in batch]
             if self._embedded:
-                padded, boxes, _ = self._padded(part)
+                padded, boxes, _ = self._padded(batch)
                 embedded = self.model.embed_regions(padded, boxes).float().cpu().numpy()
-                values = [row[: len(one)] for row, one in zip(embedded, part, strict=True)]
-            kept += [_record(value, one) for value, one in zip(values, part, strict=True)]
+                values = [row[: len(regions)] for row, regions in zip(embedded, batch, strict=True)]
+            kept += [_record(value, regions) for value, regions in zip(values, batch, strict=True)]
         return kept
 
     def check(self, kept: KeptImage) -> None:
-        """Refuse a record without the three arrays, or of other shapes than they have.
+        """Validate region data that was read from a store.
 
         Raises:
-            InputError: saying which.
+            InputError: one of the three arrays is missing or has a wrong shape. The message names it.
         """
         _regions(kept)
 
     def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
-        """Cross-attention scores of text i with photo i, float32 (n,); higher is better.
+        """Score text i with photo i by cross-attention.
+
+        Args:
+            texts: n texts, or their token ids with [CLS] and [SEP].
+            kept: the region data of n photos.
+
+        Returns:
+            float32 (n,); higher is better.
 
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty.
-            InputError: a record that :meth:`check` refuses.
+            InputError: region data that :meth:`check` refuses.
         """
         tokens = self._texts.ids(texts, self.model.config.max_text_length)
-        regions = {id(one): _regions(one) for one in kept}
+        regions = {id(record): _regions(record) for record in kept}
 
-        def score(rows: list[int]) -> torch.Tensor:
-            # A search compares one text with many photos: its own layers see it once.
-            distinct = list(dict.fromkeys(tuple(tokens[row]) for row in rows))
-            places = torch.tensor([distinct.index(tuple(tokens[row])) for row in rows], device=self._device)
+        def score(pairs: list[int]) -> torch.Tensor:
+            # A search compares one text with many photos: encode_words runs once for each distinct text.
+            distinct = list(dict.fromkeys(tuple(tokens[pair]) for pair in pairs))
+            text_of_pair = torch.tensor([distinct.index(tuple(tokens[pair])) for pair in pairs], device=self._device)
             ids, mask = self._texts.padded(distinct)
-            words = self.model.encode_words(ids, mask)[places]
-            features, boxes, region_mask = self._padded([regions[id(kept[row])] for row in rows])
+            words = self.model.encode_words(ids, mask)[text_of_pair]
+            features, boxes, region_mask = self._padded([regions[id(kept[pair])] for pair in pairs])
             images = features if self._embedded else self.model.embed_regions(features, boxes)
-            return self.model.score(words, mask[places], images, region_mask).unsqueeze(1)
+            return self.model.score(words, mask[text_of_pair], images, region_mask).unsqueeze(1)
 
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
 
@@ -126,7 +135,7 @@ def _record(features: Array, regions: Regions) -> KeptImage:
     with np.errstate(over="ignore"):
         halves = np.ascontiguousarray(features, np.float16)
     if not np.isfinite(halves).all():
-        raise InputError("the regions' features are not finite, or too large for half precision (65,504)")
+        raise InputError("the regions' features are not finite, or exceed the range of half precision (65,504)")
     return {
         "features": halves,
         "boxes": np.ascontiguousarray(regions.boxes, np.float32),
@@ -137,6 +146,6 @@ def _record(features: Array, regions: Regions) -> KeptImage:
 def _regions(kept: KeptImage) -> Regions:
     missing = [name for name in ARRAYS if name not in kept]
     if missing:
-        raise InputError(f"no {', '.join(missing)} among the kept arrays ({', '.join(kept) or 'none'})")
+        raise InputError(f"the region data lack {', '.join(missing)}; they contain {', '.join(kept) or 'no array'}")
     features, boxes, confidence = (kept[name].astype(np.float32) for name in ARRAYS)
     return Regions(features, boxes, confidence)

@@ -1,7 +1,7 @@
-"""Boxes: anchors, how the network shifts them, and which of those that overlap survive.
+"""Boxes: anchors, their decoding, non-maximum suppression and proposals.
 
 A box is (x1, y1, x2, y2) in pixels of the resized photo; its width is x2 - x1. Everything here is float32, whatever
-the network computes in, and stays on the network's device: no step waits for a value to reach the host.
+the network's dtype, and stays on the network's device: no step waits for a value to be copied to the host.
 """
 
 from __future__ import annotations
@@ -15,18 +15,28 @@ from torch import Tensor
 from ldot_milvus.regions.bottom_up.configuration import STRIDE
 
 MOST_GROWTH = math.log(1000 / 16)
-"""Clamp of the logarithm by which a box may grow."""
+"""Upper limit of the logarithm of a box's growth."""
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """The anchors (A, 4) of the cell at the origin, sizes outermost; ratio is height / width."""
+    """Return the anchors (A, 4) of the cell at the origin, sizes outermost.
+
+    Args:
+        sizes: square roots of the anchors' areas, in pixels.
+        ratios: height / width.
+    """
     widths = torch.tensor([size / math.sqrt(ratio) for size in sizes for ratio in ratios])
     heights = torch.tensor([size * math.sqrt(ratio) for size in sizes for ratio in ratios])
     return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
 
 def grid_anchors(cells: Tensor, height: int, width: int) -> Tensor:
-    """Anchors (height * width * A, 4) of a whole feature map: row, column, then anchor; no shift by half a cell."""
+    """Return the anchors (height * width * A, 4) of a feature map, ordered by row, column and anchor.
+
+    Args:
+        cells: (A, 4), the anchors of the cell at the origin. They are not shifted by half a cell.
+        height, width: of the feature map, in cells.
+    """
     y, x = torch.meshgrid(
         torch.arange(height, device=cells.device) * STRIDE,
         torch.arange(width, device=cells.device) * STRIDE,
@@ -36,7 +46,17 @@ def grid_anchors(cells: Tensor, height: int, width: int) -> Tensor:
 
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
-    """Boxes (n, 4) moved and stretched by ``deltas`` (n, 4): dx, dy, and the logarithms of the growth."""
+    """Shift and scale boxes.
+
+    Args:
+        boxes: (n, 4).
+        deltas: (n, 4): shifts in x and y as fractions of the box's size, and logarithms of the growth in width and
+            height.
+        weights: divisors of the four deltas.
+
+    Returns:
+        (n, 4).
+    """
     dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.unbind(1), weights, strict=True))
     x1, y1, x2, y2 = boxes.unbind(1)
     width, height = x2 - x1, y2 - y1
@@ -46,14 +66,14 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: Sequence[float] = (1, 1
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes cut at the edges of the resized photo; ``size`` is its height and width."""
+    """Clip boxes (n, 4) to the resized photo; ``size`` is its height and width in pixels."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=1)
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union (n, m)."""
+    """Return the intersection over union (n, m) of ``boxes`` (n, 4) and ``others`` (m, 4)."""
     corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     opposite = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = (opposite - corner).clamp(min=0).prod(2)
@@ -61,59 +81,59 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def nms(boxes: Tensor, threshold: float, most: int, valid: Tensor | None = None) -> Tensor:
-    """Which boxes survive where two overlap by more than ``threshold``: the better one does.
+    """Non-maximum suppression: of two boxes that overlap by more than ``threshold``, the better one survives.
 
     Args:
         boxes: (n, 4), best first.
-        most: stop when so many have survived.
-        valid: (n,) bool; others are as if they were not there.
+        threshold: intersection over union.
+        most: maximum number of boxes returned.
+        valid: (n,) bool, False = ignore the box; None uses all boxes.
 
     Returns:
-        Their places in ``boxes``, best first.
+        int64 indices of the surviving boxes, best first.
     """
     n = len(boxes)
     valid = torch.ones(n, dtype=torch.bool, device=boxes.device) if valid is None else valid.clone()
     steps = min(most, n)
-    chosen = torch.zeros(steps, dtype=torch.long, device=boxes.device)
-    found = torch.zeros(steps, dtype=torch.bool, device=boxes.device)
+    indices = torch.zeros(steps, dtype=torch.long, device=boxes.device)
+    survives = torch.zeros(steps, dtype=torch.bool, device=boxes.device)
     for step in range(steps):
-        best = valid.byte().argmax(0, keepdim=True)  # the first that is valid, or 0 where none is
-        chosen[step : step + 1], found[step : step + 1] = best, valid[best]
-        # Not > threshold: a box without area overlaps with nothing, itself included, by a number.
+        best = valid.byte().argmax(0, keepdim=True)  # the first valid box, or 0 if none is valid
+        indices[step : step + 1], survives[step : step + 1] = best, valid[best]
+        # Not "> threshold": the overlap of a box without area is NaN, also with itself.
         valid &= box_iou(boxes[best], boxes)[0] <= threshold
-    return chosen[found]
+    return indices[survives]
 
 
 def propose(
     logits: Tensor, deltas: Tensor, cells: Tensor, size: tuple[int, int], *,
     candidates: int, most: int, threshold: float, least_side: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The boxes in which there may be something.
+    """Compute the proposals, boxes that may contain an object.
 
     Args:
-        logits: (A, h, w), how much each anchor looks like an object.
-        deltas: (4 * A, h, w), what is to be done to it.
-        cells: (A, 4), anchors of a cell.
-        size: height and width of the resized photo.
-        candidates: best anchors that are looked at.
-        most: boxes that are returned at most.
-        threshold: overlap above which only the better box is kept.
-        least_side: pixels that a box must exceed in width and height.
+        logits: (A, h, w), objectness of each anchor.
+        deltas: (4 * A, h, w), see :func:`decode_boxes`.
+        cells: (A, 4), the anchors of the cell at the origin.
+        size: height and width of the resized photo, in pixels.
+        candidates: number of best anchors that are considered.
+        most: maximum number of proposals.
+        threshold: intersection over union above which only the better proposal is kept.
+        least_side: length in pixels that a proposal must exceed in width and height.
 
     Returns:
-        Boxes (n, 4) and their logits (n,), best first. n may be less than ``most``; where it would be 0, the one box
-        is the whole photo.
+        Boxes (n, 4) and their logits (n,), best first. If no anchor qualifies, the only box is the whole photo.
     """
     anchors, height, width = logits.shape
     scores, order = logits.permute(1, 2, 0).flatten().sort(descending=True, stable=True)
     scores, order = scores[:candidates], order[:candidates]
-    moves = deltas.view(anchors, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
-    boxes = clip_boxes(decode_boxes(grid_anchors(cells, height, width)[order], moves[order]), size)
+    rows = deltas.view(anchors, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
+    boxes = clip_boxes(decode_boxes(grid_anchors(cells, height, width)[order], rows[order]), size)
     sides = boxes[:, 2:] - boxes[:, :2]
     kept = nms(boxes, threshold, most, valid=(sides > least_side).all(1))
     if not len(kept):
-        whole = torch.tensor([[0, 0, size[1], size[0]]], dtype=boxes.dtype, device=boxes.device)
-        return whole, scores[:1]
+        photo = torch.tensor([[0, 0, size[1], size[0]]], dtype=boxes.dtype, device=boxes.device)
+        return photo, scores[:1]
     return boxes[kept], scores[kept]
 
 

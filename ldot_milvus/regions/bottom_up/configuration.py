@@ -1,4 +1,4 @@
-"""The detector's sizes and limits, from the ``config.yaml`` beside a published checkpoint."""
+"""Configuration of the detector, read from the ``config.yaml`` of a published checkpoint."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from ldot_milvus.errors import ModelError
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Blocks of res2, res3, res4 and res5."""
+"""Number of blocks in res2, res3, res4 and res5, by the depth of the ResNet."""
 
 STRIDE = 16
-"""Pixels of the resized photo to a cell of the feature map."""
+"""Side in pixels of the resized photo of a feature map's cell."""
 
 FIXED = {
     "model.max_pool": True,
@@ -28,31 +28,36 @@ FIXED = {
     "resnets.norm": "BN",
     "resnets.stride_in_1x1": True,
 }
-"""What every published detector of this kind has, and the only thing that is built here.
+"""Values that all published detectors of this kind share; other values are not supported.
 
-Not ``resnets.res5_dilation``, which says 1 where the published network has 2: that follows from ``res5halve``.
+``resnets.res5_dilation`` is not among them: it is 1 in the file, but the published network uses 2, because
+``res5halve`` is False.
 """
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Sizes of the network and limits of what is kept. The defaults are the published ones.
+    """Sizes of the network, and limits on the number of regions. The defaults are the published values.
 
     Attributes:
         depth: of the ResNet: 50, 101 or 152.
-        stem_width, width, res2_width: channels of the stem, of the first bottleneck's inside, and of what res2 gives;
-            each stage after it has twice as many.
+        stem_width: channels of the stem's output.
+        width: inner channels of res2's bottlenecks; each later stage has twice as many as the one before.
+        res2_width: channels of res2's output; each later stage has twice as many as the one before.
         rpn_width: channels of the proposal head.
-        anchor_sizes, anchor_ratios: square roots of the anchors' areas, in pixels, and height / width.
-        classes, attributes: without the background and without "no attribute".
-        candidates, proposals: best anchors that are looked at, and boxes that are kept of them at most.
-        proposal_overlap: intersection over union above which the lesser of two proposals goes.
-        proposal_side: proposals must be wider and higher than this, in pixels.
-        box_weights: what the box head's four numbers are divided by.
-        overlaps: the reference's ladder: the first of these that leaves ``least`` regions is taken.
-        least, most: regions of a photo that the reference keeps.
-        short_side, long_side: the photo is scaled until its short side has this length, or its long side that one.
-        pixel_mean, pixel_std: of blue, green and red, in this order.
+        anchor_sizes: square roots of the anchors' areas, in pixels.
+        anchor_ratios: height / width of the anchors.
+        classes: number of classes without the background.
+        attributes: number of attributes without "no attribute".
+        candidates: number of best anchors that become candidate proposals.
+        proposals: maximum number of proposals.
+        proposal_overlap: intersection over union above which the worse of two proposals is suppressed.
+        proposal_side: length in pixels that a proposal must exceed in width and height.
+        box_weights: divisors of the box head's four deltas.
+        overlaps: thresholds of the reference's suppression; the first one that leaves ``least`` regions is used.
+        least, most: minimum and maximum number of a photo's regions in the reference.
+        short_side, long_side: photos are scaled to this short side in pixels, but to at most this long side.
+        pixel_mean, pixel_std: mean and standard deviation of blue, green and red, in this order.
     """
 
     depth: int = 101
@@ -79,12 +84,12 @@ class DetectorConfig:
 
     @property
     def dim(self) -> int:
-        """Width of a region's feature."""
+        """Width of a region's feature vector."""
         return 8 * self.res2_width
 
     @property
     def anchors(self) -> int:
-        """Anchors of a cell."""
+        """Number of anchors of a cell."""
         return len(self.anchor_sizes) * len(self.anchor_ratios)
 
     @classmethod
@@ -92,7 +97,7 @@ class DetectorConfig:
         """Read a published ``config.yaml``.
 
         Raises:
-            ModelError: it cannot be read, lacks a value, or describes another kind of detector.
+            ModelError: the file cannot be read, lacks a value, or describes another kind of detector.
         """
         import yaml
 
@@ -102,14 +107,14 @@ class DetectorConfig:
             raise ModelError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
 
         def value(name: str, default: Any = None) -> Any:
-            found = content
-            for part in name.split("."):
-                if not isinstance(found, dict) or part not in found:
+            node = content
+            for key in name.split("."):
+                if not isinstance(node, dict) or key not in node:
                     if default is not None:
                         return default
-                    raise ModelError(f"{path} has no {name}: is it the configuration of bottom-up attention?")
-                found = found[part]
-            return found
+                    raise ModelError(f"{path} has no {name}: give the config.yaml of a bottom-up-attention detector")
+                node = node[key]
+            return node
 
         for name, needed in FIXED.items():
             if value(name) != needed:
@@ -118,7 +123,7 @@ class DetectorConfig:
             raise ModelError(f"{path}: resnets.depth is {value('resnets.depth')!r}; it must be 50, 101 or 152")
         overlaps = value("roi_heads.nms_thresh_test")
         if overlaps == []:
-            raise ModelError(f"{path}: roi_heads.nms_thresh_test is empty")
+            raise ModelError(f"{path}: roi_heads.nms_thresh_test is empty: give at least one threshold")
         try:
             return cls(
                 depth=int(value("resnets.depth")),
@@ -136,7 +141,7 @@ class DetectorConfig:
                 proposal_side=float(value("proposal_generator.min_size")),
                 box_weights=tuple(map(float, value("roi_box_head.bbox_reg_weights"))),
                 overlaps=tuple(map(float, overlaps if isinstance(overlaps, list) else [overlaps])),
-                least=int(value("min_detections", cls.least)),  # not in every copy
+                least=int(value("min_detections", cls.least)),  # some copies of the file lack it
                 most=int(value("max_detections", cls.most)),
                 short_side=int(value("input.min_size_test")),
                 long_side=int(value("input.max_size_test")),

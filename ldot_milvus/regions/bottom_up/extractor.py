@@ -1,4 +1,4 @@
-"""The whole way from a photo to its regions."""
+"""Extract the regions of a photo with the bottom-up-attention detector."""
 
 from __future__ import annotations
 
@@ -28,30 +28,39 @@ PUBLISHED = "unc-nlp/frcnn-vg-finetuned"
 """The public checkpoint on the Hugging Face hub."""
 
 BOXES = ("uniter", "reference")
-_AT_A_TIME = 20
-"""Proposals that go through res5 together: enough for every core, and few enough for its caches."""
+_PROPOSAL_BATCH = 20
+"""Proposals in a batch of res5: enough to use every core, and few enough for the CPU's caches."""
 
 
 class BottomUpExtractor:
-    """Bottom-up-attention regions of photos, as the published LightningDOT and UNITER checkpoints read them.
+    """Extracts bottom-up-attention regions of photos, the input of the published LightningDOT and UNITER checkpoints.
 
-    One photo is computed at a time, and its proposals are the batch. So its regions are the same bits whatever the
-    other photos are: nothing is padded, and no sum is ordered otherwise.
+    One photo is computed at a time, with its proposals as the batch. Its regions are therefore bitwise identical
+    whatever other photos are in the call: nothing is padded, and no sum changes its order.
 
     Args:
-        detector: with its weights; it is made ready to run where it is.
-        boxes: "uniter" keeps the proposals as they are, suppressed for each class, clip(count(confidence > 0.2),
-            10, 100) of them: what LightningDOT and UNITER were trained on. "reference" is the way of the public
-            PyTorch code: boxes shifted for their best class, one suppression, 36 of them.
-        short_side, long_side: to which photos are scaled; None takes the configuration's (800 and 1333). The
-            features that UNITER was trained on were made with 600 and 1000.
-        least, most: regions of a photo; None takes 10 and 100 for "uniter", and the configuration's for "reference".
-        fast: look at a quarter of each region's bins: two fifths of the time, and other features
-            (docs/checkpoints.md has by how much).
-        device, dtype: convolutions run there and in this type; boxes and scores are float32.
+        detector: the network with its weights. It is moved to ``device`` and ``dtype`` in place.
+        boxes: "uniter" keeps the proposals' boxes unchanged, suppresses for each class, and keeps
+            clip(count(confidence > 0.2), 10, 100) regions: the input on which LightningDOT and UNITER were trained.
+            "reference" follows the public PyTorch code: boxes shifted for their best class, one suppression, 36
+            regions.
+        short_side, long_side: photos are scaled to this short side in pixels, but to at most this long side; None
+            takes the configuration's (800 and 1333). UNITER's training features were made with 600 and 1000.
+        least, most: minimum and maximum number of a photo's regions; None takes 10 and 100 for "uniter", and the
+            configuration's for "reference".
+        fast: compute a quarter of each region's bins, in two fifths of the time. The features differ; see
+            docs/checkpoints.md.
+        device, dtype: where the network runs, and in which precision convolutions do; boxes and scores are float32.
+
+    Attributes:
+        dim: width of a region's feature vector.
+        least_side: None: photos must be decoded at full size.
+
+    Raises:
+        UsageError: ``boxes`` is unknown, or a minimum is below 1 or above its maximum.
     """
 
-    least_side = None  # a JPEG decoded smaller would be smoothed
+    least_side = None  # decoding a JPEG at a reduced size would smooth it
 
     def __init__(
         self,
@@ -79,8 +88,8 @@ class BottomUpExtractor:
         )
         if not 1 <= config.least <= config.most or not 1 <= config.short_side <= config.long_side:
             raise UsageError(
-                f"regions of a photo from {config.least} to {config.most}, sides from {config.short_side} to "
-                f"{config.long_side}: both must be at least 1, and the second no less than the first"
+                f"least is {config.least}, most {config.most}, short_side {config.short_side}, long_side "
+                f"{config.long_side}: least and short_side must be at least 1, most and long_side no less than these"
             )
         self.config: DetectorConfig = config
         self.boxes = boxes
@@ -96,11 +105,15 @@ class BottomUpExtractor:
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path = PUBLISHED, **options: Any) -> BottomUpExtractor:
-        """Load ``config.yaml`` and the weights from a folder or hub id; ``options`` are those of the constructor.
+        """Load ``config.yaml`` and the weights from a folder or hub id.
+
+        Args:
+            folder_or_hub_id: a hub repository is downloaded once.
+            options: the constructor's other arguments.
 
         Raises:
-            UsageError: no such folder or hub id.
-            ModelError: a configuration or weights that do not fit; see :func:`~.weights.load_detector`.
+            UsageError: neither a folder nor a hub repository has that name, or the constructor refuses an option.
+            ModelError: the configuration or the weights do not fit; see :func:`~.weights.load_detector`.
         """
         folder = Path(folder_or_hub_id)
         if not folder.is_dir():
@@ -109,12 +122,12 @@ class BottomUpExtractor:
 
     @property
     def object_names(self) -> tuple[str, ...]:
-        """What the class ids are called."""
+        """Names of the classes, by id."""
         return read_names(OBJECTS, self.config.classes)
 
     @property
     def attribute_names(self) -> tuple[str, ...]:
-        """What the attribute ids are called."""
+        """Names of the attributes, by id."""
         return read_names(ATTRIBUTES, self.config.attributes)
 
     @overload  # a str is a Sequence[str] too, but one path
@@ -124,13 +137,18 @@ class BottomUpExtractor:
     def __call__(self, images: Sequence[ImageSource]) -> list[Regions]: ...
 
     def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Regions | list[Regions]:
-        """Regions of a photo, or of each of several: paths, encoded bytes or PIL images of any mode and size.
+        """Extract the regions of one photo or of several.
 
-        A photo in which nothing is found is one region, the whole of it.
+        Args:
+            images: a path, encoded bytes or a PIL image of any mode and size; or a sequence of these.
+
+        Returns:
+            The photo's regions, best first; or a list of them. A photo without proposals has one region, the whole
+            photo.
 
         Raises:
-            InputError: a photo that cannot be read.
-            ModelError: features that are not finite, from weights that this type cannot hold.
+            InputError: a photo cannot be read.
+            ModelError: features are not finite, because the weights exceed the range of ``dtype``.
         """
         if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             return [self._regions(image) for image in images]
@@ -149,27 +167,35 @@ class BottomUpExtractor:
             raise ModelError(f"the detector's features are not finite in {self.dtype}: compute in bfloat16 or float32")
         logits = predictor.class_logits(pooled)
         probabilities = logits.softmax(1)
-        boxes, choice = self.choose(proposals, pooled, probabilities, size)
-        attributes = predictor.attribute_probabilities(pooled[choice.kept], logits[choice.kept])
+        boxes, selection = self.choose(proposals, pooled, probabilities, size)
+        attributes = predictor.attribute_probabilities(pooled[selection.kept], logits[selection.kept])
         attribute_confidence, attribute = attributes.max(1)
         height, width = size
         scale = torch.tensor([width, height, width, height], device=boxes.device)
         return Regions(
-            features=pooled[choice.kept].cpu().numpy(),
-            boxes=boxes7((boxes[choice.kept] / scale).cpu().numpy()),
-            confidence=choice.confidence.cpu().numpy(),
-            soft_labels=probabilities[choice.kept].roll(1, 1).cpu().numpy(),  # the background first
-            objects=choice.classes.cpu().numpy(),
+            features=pooled[selection.kept].cpu().numpy(),
+            boxes=boxes7((boxes[selection.kept] / scale).cpu().numpy()),
+            confidence=selection.confidence.cpu().numpy(),
+            soft_labels=probabilities[selection.kept].roll(1, 1).cpu().numpy(),  # the background first
+            objects=selection.classes.cpu().numpy(),
             attributes=attribute.cpu().numpy(),
             attribute_confidence=attribute_confidence.cpu().numpy(),
         )
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """(1, 3, h, w) of :func:`~.preprocessing.to_input` to the features (1, C, h / 16, w / 16)."""
+        """Compute the feature map (1, C, h / 16, w / 16) of :func:`~.preprocessing.to_input`'s output (1, 3, h, w)."""
         return self.detector.backbone(pixels.to(self.dtype, memory_format=torch.channels_last))
 
     def proposals(self, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The boxes (n, 4) of a feature map in which there may be something, and their logits (n,)."""
+        """Compute the proposals of a feature map.
+
+        Args:
+            features: (1, C, h / 16, w / 16).
+            size: height and width of the resized photo, in pixels.
+
+        Returns:
+            Boxes (n, 4) in pixels and their objectness logits (n,), best first.
+        """
         config = self.config
         logits, deltas = self.detector.proposal_generator.rpn_head(features)
         return propose(
@@ -179,16 +205,26 @@ class BottomUpExtractor:
         )  # fmt: skip
 
     def region_features(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """A feature map and boxes (n, 4) to the features (n, dim) of what is in them, float32."""
+        """Compute the float32 feature vectors (n, dim) of the regions of a feature map inside ``boxes`` (n, 4)."""
         table = MaximumTable(features[0], step=2 if self.fast else 1)
         return torch.cat(
-            [self.detector.roi_heads.features(table.pool(part)) for part in torch.split(boxes, _AT_A_TIME)]
+            [self.detector.roi_heads.features(table.pool(batch)) for batch in torch.split(boxes, _PROPOSAL_BATCH)]
         )
 
     def choose(
         self, proposals: Tensor, features: Tensor, probabilities: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Selection]:
-        """The boxes (n, 4) of all proposals in their final form, and which of them are kept."""
+        """Compute the final boxes of all proposals, and select the regions.
+
+        Args:
+            proposals: (n, 4) boxes.
+            features: (n, dim).
+            probabilities: (n, classes + 1), the background last.
+            size: height and width of the resized photo, in pixels.
+
+        Returns:
+            Boxes (n, 4), and the selection among them.
+        """
         config = self.config
         objects = probabilities[:, :-1]
         if self.boxes == "uniter":

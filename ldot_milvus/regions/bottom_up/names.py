@@ -1,4 +1,4 @@
-"""What the detector's class and attribute ids are called in Visual Genome."""
+"""Names of the detector's classes and attributes in Visual Genome."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ ATTRIBUTES = VOCABULARIES / "visual-genome-attributes.txt"
 
 @cache
 def read_names(path: Path, count: int) -> tuple[str, ...]:
-    """The names of a list, or the numbers 0 to ``count - 1`` for a detector of other classes than the list's."""
+    """Read a list of names.
+
+    Args:
+        path: the list, one name a line.
+        count: number of the detector's classes or attributes.
+
+    Returns:
+        The names by id; "#0" to "#(count - 1)" if the list has another length, because it belongs to other classes.
+    """
     names = tuple(line.split(",")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return names if len(names) == count else tuple(f"#{number}" for number in range(count))

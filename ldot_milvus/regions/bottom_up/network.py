@@ -1,6 +1,6 @@
-"""The network: ResNet-101 up to res4, a proposal head on it, and res5 with its predictors on the pooled proposals.
+"""The network: a ResNet up to res4, a proposal head, and res5 with predictors on the pooled proposals.
 
-Module names are those of the published checkpoint's tensors, so its state dict loads as it is.
+Modules have the names of the published checkpoint's tensors, so that its state dict loads without translation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ldot_milvus.regions.bottom_up.configuration import DEPTHS, DetectorConfig
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution and its batch norm; :meth:`fold` makes one convolution of the two."""
+    """A convolution followed by a batch norm; :meth:`fold` merges them to one convolution."""
 
     def __init__(self, inside: int, outside: int, size: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__(
@@ -23,11 +23,11 @@ class ConvNorm(nn.Conv2d):
         self.norm: nn.Module = nn.BatchNorm2d(outside)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, inside, h, w) to (B, outside, h / stride, w / stride)."""
+        """Map (B, inside, h, w) to (B, outside, h / stride, w / stride)."""
         return self.norm(super().forward(input))
 
     def fold(self) -> None:
-        """The same function in half the memory traffic."""
+        """Fold the batch norm into the convolution, which halves the memory traffic."""
         norm = self.norm
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
             self.weight, self.bias = fuse_conv_bn_weights(
@@ -37,7 +37,7 @@ class ConvNorm(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution beside a shortcut. The stride is in the first 1x1, as Caffe's ResNets have it."""
+    """1x1, 3x3 and 1x1 convolution with a shortcut. The stride is in the first 1x1, as in Caffe's ResNets."""
 
     def __init__(self, inside: int, width: int, outside: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -47,20 +47,20 @@ class Bottleneck(nn.Module):
         self.shortcut = ConvNorm(inside, outside, 1, stride) if inside != outside else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, inside, h, w) to (B, outside, h / stride, w / stride)."""
-        hidden = self.conv2(self.conv1(input).relu_()).relu_()
-        return (self.conv3(hidden) + (input if self.shortcut is None else self.shortcut(input))).relu_()
+        """Map (B, inside, h, w) to (B, outside, h / stride, w / stride)."""
+        output = self.conv3(self.conv2(self.conv1(input).relu_()).relu_())
+        return (output + (input if self.shortcut is None else self.shortcut(input))).relu_()
 
 
 def stage(blocks: int, inside: int, width: int, outside: int, stride: int, dilation: int = 1) -> nn.Sequential:
-    """Bottlenecks, the first of which changes the size."""
+    """Create a stage of ``blocks`` bottlenecks; the first one changes size and channels."""
     first = Bottleneck(inside, width, outside, stride, dilation)
     rest = (Bottleneck(outside, width, outside, dilation=dilation) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
 
 
 class Stem(nn.Module):
-    """7x7 convolution and Caffe's pooling: no padding, and a window that is cut at the edge still counts."""
+    """7x7 convolution and Caffe's max pooling: without padding, windows that exceed the edge included."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class Stem(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, padding=0, ceil_mode=True)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, width, h / 4, w / 4)."""
+        """Map (B, 3, h, w) to (B, width, h / 4, w / 4)."""
         return self.pool(self.conv1(input).relu_())
 
 
 class Backbone(nn.Module):
-    """A photo to its feature map of stride 16."""
+    """Computes the feature map of a photo, with stride 16."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class Backbone(nn.Module):
         self.res4 = stage(blocks[2], 2 * out, 4 * width, 4 * out, stride=2)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, C, h / 16, w / 16)."""
+        """Map (B, 3, h, w) to (B, C, h / 16, w / 16)."""
         return self.res4(self.res3(self.res2(self.stem(input))))
 
 
 class AnchorGenerator(nn.Module):
-    """Holds the anchors, which are part of the checkpoint."""
+    """The anchors, which are part of the checkpoint."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class AnchorGenerator(nn.Module):
 
 
 class ProposalHead(nn.Module):
-    """How much each anchor of each cell looks like an object, and how it should be shifted."""
+    """Predicts objectness and deltas of each anchor of each cell."""
 
     def __init__(self, inside: int, width: int, anchors: int) -> None:
         super().__init__()
@@ -107,9 +107,9 @@ class ProposalHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(width, 4 * anchors, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w) to logits (B, A, h, w) and deltas (B, 4 * A, h, w), both float32."""
-        hidden = self.conv(features).relu_()
-        return self.objectness_logits(hidden).float(), self.anchor_deltas(hidden).float()
+        """Map (B, C, h, w) to objectness logits (B, A, h, w) and deltas (B, 4 * A, h, w), both float32."""
+        shared = self.conv(features).relu_()
+        return self.objectness_logits(shared).float(), self.anchor_deltas(shared).float()
 
 
 class ProposalGenerator(nn.Module):
@@ -122,7 +122,7 @@ class ProposalGenerator(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """What a region's feature says: its class, its box for each class, its attribute."""
+    """Predicts a region's class, its box for each class, and its attribute from its feature vector."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -134,26 +134,34 @@ class BoxPredictor(nn.Module):
         self.attr_score = nn.Linear(2 * embedded, config.attributes + 1)
 
     def class_logits(self, features: Tensor) -> Tensor:
-        """(n, dim) to (n, classes + 1), the background last."""
+        """Map features (n, dim) to logits (n, classes + 1), the background last."""
         return self.cls_score(features)
 
     def box_deltas(self, features: Tensor, classes: Tensor) -> Tensor:
-        """(n, dim) and a class for each to (n, 4)."""
+        """Map features (n, dim) and classes (n,) to the deltas (n, 4) of the boxes for these classes."""
         deltas = self.bbox_pred(features).view(len(features), -1, 4)
         return deltas[torch.arange(len(features), device=features.device), classes]
 
     def attribute_logits(self, features: Tensor, class_logits: Tensor) -> Tensor:
-        """(n, dim) and (n, classes + 1) to (n, attributes + 1), "none" last; the best class, or background, is read."""
-        guess = self.cls_embedding(class_logits.argmax(1))
-        return self.attr_score(self.fc_attr(torch.cat([features, guess], dim=1)).relu_())
+        """Compute attribute logits from the features and the most probable class, the background included.
+
+        Args:
+            features: (n, dim).
+            class_logits: (n, classes + 1).
+
+        Returns:
+            (n, attributes + 1), "no attribute" last.
+        """
+        best_class = self.cls_embedding(class_logits.argmax(1))
+        return self.attr_score(self.fc_attr(torch.cat([features, best_class], dim=1)).relu_())
 
     def attribute_probabilities(self, features: Tensor, class_logits: Tensor) -> Tensor:
-        """The same to (n, attributes): how likely each is if there is one."""
+        """Compute the probabilities (n, attributes) of the attributes, given that the region has one."""
         return self.attribute_logits(features, class_logits)[:, :-1].softmax(1)
 
 
 class RegionHeads(nn.Module):
-    """res5 on every pooled region, and the predictors."""
+    """res5, applied to every pooled region, and the predictors."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -162,15 +170,16 @@ class RegionHeads(nn.Module):
         self.box_predictor = BoxPredictor(config)
 
     def features(self, pooled: Tensor) -> Tensor:
-        """Pooled regions (n, C, bins, bins) to features (n, dim): the mean over what res5 gives; float32."""
+        """Map pooled regions (n, C, bins, bins) to float32 features (n, dim), the mean of res5's output."""
         return self.res5(pooled).float().mean((2, 3))
 
     def read_every_second_bin(self) -> None:
-        """From now on, expect regions pooled to bins of even row and column alone.
+        """Change res5 to read regions that are pooled to the bins of even rows and columns only.
 
-        A convolution dilated by 2 joins bins only with bins of the same parity, and everything else in res5 sees one
-        bin at a time. So the 14 x 14 bins are four grids of 7 x 7 that never meet, and each is a case for ordinary
-        convolutions: the mean over one of them is computed exactly, and is an estimate of the mean over all four.
+        A convolution dilated by 2 combines bins only with bins of the same parity, and all other layers of res5 read
+        one bin at a time. The 14 x 14 bins are therefore four independent grids of 7 x 7, on each of which res5 equals
+        a network with undilated convolutions. The mean over one grid is computed exactly, and estimates the mean over
+        all four.
         """
         for module in self.res5.modules():
             if isinstance(module, ConvNorm) and module.kernel_size == (3, 3):
@@ -178,7 +187,7 @@ class RegionHeads(nn.Module):
 
 
 class Detector(nn.Module):
-    """The whole network; it is used part by part."""
+    """The complete network. It has no ``forward``: the extractor calls its modules."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -189,16 +198,19 @@ class Detector(nn.Module):
 
     @property
     def anchors(self) -> Tensor:
-        """Of a cell, (A, 4)."""
+        """Anchors (A, 4) of the cell at the origin, in pixels."""
         return self.proposal_generator.anchor_generator.cell_anchors[0]
 
     def prepare(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Detector:
-        """Ready to run: batch norms folded, convolutions in ``dtype`` and channels last, the predictors in float32."""
+        """Prepare the network for inference, in place.
+
+        Batch norms are folded; convolutions run in ``dtype`` with channels last, the predictors in float32.
+        """
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
         self.to(device)
-        for part in (self.backbone, self.proposal_generator.rpn_head, self.roi_heads.res5):
-            part.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in (self.backbone, self.proposal_generator.rpn_head, self.roi_heads.res5):
+            module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self

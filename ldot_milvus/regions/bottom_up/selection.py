@@ -1,4 +1,4 @@
-"""Which of the proposals become regions, and with what confidence: the two published ways."""
+"""Select the proposals that become regions, by one of the two published rules."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ldot_milvus.regions.bottom_up.boxes import box_iou, nms
 from ldot_milvus.regions.files import CONFIDENT
 
 UNITER_OVERLAP = 0.3
+"""Intersection over union above which the worse of two proposals is suppressed."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of a photo's proposals, by descending confidence.
+    """The selected proposals of a photo, by descending confidence.
 
     Attributes:
-        kept: (k,) int64, places among the proposals.
-        confidence: (k,) float32.
-        classes: (k,) int64, the class that this confidence is of.
+        kept: (k,) int64, indices of the proposals.
+        confidence: (k,) float32, the probability of the class.
+        classes: (k,) int64, the class.
     """
 
     kept: Tensor
@@ -32,14 +33,16 @@ class Selection:
 def by_best_class(
     boxes: Tensor, scores: Tensor, classes: Tensor, *, overlaps: Sequence[float], least: int, most: int
 ) -> Selection:
-    """The way of the public PyTorch code: one suppression over all proposals, whatever their classes.
+    """Select regions as the public PyTorch code does: one suppression over all proposals, regardless of class.
 
     Args:
-        boxes: (n, 4), each proposal's box as its best class shifts it.
-        scores, classes: (n,), the probability of that class, and which it is.
-        overlaps: tried in this order; the first that leaves ``least`` regions is taken. Where none does, the last one's
-            regions are all there are (the reference fails there, or returns the photo before).
-        most: regions are kept.
+        boxes: (n, 4), each proposal's box, shifted for its best class.
+        scores: (n,), the probability of that class.
+        classes: (n,), that class.
+        overlaps: thresholds of suppression in the order in which they are tried; the first one that leaves ``least``
+            regions is used, or else the last one (there the reference fails or returns the previous photo's regions).
+        least: minimum number of regions, if there are enough proposals.
+        most: maximum number of regions.
     """
     order = scores.sort(descending=True, stable=True).indices
     for threshold in overlaps:
@@ -51,28 +54,31 @@ def by_best_class(
 
 
 def by_any_class(boxes: Tensor, probabilities: Tensor, *, least: int, most: int) -> Selection:
-    """UNITER's way: a suppression for each class, and the best score with which a proposal survives in any.
+    """Select regions as UNITER does: suppress for each class, and score a proposal by the best class it survives in.
 
-    As many regions as are more confident than 0.2, but ``least`` at least (or all there are) and ``most`` at most.
+    The number of regions is that of the proposals with a confidence above 0.2, but at least ``least`` (or all
+    proposals, if there are fewer) and at most ``most``.
 
     Args:
-        boxes: (n, 4), the proposals as they are.
+        boxes: (n, 4), the proposals' unshifted boxes.
         probabilities: (n, classes), without the background.
+        least, most: minimum and maximum number of regions.
     """
     n, count = probabilities.shape
     scores = probabilities.T
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    apart = ~(box_iou(boxes, boxes) > UNITER_OVERLAP)
-    every = torch.arange(count, device=boxes.device)
+    compatible = ~(box_iou(boxes, boxes) > UNITER_OVERLAP)
+    all_classes = torch.arange(count, device=boxes.device)
     valid = torch.ones_like(scores, dtype=torch.bool)
     survives = torch.zeros_like(valid)
-    for rank in range(n):  # all classes at once: each looks at its own next best proposal
+    for rank in range(n):  # all classes at once: each considers its own next best proposal
         best = order[:, rank]
-        wins = every[valid[every, best]]
+        wins = all_classes[valid[all_classes, best]]
         survives[wins, best[wins]] = True
-        valid[wins] &= apart[best[wins]]
+        valid[wins] &= compatible[best[wins]]
     confidence, classes = torch.where(survives, scores, 0).max(0)
-    classes = torch.where(confidence > 0, classes, probabilities.argmax(1))  # one that survives nowhere has a name too
+    # A proposal that survives in no class gets its most probable one.
+    classes = torch.where(confidence > 0, classes, probabilities.argmax(1))
     confidence, kept = confidence.sort(descending=True, stable=True)
     number = (confidence > CONFIDENT).sum().clamp(least, most)
     kept, confidence = kept[:number], confidence[:number]

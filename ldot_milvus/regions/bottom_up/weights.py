@@ -1,4 +1,4 @@
-"""The published checkpoint into the network: every tensor in its place, or a refusal that names it."""
+"""Load the published checkpoint into the network; tensors that do not fit are refused by name."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from ldot_milvus.weights import read_state, refuse_misfits
 CONFIG = "config.yaml"
 FILES = ("model.safetensors", "pytorch_model.bin")
 OPTIONAL = ".num_batches_tracked"
-"""Counters of training that play no part; some checkpoints have them as (1,), some not at all."""
+"""Counters of training that are not used here; some checkpoints store them as (1,), some do not store them."""
 
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
-"""Some checkpoints lack the anchors; they follow from the configuration then."""
+"""The anchors. Some checkpoints lack them; they are then computed from the configuration."""
 
 
 def detector_files(folder: Path) -> tuple[Path, Path]:
-    """A detector's configuration and weights.
+    """Return the paths of a detector's configuration and weights.
 
     Raises:
-        ModelError: there are no weights.
+        ModelError: the folder contains no weights.
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
-        raise ModelError(f"{folder} has no weights: neither {' nor '.join(FILES)}")
+        raise ModelError(f"{folder} has no weights: add {' or '.join(FILES)}")
     return folder / CONFIG, path
 
 
 def load_detector(folder: Path) -> Detector:
-    """The network of a folder with ``config.yaml`` and ``model.safetensors`` or ``pytorch_model.bin``.
+    """Load the network from a folder with ``config.yaml`` and ``model.safetensors`` or ``pytorch_model.bin``.
 
     Raises:
-        ModelError: a file that is missing or unreadable; tensors missing, unknown or of another shape, named.
+        ModelError: a file is missing or unreadable, or tensors are missing, unknown or of another shape. The message
+            names them.
     """
     settings, path = detector_files(folder)
     config = DetectorConfig.from_yaml(settings)

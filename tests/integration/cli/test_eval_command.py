@@ -84,13 +84,13 @@ def test_the_rest_of_a_data_set_as_the_pool(tiny_model: str, folder: Path, tmp_p
     [
         (["--data", "FOLDER", "--rerank", "-1"], "--rerank is -1"),
         (["--data", "FOLDER", "--curve", "c.pdf"], "written as .png or .svg"),
-        (["--data", "FOLDER", "--folds", "4"], "6 photos cannot be cut into 4 equal folds"),
-        (["--data", "FOLDER", "--pool", "FOLDER"], "0 is there twice"),
+        (["--data", "FOLDER", "--folds", "4"], "6 photos cannot be divided into 4 equal folds"),
+        (["--data", "FOLDER", "--pool", "FOLDER"], "0 is both a query and in the pool"),
         (["--data", "FOLDER", "--regions", "FOLDER"], "no region features"),
         (["--data", "TEXT"], "give its region features with --regions"),
         (
             ["--data", "TEXT", "--regions", "REGIONS"],
-            "token ids of a vocabulary of 28,996 entries and the model's has 156",
+            "token ids of a vocabulary of 28,996 entries, and the model's has 156",
         ),
     ],
     ids=str,

@@ -183,7 +183,7 @@ def test_what_fails_is_listed_and_the_others_are_written(tmp_path: Path, monkeyp
     assert "a/one.jpg: another photo is called 'one' too: one.jpg" in done.stderr
     again = CliRunner().invoke(main, ["regions", *arguments])
     assert again.exit_code == 2
-    assert again.stderr == "Error: out is there and not empty: name a new folder\n"
+    assert again.stderr == "Error: out exists and is not empty: name a new folder\n"
     for mistake in (["--sides", "600"], ["--sides", "1000x600"], ["--detector", "/nowhere"]):
         refused = CliRunner().invoke(
             main, ["regions", "one.jpg", "--out", "new", "--detector", str(DETECTOR), *mistake]
@@ -195,7 +195,7 @@ def test_what_fails_is_listed_and_the_others_are_written(tmp_path: Path, monkeyp
 
 def test_a_detector_of_another_width_is_refused(tmp_path: Path, official: Path) -> None:
     source = checkpoint("finetuned.pt", 64, tmp_path / "x.pt")
-    with pytest.raises(ModelError, match="gives regions of 256 features, and this model reads 64"):
+    with pytest.raises(ModelError, match="extracts regions of 256 features, and this model reads 64"):
         convert(source, tmp_path / "out", config=HEADS, detector=str(DETECTOR))
     with pytest.raises(UsageError, match="re-ranker"):
         convert(GOLDEN / "lightningdot" / "reranker.pt", tmp_path / "out", config=HEADS, detector=str(DETECTOR))
@@ -208,7 +208,7 @@ def test_a_detector_of_another_width_is_refused(tmp_path: Path, official: Path) 
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     shutil.copy(official / "tokenizer.json", tmp_path / "out")
     shutil.copy(official / "tokenizer_config.json", tmp_path / "out")
-    with pytest.raises(ModelError, match=r"reads regions of 64 features, and the extractor in .*bottom_up gives 256"):
+    with pytest.raises(ModelError, match=r"reads regions of 64 features, and the extractor in .*bottom_up returns 256"):
         LightningDOTEmbedder(str(tmp_path / "out"), device="cpu").encode_images([PHOTOS / NAMES[0]])
     config["region_extractor"] = {"kind": "bottom_up", "weights": str(DETECTOR), "colour": 1}
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))

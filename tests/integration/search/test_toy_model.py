@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_told(toy: str, tiny_model: str, tmp_path: Path) ->
     tiny = find_model(tiny_model)
     with pytest.raises(ModelError, match=f"{tiny_model}/reranker.*LDOT_RERANKER"):
         find_model(f"{tiny_model}/reranker")
-    with pytest.raises(ModelError, match="is no LightningDOT"):
+    with pytest.raises(ModelError, match="is not a LightningDOT model"):
         load_model(toy)
     with pytest.raises(UsageError, match="no-such"):
         find_reranker("no-such", tiny)

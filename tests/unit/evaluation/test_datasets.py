@@ -97,14 +97,14 @@ def change(**files: bytes | None) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (change(b_jpg=None), r"b\.json has captions of a photo that is not there"),
+        (change(b_jpg=None), r"b\.json has captions, but its photo b\.jpg is missing"),
         (change(b_json=None), r"b\.jpg has no captions"),
         (change(b_json=described()), r"b has no captions"),
         (change(b_json=described("x", " ")), r"b has an empty caption"),
         (change(b_json=b"[]"), r"b\.json: not JSON of the form"),
         (change(b_json=b"{"), r"b\.json: not JSON of the form"),
-        (change(b_json=b'{"captions": "x"}'), r"b\.json: its captions are not a list of texts"),
-        ({}, "holds no photo"),
+        (change(b_json=b'{"captions": "x"}'), r"b\.json: \"captions\" is not a list of texts"),
+        ({}, "contains no photo"),
     ],
 )
 @pytest.mark.parametrize("make", [folder_of, tar_of])
@@ -115,7 +115,7 @@ def test_the_record_that_is_wrong_is_named(make: Callable, files: Any, message: 
 
 def test_a_name_twice_and_no_file(tmp_path: Path) -> None:
     one = folder_of(FILES, tmp_path / "one")
-    with pytest.raises(UsageError, match="a is there twice"):
+    with pytest.raises(UsageError, match="a occurs twice"):
         read_pairs([one, one])
     with pytest.raises(UsageError, match=r"gone\.tar: not a folder or an uncompressed tar"):
         read_pairs([tmp_path / "gone.tar"])
@@ -128,12 +128,12 @@ def test_a_name_twice_in_a_tar(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    with pytest.raises(UsageError, match=r"b\.jpg is there twice"):
+    with pytest.raises(UsageError, match=r"b\.jpg occurs twice"):
         read_pairs([place])
 
 
 def test_a_photo_twice_under_two_suffixes(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"b\.png is there twice"):
+    with pytest.raises(UsageError, match=r"b\.png occurs twice"):
         read_pairs([folder_of({**FILES, "b.png": make_photo(3, format="PNG")}, tmp_path / "set")])
 
 

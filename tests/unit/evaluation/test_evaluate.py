@@ -94,7 +94,7 @@ def test_folds_are_averaged(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> No
         reranked.append(both_bounds(scores, owner, crossed=crossed, count=4))
     assert_recall(result, mean_bounds(plain))
     assert_recall(result["reranked"], mean_bounds(reranked))
-    with pytest.raises(UsageError, match="24 photos cannot be cut into 5 equal folds"):
+    with pytest.raises(UsageError, match="24 photos cannot be divided into 5 equal folds"):
         evaluate(tiny, pairs, folds=5)
 
 
@@ -106,7 +106,7 @@ def test_a_pool_is_searched_and_asks_nothing(tiny: LightningDOTEmbedder, pairs: 
     right = owner[:, None] == np.arange(24)
     assert_recall(result, {"text_to_image": recall_bounds(scores[:12], right[:12]),
                            "image_to_text": recall_bounds(scores.T[:6], right.T[:6])})  # fmt: skip
-    with pytest.raises(UsageError, match="05 is there twice: asked for, and in the pool"):
+    with pytest.raises(UsageError, match="05 is both a query and in the pool"):
         evaluate(tiny, pairs[:6], pool=pairs[5:])
     with pytest.raises(UsageError, match="give no pool"):
         evaluate(tiny, pairs[:6], pool=pairs[6:], folds=2)
@@ -176,7 +176,7 @@ def test_a_curve_as_a_picture(suffix: str, tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"written as \.png or \.svg"):
         curve.check_picture(tmp_path / "curve.jpg")
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         curve.check_picture(tmp_path / "nowhere" / "curve.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'ldot-milvus\[plot\]'"):

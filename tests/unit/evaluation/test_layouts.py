@@ -104,18 +104,18 @@ def test_multi30k_on_coco_photos_and_on_regions(multi30k: Path, tmp_path: Path) 
 
 def test_what_is_wrong_with_multi30k(multi30k: Path, flickr30k: Path) -> None:
     task1 = multi30k / "task1"
-    with pytest.raises(UsageError, match=r"no captions of test_2016_flickr in language 'fr' \(there are: cs, de, en\)"):
+    with pytest.raises(UsageError, match=r"no captions of test_2016_flickr in language 'fr' \(languages: cs, de, en\)"):
         read_data_set([task1], photos=flickr30k, language="fr")
     with pytest.raises(UsageError, match="split 'dev' is empty"):
         read_data_set([task1], photos=flickr30k, split="dev")
     lines(task1 / "raw" / "test_2016_flickr.de.gz", "eins")
-    with pytest.raises(UsageError, match=r"test_2016_flickr\.de\.gz: 1 captions of the 2 photos"):
+    with pytest.raises(UsageError, match=r"test_2016_flickr\.de\.gz: 1 captions for the 2 photos"):
         read_data_set([task1], photos=flickr30k, language="de")
     lines(task1 / "raw" / "test_2016_flickr.de.gz", "eins", "")
-    with pytest.raises(UsageError, match=r"test_2016_flickr\.de\.gz:2: no caption of 1009434119\.jpg"):
+    with pytest.raises(UsageError, match=r"test_2016_flickr\.de\.gz:2: the caption of 1009434119\.jpg is empty"):
         read_data_set([task1], photos=flickr30k, language="de")
     (task1 / "raw" / "test_2016_flickr.de.gz").write_bytes(b"\x1f\x8b torn")
-    with pytest.raises(UsageError, match=r"de\.gz: not lines of UTF-8"):
+    with pytest.raises(UsageError, match=r"de\.gz: cannot be read as lines of UTF-8"):
         read_data_set([task1], photos=flickr30k, language="de")
     (flickr30k / "1009434119.jpg").unlink()
     with pytest.raises(UsageError, match=r"1009434119\.jpg is not in"):
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_file_of_captions(coco_cn: Path, coco: Path) -> Non
     file = coco_cn / "imageid.human-written-caption.txt"
     whole = file.read_text()
     file.write_text(whole + "COCO_val2014_000000000002#0\t又来了\n")
-    with pytest.raises(UsageError, match=r"caption\.txt:6: COCO_val2014_000000000002#0 is there twice"):
+    with pytest.raises(UsageError, match=r"caption\.txt:6: COCO_val2014_000000000002#0 occurs twice"):
         read_data_set([coco_cn], photos=coco)
     file.write_text(whole.replace("COCO_val2014_000000000002#0\t", "COCO_val2014_000000000009#0\t"))
     with pytest.raises(UsageError, match=r"COCO_val2014_000000000002\.jpg has no captions"):
@@ -175,10 +175,10 @@ def test_what_is_wrong_with_a_file_of_captions(coco_cn: Path, coco: Path) -> Non
         read_data_set([coco_cn], photos=coco)
     file.write_text(whole)
     lines(coco_cn / "coco-cn_test.txt", *["COCO_val2014_000000000002"] * 2)
-    with pytest.raises(UsageError, match=r"COCO_val2014_000000000002\.jpg is there twice"):
+    with pytest.raises(UsageError, match=r"COCO_val2014_000000000002\.jpg occurs twice"):
         read_data_set([coco_cn], photos=coco)
     lines(coco_cn / "coco-cn_test.txt")
-    with pytest.raises(UsageError, match=r"split 'test' is empty \(there are: train, val, test\)"):
+    with pytest.raises(UsageError, match=r"split 'test' is empty \(splits: train, val, test\)"):
         read_data_set([coco_cn], photos=coco)
 
 
@@ -244,13 +244,13 @@ def test_what_is_wrong_with_karpathys_json(tmp_path: Path) -> None:
     photos = photos_of(tmp_path / "photos", "2.jpg", "3.jpg")
     file = karpathy(tmp_path / "d.json", ("1.jpg", "test", ["x"]), ("2.jpg", "val", []), ("3.jpg", "train", ["a"]),
                     ("3.jpg", "restval", ["b"]))  # fmt: skip
-    with pytest.raises(UsageError, match=r"split 'dev' is empty \(there are: restval, test, train, val\)"):
+    with pytest.raises(UsageError, match=r"split 'dev' is empty \(splits: restval, test, train, val\)"):
         read_data_set([file], photos=photos, split="dev")
     with pytest.raises(UsageError, match=r"1\.jpg is not in"):
         read_data_set([file], photos=photos)
     with pytest.raises(UsageError, match=r"2\.jpg has no captions"):
         read_data_set([file], photos=photos, split="val")
-    with pytest.raises(UsageError, match=r"3\.jpg is there twice"):
+    with pytest.raises(UsageError, match=r"3\.jpg occurs twice"):
         read_data_set([file], photos=photos, split="train")
     with pytest.raises(UsageError, match="--photos DIR"):
         read_data_set([file])
@@ -299,10 +299,10 @@ def test_a_text_lmdb(two_photos: Path, tmp_path: Path) -> None:
     [
         ({"flickr30k_3.npz": ["5"]}, {"5": record(1)}, r"no region features of flickr30k_3\.npz"),
         ({"flickr30k_1.npz": []}, {}, r"flickr30k_1\.npz has no captions"),
-        ({"flickr30k_1.npz": ["5"]}, {}, r"text 5 of flickr30k_1\.npz is not there"),
+        ({"flickr30k_1.npz": ["5"]}, {}, r"text 5 of flickr30k_1\.npz is missing"),
         ({"flickr30k_1.npz": ["5"], "flickr30k_2.npz": ["5"]}, {"5": record(1)},
-         r"text 5 is there twice, of flickr30k_1\.npz and of flickr30k_2\.npz"),
-        ({}, {}, "an empty split"),
+         r"text 5 occurs twice, for flickr30k_1\.npz and for flickr30k_2\.npz"),
+        ({}, {}, "names no photo"),
         ([], {}, "not a text LMDB of LightningDOT"),
         ({"flickr30k_1.npz": ["5"]}, {"5": msgpack.packb({"input_ids": [1]})},
          r"text 5 of flickr30k_1\.npz is not in the authors' layout"),
@@ -322,7 +322,7 @@ def test_texts_and_token_ids_do_not_mix(two_photos: Path, tmp_path: Path) -> Non
     file = text_lmdb(tmp_path / "text", {"flickr30k_1.npz": ["5"]}, {"5": record(1)})
     words = karpathy(tmp_path / "dataset_flickr30k.json", ("2.jpg", "test", ["x"]))
     write_npz(tmp_path / "more", [("flickr30k_000000000002.npz", regions())])
-    with pytest.raises(UsageError, match="captions as texts, or token ids of one vocabulary"):
+    with pytest.raises(UsageError, match="captions as texts, or as token ids of one vocabulary"):
         read_data_set([file, words], regions=[two_photos, tmp_path / "more"])
 
 

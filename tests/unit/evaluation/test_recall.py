@@ -69,7 +69,7 @@ def test_a_model_that_scores_everything_the_same_finds_nothing() -> None:
         assert {value for way in both_ways(scores, owner).values() for value in way.values()} == {0.0}
     found = search_both_ways(np.ones((50, 4), np.float32), np.ones((20, 4), np.float32), owner, 15)
     # Not even by a re-ranker that knows: among equals the right one is not among the first.
-    crossed = found.cross(lambda rows, columns: (owner[rows] == columns).astype(np.float32))
+    crossed = found.rerank(lambda rows, columns: (owner[rows] == columns).astype(np.float32))
     assert {value for way in crossed.recall(15).values() for value in way.values()} == {0.0}
 
 
@@ -87,10 +87,10 @@ def test_no_pair_is_scored_twice_and_ties_count_against_the_model(seed: int, mon
         asked.extend(zip(rows.tolist(), columns.tolist(), strict=True))
         return matrix[rows, columns]
 
-    crossed = search_both_ways(texts, images, owner, 20).cross(score)
+    crossed = search_both_ways(texts, images, owner, 20).rerank(score)
     assert len(set(asked)) == len(asked)  # no pair twice
     assert crossed.recall(0) == numpy_both(dots, owner)
-    everything = search_both_ways(texts, images, owner, len(owner)).cross(score)
+    everything = search_both_ways(texts, images, owner, len(owner)).rerank(score)
     for weight in (0.0, 0.5):
         assert everything.recall(len(owner), weight) == numpy_both(matrix + weight * dots, owner)
 
@@ -109,7 +109,7 @@ def test_re_ranking_the_first_few(seed: int) -> None:
     assert np.abs(texts).max() * np.abs(images).max() * 6 * 512**2 < 2**25
     matrix = rng.integers(0, 6, (len(owner), 40)).astype(np.float32)
     right = owner[:, None] == np.arange(40)
-    crossed = search_both_ways(texts, images, owner, 20).cross(lambda rows, columns: matrix[rows, columns])
+    crossed = search_both_ways(texts, images, owner, 20).rerank(lambda rows, columns: matrix[rows, columns])
     for count in (1, 2, 5, 10, 20):
         assert crossed.recall(count) == {
             "text_to_image": numpy_reranked(dots, matrix, right, count),
@@ -145,7 +145,7 @@ def test_the_bounds_of_ties_hold_whichever_way_they_fall(seed: int) -> None:
 def test_what_is_only_searched_asks_nothing() -> None:
     texts, images, owner = a_set(2)
     asking = int((owner < 10).sum())
-    found = search_both_ways(texts, images, owner, asked=(asking, 10)).recall()
+    found = search_both_ways(texts, images, owner, queries=(asking, 10)).recall()
     right = owner[:, None] == np.arange(len(images))
     scores = texts @ images.T
     assert found["text_to_image"] == numpy_recall(scores[:asking], right[:asking])

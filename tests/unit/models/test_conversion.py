@@ -113,7 +113,7 @@ LAYER = "txt_model.bert.encoder.layer.1.intermediate.dense.weight"
         (lambda state: state.pop(LAYER), r"text_model\.encoder\.layer\.1\.intermediate\.dense\.weight is missing"),
         (lambda state: state.update({"img_model.extra.weight": torch.ones(2)}), r"img_model\.extra\.weight is not of"),
         (lambda state: state.update({LAYER: state[LAYER].T.contiguous()}), r"has shape \(48, 96\), not \(96, 48\)"),
-        (lambda state: state.pop("img_model.bert.img_embeddings.mask_embedding.weight"), "tells the model's size"),
+        (lambda state: state.pop("img_model.bert.img_embeddings.mask_embedding.weight"), "determines the model's size"),
     ],
     ids=["missing", "extra", "transposed", "sizeless"],
 )
