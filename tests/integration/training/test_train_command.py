@@ -104,7 +104,7 @@ def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level("INFO", "ldot_milvus"):
         again = ldot(*arguments(place, "out", *steps))
     assert again.exit_code == 0, again.output
-    assert "going on from step" in caplog.text
+    assert "resuming from step" in caplog.text
     assert ldot(*arguments(place, "whole", *steps)).exit_code == 0
     assert losses(place / "out") == losses(place / "whole")
     for part in ("model", "train/best"):
@@ -113,7 +113,9 @@ def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     other = ldot(*arguments(place, "out", *steps, "--set", "stages.0.batch_size=8"))
     assert other.exit_code == 2
-    assert other.output.splitlines()[-1].startswith(f"Error: {place / 'out'} holds another run (stages.0.batch_size is")
+    assert other.output.splitlines()[-1].startswith(
+        f"Error: {place / 'out'} contains another run (stages.0.batch_size is"
+    )
 
 
 def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
@@ -223,18 +225,18 @@ def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None
     ("changes", "message"),
     [
         ({"stages.0.batch_size": 64}, "48 photos are too few for batches of 64 pairs"),
-        ({"stages.0.distilled": 0.5}, "train: distilled needs a model with a re-ranker that scores by alignment"),
+        ({"stages.0.distilled": 0.5}, "train: distilled requires a model with a re-ranker of scoring alignment"),
         ({"stages.0.task": "rerank", "start.reranker": {"scoring": "joint"}, "stages.0.hard_negatives": 0},
-         "joint scoring learns from hard_negatives: give 1 or more"),
+         "joint scoring requires hard_negatives: give 1 or more"),
         ({"stages.0.task": "rerank", "start.reranker": {"scorin": "joint"}}, "start.reranker.scorin: no such"),
         ({"stages.0.task": "rerank", "start.reranker": {"scoring": "both"}},
          "start.reranker: these settings do not fit (scoring is 'both'"),
         ({"stages.0.task": "pretrain", "stages.0.hard_negatives": 0, "stages.0.mix": {"smrm_kl": 1}},
          "smrm_kl learn a detector's soft labels, and the training data's regions have none"),
-        ({"start.model": None, "start.text": "/nowhere"}, "start.text '/nowhere' is no BERT"),
+        ({"start.model": None, "start.text": "/nowhere"}, "start.text '/nowhere' is not a BERT"),
         ({"start.model": None, "start.text": "x", "start.config": {"fuse": 1}}, "start.config.fuse: no such setting"),
         ({"start.model": "no-such-model"}, "unknown model 'no-such-model'"),
-        ({"data.views": 2}, "views is 2: photos that come as regions have one view"),
+        ({"data.views": 2}, "views is 2, but precomputed regions have one view"),
         ({"data.regions": [], "data.photos": "."}, "000.jpg is not in ."),
     ],
 )  # fmt: skip

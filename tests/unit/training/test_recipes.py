@@ -49,11 +49,15 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ("epochs = 2", "epochs = 0", r"stages\.0\.epochs: .*greater than or equal to 1"),
         ("epochs = 2", "epochs = 2\nbatch_size = 9\nhard_negatives = 1", "batch_size 9 is not a multiple of 2"),
         ("epochs = 2", "epochs = 2\nmix = { cmr = 1 }", "mix .* belongs to the task 'pretrain'"),
-        ('"retrieval"', '"pretrain"', "mix .* belongs to the task 'pretrain', which needs it"),
-        ('"retrieval"', '"pretrain"\nmix = { cmr = 0 }', "mix needs weights of 0 or more, and one above 0"),
+        ('"retrieval"', '"pretrain"', "mix .* belongs to the task 'pretrain', which requires it"),
+        ('"retrieval"', '"pretrain"\nmix = { cmr = 0 }', "mix requires weights of at least 0, one of them above 0"),
         ('"retrieval"', '"pretrain"\nmix = { cmr = 1, mlm = 2 }', r"stages\.0\.mix\.mlm"),
-        ('"retrieval"', '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }', "soft_targets: not in pre-training"),
-        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder learns from a re-ranker"),
+        (
+            '"retrieval"',
+            '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }',
+            "soft_targets: not supported in pre",
+        ),
+        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder can be distilled"),
         ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
         ('model = "ldot-mini"', "", "start: give either model"),
         ("[start]", "[start", "not TOML"),
@@ -74,5 +78,5 @@ def test_data_and_names_that_are_missing(tmp_path: Path) -> None:
         read_recipe("no-such", DATA)
     with pytest.raises(UsageError, match="give PLACE=VALUE"):
         parse_change("epochs 3")
-    with pytest.raises(UsageError, match=r"stages\.7\.epochs: the recipe has no such place"):
+    with pytest.raises(UsageError, match=r"stages\.7\.epochs: the recipe has no such setting"):
         read_recipe(str(tmp_path / "r.toml"), {**DATA, "stages.7.epochs": 3})

@@ -36,12 +36,14 @@ def batches(**stage: object) -> Batches:
 def test_an_epoch_shows_every_caption_once_and_photos_of_a_batch_differ() -> None:
     some = batches()
     seen = []
-    for number in range(some.an_epoch):
-        rows, turns = some.chosen(number)
+    for number in range(some.epoch_length):
+        rows, turns = some.pair_indices(number)
         assert len(set(rows.tolist())) == 8
         seen += zip(rows.tolist(), turns.tolist(), strict=True)
     assert sorted(seen) == [(row, turn) for row in range(40) for turn in range(2)]
-    assert some.chosen(some.an_epoch)[0].tolist() != some.chosen(0)[0].tolist()  # another order in the next
+    assert (
+        some.pair_indices(some.epoch_length)[0].tolist() != some.pair_indices(0)[0].tolist()
+    )  # another order in the next
 
 
 def test_a_batch_depends_on_its_number_alone() -> None:
@@ -74,13 +76,13 @@ def test_hard_negatives_follow_their_pair() -> None:
         hard[row, :2] = [[(row + 1) % 40, 1], [(row + 2) % 40, -1]]
     some.hard = hard
     followed = 0
-    for number in range(some.an_epoch):
-        rows, turns = some.chosen(number)
+    for number in range(some.epoch_length):
+        rows, turns = some.pair_indices(number)
         assert len(set(rows.tolist())) == 8
         for (row, other), (_, turn) in zip(rows.reshape(-1, 2), turns.reshape(-1, 2), strict=True):
             followed += (other - row) % 40 in (1, 2)
             assert (other - row) % 40 != 1 or turn == 1
-    assert followed > 0.8 * 4 * some.an_epoch  # the rest had all of theirs in the batch already
+    assert followed > 0.8 * 4 * some.epoch_length  # the rest had all of theirs in the batch already
 
 
 def test_mining_finds_the_nearest_that_is_wrong() -> None:
