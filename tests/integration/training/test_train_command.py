@@ -1,4 +1,4 @@
-"""``ldot train`` as people run it: killed and taken up again, in two processes, and with what cannot be trained on."""
+"""``ldot train`` from the command line: killed and resumed, in two processes, and with invalid runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ log_every = 1
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As the processes that are compared with this one."""
+    """Use one thread, as the processes that are compared with this one do."""
     threads = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -71,7 +71,7 @@ def place(tmp_path: Path, tiny_model: str) -> Path:
 
 
 def ldot(*arguments: str) -> Result:
-    """The command in this process: a new one takes six seconds to load its libraries."""
+    """Run the command in this process: a new one needs six seconds to import its libraries."""
     return CliRunner().invoke(main, list(arguments))
 
 
@@ -86,8 +86,8 @@ def losses(out: Path, stage: str = "train") -> list[tuple[int, object]]:
     return [(entry["step"], entry.get("loss", entry.get("dev"))) for entry in entries]
 
 
-def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """kill -9 in the middle: the same losses, recalls and final weights as without."""
+def test_a_killed_run_resumes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After kill -9 in the middle, losses, recalls and final weights equal those of an uninterrupted run."""
     steps = ["--max-steps", "50"]
     with (place / "stderr").open("w") as stderr:
         program = str(Path(sys.executable).parent / "ldot")
@@ -118,10 +118,10 @@ def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture
     )
 
 
-def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
-    """Losses and gradients of every objective, and the course of a whole run.
+def test_two_processes_equal_one_with_the_joint_batch(place: Path) -> None:
+    """Compare losses and gradients of every objective, and the losses and recalls of a complete run.
 
-    Hard negatives are mined once, by weights that are the same yet: later ones might be drawn otherwise at a tie.
+    Hard negatives are mined once, with weights that are still equal: later, a tie could be resolved differently.
     """
     recipe = place / "same.toml"
     text = RECIPE.replace("START", str(place / "start")).replace("epochs = 30", "steps = 4")
@@ -167,9 +167,9 @@ def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
 def test_photos_are_extracted_once_and_the_model_works(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From folders of photos to what ``ldot eval`` says of the model.
+    """Train on folders of photos, and evaluate the result with ``ldot eval``.
 
-    A second run finds the features, and learns the same from batches that other processes read ahead.
+    A second run reuses the features, and learns the same from batches that other processes prefetch.
     """
 
     def captions(number: int) -> list[str]:
@@ -213,7 +213,7 @@ def test_photos_are_extracted_once_and_the_model_works(
     assert_recall(entries[-1]["dev"], bounds)
 
 
-def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None:
+def test_a_run_without_a_checkpoint_can_be_changed(place: Path) -> None:
     failed = ldot(*arguments(place, "out", "--max-steps", "1", "--set", "stages.0.batch_size=64"))
     assert failed.exit_code == 2
     assert "48 photos are too few for batches of 64 pairs" in failed.output
@@ -240,7 +240,7 @@ def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None
         ({"data.regions": [], "data.photos": "."}, "000.jpg is not in ."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message: str) -> None:
+def test_invalid_runs_are_refused(place: Path, changes: dict[str, object], message: str) -> None:
     pairs = str(place / "pairs.json")
     given = {"data.train": [pairs], "data.dev": [pairs], "data.regions": str(place / "regions"), **changes}
     recipe = read_recipe(str(place / "recipe.toml"), given)

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones are valid, and what is wrong with another is said in one line."""
+"""The shipped recipes are valid; an invalid recipe is refused in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     assert recipe.data.train == ["a.tar"]
 
 
-def test_what_holds_for_every_stage() -> None:
+def test_every_stage_sets_defaults() -> None:
     recipe = read_recipe("ldot-mini", DATA)
     assert [stage.batch_size for stage in recipe.stages] == [128] * 3
     assert [stage.learning_rate for stage in recipe.stages] == [5e-4, 5e-4, 4e-4]
@@ -63,14 +63,14 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ("[start]", "[start", "not TOML"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_invalid_recipe_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / "r.toml").write_text(GOOD.replace(old, new))
     with pytest.raises(UsageError, match=message) as caught:
         read_recipe(str(tmp_path / "r.toml"), DATA)
     assert "\n" not in str(caught.value)
 
 
-def test_data_and_names_that_are_missing(tmp_path: Path) -> None:
+def test_missing_data_and_unknown_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(GOOD)
     with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
         read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
