@@ -29,5 +29,5 @@ def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | 
     try:
         return Path(snapshot_download(name, allow_patterns=None if files is None else list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        said = str(error).splitlines()[0].split(". ")[0]
-        raise UsageError(f"{unknown}; the hub said: {said}") from error
+        cause = str(error).splitlines()[0].split(". ")[0]
+        raise UsageError(f"{unknown}; the hub reports: {cause}") from error

@@ -114,16 +114,16 @@ def _members(path: Path, finder: PhotoFinder) -> Iterator[Pair]:
             f"{path}: not a folder or an uncompressed tar of photos, NAME.jpg, and NAME.json with captions ({error})"
         ) from error
     for stem in sorted(photos.keys() | captions.keys()):
-        photo, load = photos.get(stem, (f"{stem}.jpg", None))
+        photo, load_photo = photos.get(stem, (f"{stem}.jpg", None))
         if stem not in captions:
             raise UsageError(f"{path}: {printable(photo)} has no captions ({printable(stem)}.json is missing)")
         if finder.has_regions:
-            load = finder.of(stem, path)
-        elif load is None:
+            load_photo = finder.of(stem, path)
+        elif load_photo is None:
             raise UsageError(
                 f"{path}: {printable(stem)}.json has captions, but its photo {printable(photo)} is missing"
             )
-        yield Pair(stem, load, captions[stem])
+        yield Pair(stem, load_photo, captions[stem])
 
 
 def _captions(data: bytes, where: str) -> list[Caption]:

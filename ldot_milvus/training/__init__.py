@@ -1,1 +1,1 @@
-"""Training: the dual encoder by cross-modal retrieval, the re-ranker by hard negatives."""
+"""Train the dual encoder (pre-training and retrieval) and the re-ranker."""

@@ -1,4 +1,4 @@
-"""How a run uses the machine, or the machines."""
+"""Set up accelerate for a run: devices, processes and precision."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from ldot_milvus.training.recipe import Stage, Trainer
 
 
 def accelerator_for(settings: Trainer, out: Path, stage: Stage | None = None) -> Accelerator:
-    """accelerate's view of the processes of this run, set up for a stage.
+    """Create the accelerator of this process.
+
+    Args:
+        settings: the recipe's ``trainer`` table.
+        out: the run's folder, for TensorBoard.
+        stage: the stage to train; None sets up the processes only.
 
     Raises:
-        UsageError: this process has trained with another precision.
+        UsageError: this process has already trained with another precision.
     """
-    chosen = precision(settings.mixed_precision)
-    if is_initialized() and AcceleratorState().mixed_precision != chosen:
-        raise UsageError(f"mixed_precision is {chosen!r}, and this process has trained with another: start a new one")
+    mixed_precision = precision(settings.mixed_precision)
+    if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
+        raise UsageError(
+            f"mixed_precision is {mixed_precision!r}, but this process has trained with another: start a new process"
+        )
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # told so, accelerate joins processes on processors too
-        mixed_precision=chosen,
+        cpu=not torch.accelerator.is_available(),  # with this flag, accelerate also joins processes on CPUs
+        mixed_precision=mixed_precision,
         gradient_accumulation_steps=1 if stage is None else stage.gradient_accumulation,
         step_scheduler_with_optimizer=False,  # the schedule counts steps, not samples
         log_with="tensorboard",
         project_config=ProjectConfiguration(str(out), logging_dir=str(out / "tensorboard")),
         kwargs_handlers=[
-            # A step uses what its objective needs: never the poolers, in pre-training one of the heads.
+            # A step does not use all parameters: never the poolers, and only one head in pre-training.
             DistributedDataParallelKwargs(find_unused_parameters=True),
-            # One process extracts features and evaluates while the others wait.
+            # The other processes wait while the main process extracts features and evaluates.
             InitProcessGroupKwargs(timeout=timedelta(hours=24)),
         ],
     )
@@ -43,14 +50,17 @@ def accelerator_for(settings: Trainer, out: Path, stage: Stage | None = None) ->
     return accelerator
 
 
-def precision(asked: str) -> str:
-    """What "auto" means here: what ``accelerate launch`` was told, or what is faster than float32 on this processor."""
-    if asked != "auto":
-        return asked
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" is its default too
-    if told != "no":
-        return told
+def precision(setting: str) -> str:
+    """Return the precision of a run: "no", "fp16" or "bf16".
+
+    "auto" selects the precision given to ``accelerate launch``, or else one that is faster than float32 on this device.
+    """
+    if setting != "auto":
+        return setting
+    launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" is also the launcher's default
+    if launched_with != "no":
+        return launched_with
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    # Where a CPU has no bfloat16 it is emulated, and sixty times slower than float32.
+    # A CPU without bfloat16 emulates it, sixty times slower than float32.
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"

@@ -1,7 +1,7 @@
-"""Batches for training, each a function of the seed and its number alone.
+"""Batches for training. A batch depends on the seed and its number only.
 
-Nothing is carried from one batch to the next, so a run that was killed goes on with the very batch it was at, and the
-processes of a run agree on every batch without talking to each other.
+Because batches share no state, a killed run resumes with exactly the next batch, and the processes of a run agree on
+every batch without communication.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ from ldot_milvus.training.recipe import Stage
 
 Tokens = list[list[list[int]]]
 """Token ids of every photo's captions."""
-Chosen = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Rows of photos, and which of its captions each comes with."""
+PairIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Index of each pair's photo, and index of its caption among the photo's captions."""
 
 CAPTIONS, ORDER, NEGATIVES, PAIR, TURN = range(5)
-"""What a random generator is for: each draws from a sequence of its own."""
+"""Purposes of random generators: each purpose has a sequence of its own."""
 
 
 @dataclass
 class Batch:
-    """B pairs, text i with photo i.
+    """B pairs of text i and photo i.
 
     Attributes:
-        ids, mask: (B, T) tokens, and true where there is one.
-        features, boxes, region_mask: (B, R, d), (B, R, 7), and (B, R), true where there is a region.
-        objective: of pre-training, "cmr" elsewhere.
-        caption_embeddings: (B, dim) what each photo's captions mean, for soft targets.
-        whole: the same pairs with nothing left out, for a teacher.
-        labels: (B, T) the words behind masked ones.
-        masked_regions: (B, R) regions that are masked; ``soft_labels`` (N, classes) are theirs.
+        ids: int64 (B, T), token ids.
+        mask: bool (B, T), True = token, False = padding.
+        features: float32 (B, R, d), the regions' features.
+        boxes: float32 (B, R, 7), the regions' boxes.
+        region_mask: bool (B, R), True = region, False = padding.
+        objective: the objective of pre-training; "cmr" in other tasks.
+        caption_embeddings: (B, dim), the meaning of each photo's captions, for soft targets.
+        complete: the same pairs without dropped words and features, for the teacher of distillation.
+        labels: int64 (B, T), the original ids of masked tokens.
+        masked_regions: bool (B, R), True = masked region.
+        soft_labels: float32 (N, classes), the detector's class probabilities of the N masked regions.
     """
 
     ids: Tensor
@@ -55,13 +59,13 @@ class Batch:
     region_mask: Tensor
     objective: str = "cmr"
     caption_embeddings: Tensor | None = None
-    whole: Batch | None = None
+    complete: Batch | None = None
     labels: Tensor | None = None
     masked_regions: Tensor | None = None
     soft_labels: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Return a copy of the batch on a device."""
         moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
@@ -71,14 +75,25 @@ class Batch:
 
 
 class Batches(Dataset["Batch | LdotError"]):
-    """Batch number n of this process, with what the stage leaves out at random.
+    """The batches of this process, by number, with words, regions and features dropped at random as the stage requires.
 
-    The pairs of one batch are of different photos, and captions of all lengths meet in it: were batches of one length,
-    the model would never learn to compare a short one with a long one.
+    The pairs of a batch have different photos and captions of all lengths: with batches of one length, the model would
+    never learn to compare a short caption with a long one.
+
+    Args:
+        photos: the photos with their captions.
+        tokens: of the captions.
+        stage: batch size, hard negatives, dropout and seed.
+        vocabulary: from which masking draws words.
+        process, processes: index of this process, and their number.
+        caption_embeddings: (N, dim), the meaning of each photo's captions, for soft targets.
 
     Attributes:
-        hard: (N, pool, 2) for each photo others that are near it, as row and caption (-1 = any); see
-            :mod:`.hard_negatives`. Where it is set, a batch is groups of a pair and its hard negatives.
+        hard: int32 (N, pool, 2), the hard negatives of each photo as indices of a photo and of its caption (-1 = any);
+            see :mod:`.hard_negatives`. If set, a batch consists of groups of a pair and its hard negatives.
+
+    Raises:
+        UsageError: there are fewer photos than pairs in a batch of all processes.
     """
 
     hard: NDArray[np.int32] | None = None
@@ -92,7 +107,7 @@ class Batches(Dataset["Batch | LdotError"]):
         self._pairs = stage.batch_size * processes
         self._seeds = self._pairs // (1 + stage.hard_negatives)
         self._rounds = min(map(len, tokens))
-        self._a_pass = len(photos) // self._seeds
+        self._pass_length = len(photos) // self._seeds
         if len(photos) < self._pairs:
             raise UsageError(
                 f"{len(photos)} photos are too few for batches of {self._pairs} pairs of different photos: "
@@ -102,69 +117,75 @@ class Batches(Dataset["Batch | LdotError"]):
         self._pass_order = lru_cache(2)(self._draw_order)
 
     @property
-    def an_epoch(self) -> int:
-        """Batches in which every caption is shown (of the photo with the fewest; others show as many at random)."""
-        return self._a_pass * self._rounds
+    def epoch_length(self) -> int:
+        """Number of batches in an epoch.
+
+        An epoch shows n different captions of each photo, with n the smallest number of captions of a photo.
+        """
+        return self._pass_length * self._rounds
 
     def __getitem__(self, number: int) -> Batch | LdotError:
-        """The batch, or why a photo of it cannot be read (raised here, a worker would wrap it in its traceback)."""
+        """Return a batch, or the error of a photo: if raised, a DataLoader worker would wrap it in a traceback."""
         try:
             return self._build(number)
         except LdotError as error:
             return error
 
-    def chosen(self, number: int) -> Chosen:
-        """The pairs of batch ``number``, of all processes."""
-        past, place = divmod(number, self._a_pass)
-        rows = self._pass_order(past)[place * self._seeds : (place + 1) * self._seeds]
-        turns = self._epoch_turns(past // self._rounds)[past % self._rounds, rows]
+    def pair_indices(self, number: int) -> PairIndices:
+        """Return the pairs of batch ``number``, of all processes."""
+        past_passes, place = divmod(number, self._pass_length)
+        rows = self._pass_order(past_passes)[place * self._seeds : (place + 1) * self._seeds]
+        turns = self._epoch_turns(past_passes // self._rounds)[past_passes % self._rounds, rows]
         if self._stage.hard_negatives == 0:
             return rows, turns
         return self._with_negatives(rows, turns, self._rng(NEGATIVES, number))
 
     def objective(self, number: int) -> str:
-        """Whose turn it is in pre-training."""
+        """Return the objective of batch ``number`` in pre-training, "cmr" in other tasks."""
         mix = self._stage.mix
         if not mix:
             return "cmr"
         weights = np.array(list(mix.values()))
         return list(mix)[self._rng(TURN, number).choice(len(mix), p=weights / weights.sum())]
 
-    def _rng(self, *what: int) -> np.random.Generator:
-        return np.random.default_rng((self._stage.seed, *what))
+    def _rng(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self._stage.seed, *purpose))
 
     def _draw_turns(self, epoch: int) -> NDArray[np.int64]:
         rng = self._rng(CAPTIONS, epoch)
         return np.stack([rng.permutation(len(captions))[: self._rounds] for captions in self._tokens], axis=1)
 
-    def _draw_order(self, past: int) -> NDArray[np.int64]:
-        return self._rng(ORDER, past).permutation(len(self._photos))
+    def _draw_order(self, past_passes: int) -> NDArray[np.int64]:
+        return self._rng(ORDER, past_passes).permutation(len(self._photos))
 
-    def _with_negatives(self, rows: NDArray[np.int64], turns: NDArray[np.int64], rng: np.random.Generator) -> Chosen:
-        """Every pair followed by its negatives; no photo is there twice."""
+    def _with_negatives(
+        self, rows: NDArray[np.int64], turns: NDArray[np.int64], rng: np.random.Generator
+    ) -> PairIndices:
+        """Insert the negatives of each pair after it; no photo occurs twice in a batch."""
         assert self.hard is not None, "hard negatives are mined before the first batch"
-        taken = set(rows.tolist())
+        used = set(rows.tolist())
         pairs: list[tuple[int, int]] = []
         for row, turn in zip(rows.tolist(), turns.tolist(), strict=True):
-            near = dict(self.hard[row][rng.permutation(self.hard.shape[1])].tolist())
-            found = [(other, which) for other, which in near.items() if other not in taken and other >= 0]
-            found = found[: self._stage.hard_negatives]
-            while len(found) < self._stage.hard_negatives:  # all that are near are in the batch already
+            candidates = dict(self.hard[row][rng.permutation(self.hard.shape[1])].tolist())
+            negatives = [(other, which) for other, which in candidates.items() if other not in used and other >= 0]
+            negatives = negatives[: self._stage.hard_negatives]
+            while len(negatives) < self._stage.hard_negatives:  # all other candidates are in the batch already
                 other = int(rng.integers(len(self._photos)))
-                if other not in taken and other not in dict(found):
-                    found.append((other, -1))
-            taken.update(dict(found))
+                if other not in used and other not in dict(negatives):
+                    negatives.append((other, -1))
+            used.update(dict(negatives))
             pairs.append((row, turn))
             pairs += [
-                (other, int(rng.integers(len(self._tokens[other]))) if which < 0 else which) for other, which in found
+                (other, int(rng.integers(len(self._tokens[other]))) if which < 0 else which)
+                for other, which in negatives
             ]
-        both = np.array(pairs, np.int64)
-        return both[:, 0], both[:, 1]
+        indices = np.array(pairs, np.int64)
+        return indices[:, 0], indices[:, 1]
 
     def _build(self, number: int) -> Batch:
         first = self._process * self._stage.batch_size
         own = slice(first, first + self._stage.batch_size)
-        rows, turns = (part[own] for part in self.chosen(number))
+        rows, turns = (indices[own] for indices in self.pair_indices(number))
         objective = self.objective(number)
         pairs = [
             _Pair(self._photos, self._tokens[row][turn], int(row), self._stage, self._rng(PAIR, number, first + place))
@@ -175,7 +196,7 @@ class Batches(Dataset["Batch | LdotError"]):
         if self._stage.soft_targets and self._caption_embeddings is not None:
             batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
         if self._stage.distilled:
-            batch.whole = Batch(*pad([pair.words for pair in pairs]), *pad_regions([pair.regions for pair in pairs]))
+            batch.complete = Batch(*pad([pair.words for pair in pairs]), *pad_regions([pair.regions for pair in pairs]))
         if objective == "vmlm":
             masked = [
                 mask_words(pair.disturbed_words, self._stage.masked, self._vocabulary, pair.rng) for pair in pairs
@@ -186,13 +207,13 @@ class Batches(Dataset["Batch | LdotError"]):
             marks = [torch.from_numpy(mask_regions(len(pair.regions), self._stage.masked, pair.rng)) for pair in pairs]
             batch.masked_regions = nn.utils.rnn.pad_sequence(marks, batch_first=True)
             if objective != "smrm_features":
-                labels = [pair.soft_labels()[one.numpy()] for pair, one in zip(pairs, marks, strict=True)]
+                labels = [pair.soft_labels()[marked.numpy()] for pair, marked in zip(pairs, marks, strict=True)]
                 batch.soft_labels = torch.from_numpy(np.concatenate(labels))
         return batch
 
 
 class _Pair:
-    """A caption and a random view of its photo, with what the stage leaves out."""
+    """A caption and a random view of its photo, complete and with the stage's random dropout (``disturbed``)."""
 
     def __init__(
         self, photos: CaptionedPhotos, words: list[int], row: int, stage: Stage, rng: np.random.Generator
@@ -200,40 +221,46 @@ class _Pair:
         self.words, self.rng = words, rng
         self._name = photos.names[row]
         views = len(photos.views)
-        seen = photos.regions(row, 0 if views == 1 or rng.random() < 0.5 else int(rng.integers(views)))
+        regions = photos.regions(row, 0 if views == 1 or rng.random() < 0.5 else int(rng.integers(views)))
         if stage.regions_kept is not None:
-            seen = seen.select(rng.permutation(len(seen))[: stage.regions_kept])
-        self.regions = self.disturbed = seen
+            regions = regions.select(rng.permutation(len(regions))[: stage.regions_kept])
+        self.regions = self.disturbed = regions
         if stage.feature_dropout:
-            factors = drop_features(seen.features.shape, stage.feature_dropout, rng)
-            self.disturbed = replace(seen, features=seen.features * factors)
+            factors = drop_features(regions.features.shape, stage.feature_dropout, rng)
+            self.disturbed = replace(regions, features=regions.features * factors)
         self.disturbed_words = drop_words(words, stage.words_dropped, rng)
 
     def soft_labels(self) -> NDArray[np.float32]:
-        """(n, classes) of the regions that were kept."""
+        """Return the soft labels (n, classes) of the regions."""
         if self.regions.soft_labels is None:
-            raise UsageError(f"{self._name}: its regions have no soft labels of a detector, as others do")
+            raise UsageError(
+                f"{self._name}: its regions have no detector's soft labels, unlike others: extract them again"
+            )
         return self.regions.soft_labels
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, photos: CaptionedPhotos, limit: int, vocabulary: int) -> Tokens:
-    """Token ids of every photo's captions, each cut to ``limit``.
+    """Tokenize every photo's captions.
+
+    Args:
+        tokenizer: of the model.
+        photos: the photos with their captions.
+        limit: maximum number of tokens of a caption.
+        vocabulary: size of the model's vocabulary.
 
     Raises:
-        UsageError: a caption brings ids that a ``vocabulary`` of so many words does not have; the photo is named.
+        UsageError: a caption given as token ids has ids outside the vocabulary. The message names the photo.
     """
     flat = iter(token_ids(tokenizer, [text for texts in photos.captions for text in texts], limit))
     tokens = [[next(flat) for _ in texts] for texts in photos.captions]
     for name, captions in zip(photos.names, tokens, strict=True):
         if max(map(max, captions)) >= vocabulary:
-            raise UsageError(
-                f"{name}: a caption has token ids above the model's {vocabulary}: it is of another vocabulary"
-            )
+            raise UsageError(f"{name}: a caption has token ids above the model's {vocabulary}: give captions as texts")
     return tokens
 
 
 def pad(sequences: Sequence[list[int]], filling: int = 0) -> tuple[Tensor, Tensor]:
-    """Token lists to ids (B, T) and mask (B, T), padded on the right."""
+    """Pad lists of token ids on the right with ``filling``: int64 ids (B, T), and a bool mask (B, T), True = token."""
     listed = [torch.tensor(sequence) for sequence in sequences]
     ids = nn.utils.rnn.pad_sequence(listed, batch_first=True, padding_value=filling)
     mask = torch.arange(ids.shape[1]) < torch.tensor([len(sequence) for sequence in sequences])[:, None]
@@ -241,21 +268,29 @@ def pad(sequences: Sequence[list[int]], filling: int = 0) -> tuple[Tensor, Tenso
 
 
 def by_length(mask: Tensor, groups: int) -> Iterator[tuple[Tensor, int]]:
-    """Rows of ``mask`` (B, T) in ``groups`` of about one length, so that little padding is computed: rows, length."""
+    """Group texts of similar length, so that little padding is computed.
+
+    Args:
+        mask: (B, T), True = token.
+        groups: number of groups.
+
+    Yields:
+        The indices of a group's texts, and the length of its longest text.
+    """
     lengths = mask.sum(1)
     for rows in lengths.argsort(stable=True).chunk(groups):
         yield rows, int(lengths[rows].max())
 
 
 def drop_words(tokens: list[int], share: float, rng: np.random.Generator) -> list[int]:
-    """``tokens`` without a random share of the words; [CLS] and [SEP] stay."""
+    """Return ``tokens`` without a random share of the words, but with [CLS] and [SEP]."""
     kept = rng.random(len(tokens)) >= share
     kept[[0, -1]] = True
     return [token for token, keep in zip(tokens, kept, strict=True) if keep]
 
 
 def drop_features(shape: Sequence[int], share: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Factors of dropout; from random bytes, since torch's own takes a tenth of a step on a CPU."""
-    cut = round(256 * share)
-    kept = np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(shape) >= cut
-    return kept * np.float32(256 / (256 - cut))
+    """Draw dropout factors from random bytes; torch's dropout would take a tenth of a step on a CPU."""
+    threshold = round(256 * share)
+    kept = np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(shape) >= threshold
+    return kept * np.float32(256 / (256 - threshold))

@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: written whole or not at all, so that a kill at any moment leaves the last one."""
+"""Write and read checkpoints atomically: a run killed at any moment leaves its last complete checkpoint."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import nn
 
 @dataclass
 class StageProgress:
-    """How far a stage is.
+    """Progress of a stage.
 
     Attributes:
-        step: steps of the optimiser that are done.
-        best: mean dev recall of the best evaluation; -1 before the first.
-        waited: evaluations since then.
-        finished: nothing is left to do.
+        step: number of completed optimiser steps.
+        best: mean dev recall of the best evaluation; -1 before the first one.
+        waited: number of evaluations since the best one.
+        finished: True if the stage is complete.
     """
 
     step: int = 0
@@ -33,9 +33,9 @@ class StageProgress:
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: StageProgress, average: nn.Module | None) -> None:
-    """Write model, optimiser, learning rate, random states, averaged weights and progress; the one before is removed.
+    """Write a checkpoint and remove older ones. Every process must call this.
 
-    Every process calls this.
+    A checkpoint contains model, optimiser, learning rate, random states, averaged weights and progress.
     """
     target = folder / f"step-{progress.step:09}"
     unfinished = target.with_suffix(".tmp")
@@ -57,29 +57,31 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: StageProgr
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, average: nn.Module | None) -> StageProgress:
-    """Go back to the last checkpoint that was written whole; fresh progress where there is none."""
-    found = newest(folder)
-    if found is None:
+    """Load the last complete checkpoint, and return its progress; initial progress if there is no checkpoint."""
+    checkpoint = newest(folder)
+    if checkpoint is None:
         return StageProgress()
-    accelerator.load_state(str(found))
+    accelerator.load_state(str(checkpoint))
     if average is not None:
-        average.load_state_dict(load_file(found / "average.safetensors"))
+        average.load_state_dict(load_file(checkpoint / "average.safetensors"))
     return read_progress(folder)
 
 
 def read_progress(folder: Path) -> StageProgress:
-    """What the last checkpoint says of a stage."""
-    found = newest(folder)
-    return StageProgress() if found is None else StageProgress(**json.loads((found / "progress.json").read_text()))
+    """Read the progress of the last complete checkpoint; initial progress if there is no checkpoint."""
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        return StageProgress()
+    return StageProgress(**json.loads((checkpoint / "progress.json").read_text()))
 
 
 def newest(folder: Path) -> Path | None:
-    """The last checkpoint that was written whole."""
+    """Return the last complete checkpoint; None if there is none."""
     return max((path for path in folder.glob("step-*") if path.suffix != ".tmp"), default=None)
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """``write`` a folder beside ``target`` and put it in its place; see :func:`recovered` for a kill in between."""
+    """Write a folder beside ``target``, then rename it to ``target``; see :func:`recovered` for a kill in between."""
     unfinished, old = target.with_name(f"{target.name}.tmp"), target.with_name(f"{target.name}.old")
     for path in (unfinished, old):
         shutil.rmtree(path, ignore_errors=True)
@@ -92,7 +94,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def copy_folder(source: Path, target: Path, *left_out: str) -> None:
-    """A copy that may be changed and removed, also where the source may not; without names that fit ``left_out``."""
+    """Copy a folder except names that match ``left_out``; the copy is writable even if the source is read-only."""
     ignore = shutil.ignore_patterns(*left_out)
     shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
     for folder in (target, *filter(Path.is_dir, target.rglob("*"))):
@@ -100,7 +102,7 @@ def copy_folder(source: Path, target: Path, *left_out: str) -> None:
 
 
 def recovered(target: Path) -> Path:
-    """``target`` after a kill: what was in its place before, where the new one did not get there."""
+    """Return ``target``, restoring its previous version if :func:`replace_folder` was killed before its last step."""
     old = target.with_name(f"{target.name}.old")
     if old.exists() and not target.exists():
         with suppress(FileNotFoundError):  # another process of the run did it

@@ -1,4 +1,4 @@
-"""Photos with captions as a run reads them: regions by a photo's row, extracted once where they come from pixels."""
+"""Photos with captions as training reads them. Regions are extracted from pixels once and stored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from ldot_milvus.regions.files import LmdbRegions, write_lmdb
 log = logging.getLogger(__name__)
 
 SHARD = 256
-"""Photos in one file of extracted regions; a run that is killed repeats at most that many."""
+"""Number of photos in a file of extracted regions, and the maximum that a killed run has to repeat."""
 
 Scale = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Mean and standard deviation of every feature channel, (width,) each."""
 Reader = Callable[[int], Regions]
-"""Regions of the photo in a row."""
+"""Reads the regions of a photo, given its index."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class CaptionedPhotos:
     """N photos with their captions.
 
     Attributes:
-        views: readers of regions: the photo itself first, then augmented ones.
-        width: of a region's feature.
-        scale: mean and standard deviation (width,) that training takes out of the features.
+        names: of the photos.
+        captions: of each photo.
+        views: readers of regions: of the photo first, then of its augmentations.
+        width: of a region's feature vector.
+        scale: by which training standardises the features; None leaves them unchanged.
     """
 
     names: list[str]
@@ -51,27 +54,28 @@ class CaptionedPhotos:
 
     @property
     def owner(self) -> NDArray[np.int64]:
-        """Row of the photo that each caption describes, captions in order of photo."""
+        """Index of each caption's photo, (captions,), in order of photo."""
         return np.repeat(np.arange(len(self)), [len(captions) for captions in self.captions])
 
     def regions(self, row: int, view: int = 0) -> Regions:
-        """Regions of a photo, at mean 0 and variance 1 a channel where ``scale`` is set.
+        """Read the regions of a photo, standardised to mean 0 and variance 1 in each channel if ``scale`` is set.
 
         Raises:
-            InputError: features of another width, naming the photo.
+            InputError: the features have another width. The message names the photo.
         """
-        found = self.views[view](row)
-        if found.features.shape[1] != self.width:
+        regions = self.views[view](row)
+        if regions.features.shape[1] != self.width:
             raise InputError(
-                f"{self.names[row]}: its regions have {found.features.shape[1]} features, the model reads {self.width}"
+                f"{self.names[row]}: its regions have {regions.features.shape[1]} features, "
+                f"the model reads {self.width}: extract them with the model's extractor"
             )
         if self.scale is None:
-            return found
-        features = (found.features - self.scale[0]) / self.scale[1]
-        return Regions(features, found.boxes, found.confidence, found.soft_labels)
+            return regions
+        features = (regions.features - self.scale[0]) / self.scale[1]
+        return Regions(features, regions.boxes, regions.confidence, regions.soft_labels)
 
     def measured(self, sample: int = 1000) -> Scale:
-        """Mean and standard deviation of every channel, over some photos."""
+        """Measure mean and standard deviation of every channel over ``sample`` photos, evenly spaced."""
         rows = np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int)
         values = np.concatenate([self.views[0](row).features for row in rows])
         return values.mean(0), values.std(0) + np.float32(1e-3)
@@ -80,40 +84,53 @@ class CaptionedPhotos:
 def photos_of(
     pairs: Sequence[Pair], extractor: RegionExtractor | None, folder: Path, *, width: int, views: int = 1
 ) -> CaptionedPhotos:
-    """Pairs as a run reads them: their own region features, or those that ``extractor`` finds, kept in ``folder``.
+    """Prepare pairs for training, extracting the regions of photos unless the pairs have region features.
+
+    Args:
+        pairs: the photos with their captions.
+        extractor: extracts regions; None if the pairs have region features.
+        folder: where extracted regions are stored.
+        width: of the features that the model reads.
+        views: number of views of a photo; see :func:`extracted`.
 
     Raises:
-        UsageError: an empty caption, pixels without an extractor or with one of another width, or views of photos that
-            come as regions.
-        InputError: a photo that cannot be read.
+        UsageError: a caption is empty, photos have no extractor or one of another width, or several views of
+            precomputed regions are requested.
+        InputError: a photo cannot be read.
     """
     names, captions = [pair.name for pair in pairs], [pair.captions for pair in pairs]
     for name, texts in zip(names, captions, strict=True):
         if not all(text if isinstance(text, list) else text.strip() for text in texts):
-            raise UsageError(f"{name}: a caption is empty")
+            raise UsageError(f"{name}: a caption is empty: fill it in, or remove it")
     if isinstance(pairs[0].load(), Regions):
         if views > 1:
-            raise UsageError(f"views is {views}: photos that come as regions have one view")
-        return CaptionedPhotos(names, captions, [_Given(pairs)], width)
+            raise UsageError(f"views is {views}, but precomputed regions have one view: set data.views to 1")
+        return CaptionedPhotos(names, captions, [_PrecomputedReader(pairs)], width)
     if extractor is None:
         raise UsageError("the model has no region extractor: give region features of the photos with --regions")
     if extractor.dim != width:
-        raise UsageError(f"the region extractor gives {extractor.dim} features, the model reads {width}")
+        raise UsageError(
+            f"the region extractor returns {extractor.dim} features, the model reads {width}: change data.extraction"
+        )
     return CaptionedPhotos(
         names, captions, [extracted(pairs, extractor, folder, view=view) for view in range(views)], width
     )
 
 
 def cache_name(pairs: Sequence[Pair], extractor: str) -> str:
-    """A folder's name for the regions of these photos by this extractor, and no others."""
+    """Return the name of the folder for the regions of these photos by this extractor, a hash of both."""
     listed = json.dumps([extractor, [pair.name for pair in pairs]])
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def extracted(pairs: Sequence[Pair], extractor: RegionExtractor, folder: Path, *, view: int = 0) -> Reader:
-    """Regions of all photos, in LMDBs of the authors' format; what an earlier call left is not computed again.
+    """Extract the regions of all photos to LMDBs in the authors' format. Files of an earlier call are reused.
 
-    View 0 is the photo; later ones are random crops (45 to 100 % of the area), the first and every second mirrored.
+    Args:
+        pairs: the photos.
+        extractor: extracts the regions.
+        folder: of the LMDBs.
+        view: 0 is the photo. Others are random crops (45 to 100 % of the area), mirrored for odd numbers.
     """
     folder = folder / f"view-{view}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,11 +145,11 @@ def extracted(pairs: Sequence[Pair], extractor: RegionExtractor, folder: Path, *
         shutil.rmtree(unfinished, ignore_errors=True)
         write_lmdb(unfinished, zip(map(_key, rows), _extract(pairs, rows, extractor, view), strict=True))
         unfinished.rename(shard)
-    return _Extracted(shards)
+    return _ExtractedReader(shards)
 
 
-class _Given:
-    """Regions that the pairs bring."""
+class _PrecomputedReader:
+    """Reads region features of the pairs."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self._pairs = pairs
@@ -143,7 +160,9 @@ class _Given:
         return loaded
 
 
-class _Extracted:
+class _ExtractedReader:
+    """Reads extracted regions."""
+
     def __init__(self, shards: Sequence[Path]) -> None:
         self._shards = [LmdbRegions(shard) for shard in shards]
 
@@ -156,17 +175,17 @@ def _key(row: int) -> str:
 
 
 def _extract(pairs: Sequence[Pair], rows: range, extractor: RegionExtractor, view: int) -> list[Regions]:
-    found: list[Regions] = []
+    regions: list[Regions] = []
     for start in range(rows.start, rows.stop, 32):
         images = []
         for row in range(start, min(start + 32, rows.stop)):
             loaded = pairs[row].load()
             if isinstance(loaded, Regions):
-                raise InputError(f"{pairs[row].name} comes as regions, others as photos")
+                raise InputError(f"{pairs[row].name} is given as regions, others as photos: give all in one form")
             image = decode(loaded, name=pairs[row].name).image
             images.append(_augment(image, np.random.default_rng((view, row)), mirror=view % 2 == 1) if view else image)
-        found += extractor(images)
-    return found
+        regions += extractor(images)
+    return regions
 
 
 def _augment(image: Image.Image, rng: np.random.Generator, *, mirror: bool) -> Image.Image:

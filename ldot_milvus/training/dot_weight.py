@@ -1,4 +1,4 @@
-"""How much the dot product counts beside the cross-attention's score, found on photos that trained neither."""
+"""Select the weight of the dot product in re-ranking on the dev split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.training.data import CaptionedPhotos
-from ldot_milvus.training.rerank import RERANKED, crossed_first
+from ldot_milvus.training.rerank import RERANKED, rerank_first
 
 log = logging.getLogger(__name__)
 
@@ -15,12 +15,18 @@ DOT_WEIGHTS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80)
 
 
 def best_dot_weight(bundle: Bundle, dev: CaptionedPhotos, first: int = RERANKED) -> float:
-    """The weight of the dot product in re-ranking that gives the best R@1 of both directions on ``dev``."""
-    crossed = crossed_first(LightningDOTEmbedder(bundle), dev, first)
-    log.info("dot product alone: %s", crossed.found.recall())
+    """Return the weight of the dot product with the best R@1, summed over both directions.
+
+    Args:
+        bundle: a model with a re-ranker.
+        dev: photos that were not used in training.
+        first: M, the number of candidates that are re-ranked.
+    """
+    reranked = rerank_first(LightningDOTEmbedder(bundle), dev, first)
+    log.info("dot product alone: %s", reranked.result.recall())
     best = (-1.0, 0.0)
     for weight in DOT_WEIGHTS:
-        recall = crossed.recall(first, weight)
+        recall = reranked.recall(first, weight)
         log.info("re-ranked, weight %s: %s", weight, recall)
         best = max(best, (sum(way["R@1"] for way in recall.values()), float(weight)))
     return best[1]

@@ -1,4 +1,4 @@
-"""From the best model of the last stage to the one that is handed over."""
+"""Convert the best model of the last stage to the result of a run."""
 
 from __future__ import annotations
 
@@ -21,30 +21,35 @@ from ldot_milvus.weights import save_quantized
 def finish(
     recipe: Recipe, origin: Path, best: Path, target: Path, train: CaptionedPhotos, dev: CaptionedPhotos
 ) -> None:
-    """Write the model in ``best`` to ``target``, with what the recipe's ``finish`` asks for.
+    """Write the model in ``best`` to ``target``, as the recipe's ``finish`` table says.
 
     Args:
-        origin: the model that the run began with; where that one's hubness was calibrated, this one's is.
+        recipe: of the run.
+        origin: folder of the run's initial model; by default, the result is calibrated if that model is.
+        best: folder of the best model of the last stage.
+        target: folder of the result.
+        train: source of the calibration anchors.
+        dev: data on which the weight of the dot product is selected.
     """
-    wanted = recipe.finish
+    settings = recipe.finish
     copy_folder(best, target)
     bundle = load_model(str(best), device=None, dtype="float32")
     encoder, reranker = bundle.encoder, bundle.reranker
     if any(stage.task != "rerank" for stage in recipe.stages):
-        anchors = wanted.calibration_anchors
+        anchors = settings.calibration_anchors
         if anchors is None:
             anchors = find_lightningdot(str(origin)).config.get("calibration_anchors", 0)
         if anchors:
             plain = replace(bundle, reranker=None)
             encoder = nn.Module.to(calibrate(plain, train, anchors), bundle.device)
             encoder.save_pretrained(target)
-    if wanted.dot_weight and reranker is not None:
+    if settings.dot_weight and reranker is not None:
         reranker.config.dot_weight = best_dot_weight(replace(bundle, encoder=encoder), dev)
         reranker.save_pretrained(target / "reranker")
-    if wanted.storage == "int8":
-        kept = tuple(wanted.fuller_storage)
-        save_quantized(encoder, target, keep=kept)
+    if settings.storage == "int8":
+        half_precision = tuple(settings.fuller_storage)
+        save_quantized(encoder, target, keep=half_precision)
         if (encoder.config.region_extractor or {}).get("kind") == "grid":
             save_quantized(GridBackbone.from_pretrained(best / "regions"), target / "regions")
         if reranker is not None:
-            save_quantized(reranker, target / "reranker", keep=kept)
+            save_quantized(reranker, target / "reranker", keep=half_precision)

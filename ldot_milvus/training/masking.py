@@ -1,4 +1,4 @@
-"""What masked modelling hides: some words of a caption, some regions of a photo (LightningDOT, section 3.2)."""
+"""Mask words of a caption or regions of a photo for masked modelling (LightningDOT, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking needs of a WordPiece vocabulary: the id of [MASK], and the ids ``first`` to ``size`` of words."""
+    """The ids of a WordPiece vocabulary that masking needs.
+
+    Attributes:
+        mask: id of [MASK].
+        first: first id of a word.
+        size: number of entries; words have the ids from ``first`` to ``size`` - 1.
+    """
 
     mask: int
     first: int
@@ -22,37 +28,39 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-        """Of a tokenizer; its words are the ids after the special ones, as in every BERT's.
+        """Read the ids from a tokenizer, whose words follow the special tokens, as in every BERT.
 
         Raises:
-            UsageError: it has no [MASK].
+            UsageError: the tokenizer has no [MASK].
         """
         if tokenizer.mask_token_id is None:
-            raise UsageError("the model's tokenizer has no [MASK], which pre-training needs")
+            raise UsageError("the model's tokenizer has no [MASK], which training needs: use a BERT's tokenizer")
         return cls(tokenizer.mask_token_id, max(tokenizer.all_special_ids) + 1, len(tokenizer))
 
 
 def mask_words(
     ids: list[int], share: float, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[list[int], list[int]]:
-    """Ids with a ``share`` of the words hidden (80 % as [MASK], 10 % as another word, 10 % as they are), and labels.
+    """Mask a random share of the words, at least one; [CLS] and [SEP] only if there is no word.
 
-    At least one word is asked for; [CLS] and [SEP] never are, unless there is nothing else.
+    Of the masked words, 80 % are replaced by [MASK], 10 % by a random word, and 10 % are unchanged.
+
+    Returns:
+        The ids with masked words, and labels: the original ids of masked words, :data:`IGNORE_INDEX` elsewhere.
     """
-    asked = rng.random(len(ids)) < share
-    asked[[0, -1]] = False
-    if not asked.any():
-        asked[rng.integers(1, max(2, len(ids) - 1))] = True
-    how = rng.random(len(ids))
-    others = rng.integers(vocabulary.first, vocabulary.size, len(ids))
-    shown = np.where(how < 0.8, vocabulary.mask, np.where(how < 0.9, others, ids))
-    masked = np.where(asked, shown, ids)
-    return masked.tolist(), np.where(asked, ids, IGNORE_INDEX).tolist()
+    masked = rng.random(len(ids)) < share
+    masked[[0, -1]] = False
+    if not masked.any():
+        masked[rng.integers(1, max(2, len(ids) - 1))] = True
+    draw = rng.random(len(ids))
+    random_words = rng.integers(vocabulary.first, vocabulary.size, len(ids))
+    replacements = np.where(draw < 0.8, vocabulary.mask, np.where(draw < 0.9, random_words, ids))
+    return np.where(masked, replacements, ids).tolist(), np.where(masked, ids, IGNORE_INDEX).tolist()
 
 
 def mask_regions(count: int, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """True for a ``share`` of the regions, at least one."""
-    hidden = rng.random(count) < share
-    if not hidden.any():
-        hidden[rng.integers(count)] = True
-    return hidden
+    """Draw a mask (count,) that is True for a random share of the regions, at least one."""
+    masked = rng.random(count) < share
+    if not masked.any():
+        masked[rng.integers(count)] = True
+    return masked

@@ -1,4 +1,4 @@
-"""Pre-training: CMR, VMLM and SMRM by turns, on a ``LightningDOTForPreTraining``."""
+"""Pre-train a ``LightningDOTForPreTraining``: each batch has one of the objectives CMR, VMLM and SMRM."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ldot_milvus.training.recipe import Stage
 
 
 class PretrainingObjective(nn.Module):
-    """The loss of the objective whose turn a batch is."""
+    """The loss of pre-training, by the objective of the batch."""
 
     def __init__(self, scorer: DualScorer) -> None:
         super().__init__()
         self.scorer = scorer
 
     def forward(self, batch: Batch) -> Tensor:
-        """A loss whose mean over processes is that of the joined batch."""
+        """Compute a loss whose mean over processes is the loss of the joint batch."""
         model = self.scorer.model
         assert isinstance(model, LightningDOTForPreTraining)
         if batch.objective == "cmr":
@@ -40,13 +40,13 @@ class PretrainingObjective(nn.Module):
             return mean(model.region_features(states, batch.features[batch.masked_regions])[0])
         assert batch.soft_labels is not None
         if batch.objective == "smrm_kl":
-            # Over classes the divergences of a region are added up, over regions their mean is taken.
+            # The divergences of a region are summed over classes, and averaged over regions.
             return mean(model.region_classes(states, batch.soft_labels)[0].sum(-1))
         return mean(model.region_class(states, batch.soft_labels))
 
 
 def with_heads(encoder: LightningDOT) -> LightningDOTForPreTraining:
-    """The dual encoder with fresh heads for pre-training."""
+    """Return the dual encoder with newly initialised heads for pre-training."""
     config: LightningDOTConfig = encoder.config  # type: ignore[assignment]
     model = LightningDOTForPreTraining(config)
     model.lightningdot.load_state_dict(encoder.state_dict())
@@ -54,27 +54,32 @@ def with_heads(encoder: LightningDOT) -> LightningDOTForPreTraining:
 
 
 def check_mix(stage: Stage, model: LightningDOT, classes: int | None) -> None:
-    """Refuse objectives that the model or the data cannot serve.
+    """Refuse objectives that the model or the data do not support.
 
     Args:
-        classes: of the data's soft labels; None where it has none.
+        stage: with the mix of objectives.
+        model: the dual encoder.
+        classes: number of classes of the data's soft labels; None if the data have none.
 
     Raises:
-        UsageError: naming the objective.
+        UsageError: an objective is not supported. The message names it.
     """
     config: LightningDOTConfig = model.config  # type: ignore[assignment]
-    asked = [name for name, weight in stage.mix.items() if weight]
+    objectives = [name for name, weight in stage.mix.items() if weight]
     words, decodable = config.text_config.vocab_size, config.image_config.vocab_size
-    if "vmlm" in asked and decodable < words:
+    if "vmlm" in objectives and decodable < words:
         raise UsageError(
-            f"vmlm decodes words by the image encoder's word embeddings, and this model's has {decodable} of {words}: "
-            "start from a model with all of them, or leave vmlm out of the mix"
+            f"vmlm decodes words with the image encoder's word embeddings, and this model has {decodable} of {words}: "
+            "start from a model with all of them, or remove vmlm from the mix"
         )
-    labelled = [name for name in asked if name in ("smrm_kl", "smrm_class")]
+    labelled = [name for name in objectives if name in ("smrm_kl", "smrm_class")]
     if labelled and classes is None:
         raise UsageError(
             f"{' and '.join(labelled)} learn a detector's soft labels, and the training data's regions have none: "
-            "leave them out of the mix"
+            "remove them from the mix"
         )
     if labelled and classes != config.region_classes:
-        raise UsageError(f"the regions' soft labels are of {classes} classes, the model knows {config.region_classes}")
+        raise UsageError(
+            f"the regions' soft labels have {classes} classes, the model has {config.region_classes}: "
+            f"remove {' and '.join(labelled)} from the mix"
+        )

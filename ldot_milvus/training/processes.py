@@ -1,4 +1,4 @@
-"""What the processes of one run share in a step; with one process each of these is the identity."""
+"""Communication between the processes of a run in a step; in a single process, nothing is communicated."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return the number of processes in the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """``rows`` (B, ...) of all processes, in order of process, with gradients to each.
+    """Gather ``rows`` (B, ...) of all processes, in order of process, with gradients to each process.
 
-    The backward pass adds up what every process says of a row. Where all of them compute the same loss from what was
-    gathered, a row's gradient comes out as many times too large as there are processes, and the mean over processes
-    that data-parallel training takes of the weights' gradients takes that out again: they are those of one process
-    with the joined batch.
+    The backward pass sums the gradients of a row over all processes. If all processes compute the same loss from the
+    gathered rows, this gradient is too large by a factor of the number of processes. Data-parallel training then
+    averages the gradients of the weights over processes, which divides by this factor: the result is the gradient of
+    one process with the joint batch.
     """
     gathered_rows: Tensor = rows if world() == 1 else _Gathered.apply(rows)
     return gathered_rows
 
 
 def gathered_sequences(rows: Tensor) -> Tensor:
-    """As :func:`gathered` for (B, L, ...) whose L differs between processes: padded with zeros to the longest."""
+    """Gather (B, L, ...) as :func:`gathered` does; if L differs between processes, pad with zeros to the largest."""
     if world() == 1:
         return rows
     longest = torch.tensor(rows.shape[1], device=rows.device)
@@ -39,9 +39,9 @@ def gathered_sequences(rows: Tensor) -> Tensor:
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        rows_of_processes = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(rows_of_processes, rows.contiguous())
+        return torch.cat(rows_of_processes)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def mean(values: Tensor) -> Tensor:
-    """A loss whose mean over processes is the mean of the values of all of them, however many each has."""
+    """Return a loss whose mean over processes is the mean of all their values, however many each process has."""
     if world() == 1:
         return values.mean()
     count = torch.tensor(values.numel(), device=values.device)

@@ -1,6 +1,6 @@
-"""A training run as a small TOML file: where the data is, what to start from, and the stages one after the other.
+"""Recipes: a TOML file that describes a training run by its data, its initial model and its stages in order.
 
-Defaults are the published fine-tuning recipe (LightningDOT, NAACL 2021) where a value has a published one.
+Defaults are those of the published fine-tuning (LightningDOT, NAACL 2021) where a value was published.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ else:
     import tomli as tomllib
 
 SHIPPED = Path(__file__).parent / "recipes"
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Objectives = Literal["cmr", "vmlm", "smrm_features", "smrm_kl", "smrm_class"]
 
@@ -40,69 +40,69 @@ class Data(_Section):
     split: str = "train"  # of a Karpathy JSON
     dev_split: str = "val"
     photos: str | None = None  # the folder of the photos that a Karpathy JSON names
-    regions: Paths = []  # region features instead of pixels: each photo's in any of these
-    dev_regions: Paths = []  # those of the dev data; unset: ``regions``
-    features: str | None = None  # where extracted regions are kept; unset: in the run's folder
-    views: Count = 1  # of a photo: itself, then random crops, the first and every second one mirrored
-    extraction: dict[str, Any] = {}  # the training photos' extractor, where it differs from the model's own
+    regions: Paths = []  # region features, used instead of pixels
+    dev_regions: Paths = []  # region features of the dev data; unset: ``regions``
+    features: str | None = None  # the folder of extracted regions; unset: in the run's folder
+    views: PositiveInt = 1  # number of views: the photo, then random crops, mirrored for odd numbers
+    extraction: dict[str, Any] = {}  # options of the training photos' extractor that differ from the model's
 
 
 class Start(_Section):
-    """A model to go on with, or the parts of a new one."""
+    """The initial model: an existing one, or the components of a new one."""
 
     model: str | None = None  # packaged name, folder or hub id
-    text: str | None = None  # a BERT to make a new dual encoder of: folder or hub id
-    extractor: str | None = None  # the new one's region extractor: a model's name or a ResNet folder; none = regions
-    image_layers: Count = 2  # of the new image encoder; they start as the last ones of ``text``
+    text: str | None = None  # folder or hub id of a BERT, from which a new dual encoder is made
+    extractor: str | None = None  # its region extractor: a model's name or a folder of weights; unset: none
+    image_layers: PositiveInt = 2  # of the new image encoder, initialised with the last layers of ``text``
     config: dict[str, Any] = {}  # fields of LightningDOTConfig
-    text_config: dict[str, Any] = {}  # of BertConfig, over those of ``text``
-    image_config: dict[str, Any] = {}  # likewise
-    reranker: dict[str, Any] = {}  # fields of RerankerConfig, for a model that has no re-ranker yet
+    text_config: dict[str, Any] = {}  # fields of BertConfig that replace those of ``text``
+    image_config: dict[str, Any] = {}  # likewise, for the image encoder
+    reranker: dict[str, Any] = {}  # fields of RerankerConfig, for a model without a re-ranker
 
     @model_validator(mode="after")
     def _one_of(self) -> Start:
         if (self.model is None) == (self.text is None):
-            raise ValueError("give either model (to go on with) or text (to make a new one of)")
+            raise ValueError("give either model (to train it further) or text (to make a new model from it)")
         return self
 
 
 class Stage(_Section):
-    """One training: of the dual encoder ("pretrain", "retrieval") or of the re-ranker ("rerank")."""
+    """A stage of training: of the dual encoder ("pretrain", "retrieval") or of the re-ranker ("rerank")."""
 
     name: str = Field(default="train", pattern=r"^[\w.-]+$")
     task: Literal["pretrain", "retrieval", "rerank"]
-    epochs: Count | None = None  # of the learning rate's schedule; an epoch shows every caption once
-    steps: Count | None = None  # instead of epochs
-    stop: Count | None = None  # epochs after which it ends: a high rate to the end can generalise better
-    patience: Count | None = None  # dev recalls in a row without a better one after which it ends
-    evaluate_every: Count | None = None  # steps; an epoch if unset
-    batch_size: Count = 64  # pairs a process; a text is compared with those of all processes
-    hard_negatives: Whole = 0  # for each pair of a batch, so many that the model's own index finds near
-    negative_pool: Count = 30  # they are drawn from this many of the nearest
-    gradient_accumulation: Count = 1
+    epochs: PositiveInt | None = None  # of the learning rate's schedule; an epoch shows every caption once
+    steps: PositiveInt | None = None  # of the schedule, instead of epochs
+    stop: PositiveInt | None = None  # end after this number of epochs: a high final rate can generalise better
+    patience: PositiveInt | None = None  # end after this number of consecutive evaluations without a better dev recall
+    evaluate_every: PositiveInt | None = None  # steps; unset: an epoch
+    batch_size: PositiveInt = 64  # pairs per process; a text is compared with the photos of all processes
+    hard_negatives: NonNegativeInt = 0  # hard negatives of each pair in a batch
+    negative_pool: PositiveInt = 30  # number of nearest wrong answers from which they are drawn
+    gradient_accumulation: PositiveInt = 1
     gradient_checkpointing: bool = False
-    learning_rate: Positive = 2e-5
-    text_learning_rate: Positive | None = None  # of the text encoder, where it differs
-    weight_decay: NotNegative = 0.01
+    learning_rate: PositiveFloat = 2e-5
+    text_learning_rate: PositiveFloat | None = None  # of the text encoder; unset: ``learning_rate``
+    weight_decay: NonNegativeFloat = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
-    warmup: NotNegative = 0.1  # below 1 a share of all steps, else steps
+    warmup: NonNegativeFloat = 0.1  # below 1: fraction of all steps; else: steps
     schedule: Literal["linear", "cosine"] = "linear"
-    max_gradient_norm: Positive = 2.0
-    ema: Share = 0.0  # above 0 averaged weights are evaluated and kept
-    frozen_text_layers: Whole | None = None  # the first, which stay as they came, like the word embeddings
-    standardise: bool = False  # region features at mean 0, deviation 1 while training; folded into the weights after
-    regions_kept: Count | None = None  # random ones of a photo's regions; all if unset
-    text_tokens: int | None = Field(default=None, ge=3)  # the model's own limit if unset
-    words_dropped: Share = 0.0
-    feature_dropout: Share = 0.0
-    soft_targets: Share = 0.0  # share of the target: photos with captions of nearly the same meaning
-    soft_temperature: Positive = 0.05
-    distilled: float = Field(default=0.0, ge=0, le=1)  # share of the loss: the own re-ranker's ranking
-    teacher_temperature: Positive = 2.0
-    margin: Positive = 0.2  # of a joint re-ranker's triplet loss
-    masked: float = Field(default=0.15, gt=0, lt=1)  # share of words or regions that pre-training hides
-    mix: dict[Objectives, float] = {}  # pre-training: how often each objective has its turn
-    seed: Whole = 7
+    max_gradient_norm: PositiveFloat = 2.0
+    ema: Fraction = 0.0  # decay of averaged weights, which are evaluated and saved if it is above 0
+    frozen_text_layers: NonNegativeInt | None = None  # first text layers that are not trained, with the word embeddings
+    standardise: bool = False  # train on region features of mean 0 and deviation 1; the weights absorb the scale after
+    regions_kept: PositiveInt | None = None  # number of random regions of a photo in a batch; unset: all
+    text_tokens: int | None = Field(default=None, ge=3)  # maximum tokens of a caption; unset: the model's limit
+    words_dropped: Fraction = 0.0
+    feature_dropout: Fraction = 0.0
+    soft_targets: Fraction = 0.0  # fraction of the target for photos with captions of similar meaning
+    soft_temperature: PositiveFloat = 0.05
+    distilled: float = Field(default=0.0, ge=0, le=1)  # fraction of the loss that distils the model's own re-ranker
+    teacher_temperature: PositiveFloat = 2.0
+    margin: PositiveFloat = 0.2  # of a joint re-ranker's triplet loss
+    masked: float = Field(default=0.15, gt=0, lt=1)  # fraction of words or regions that pre-training masks
+    mix: dict[Objectives, float] = {}  # relative frequency of each objective in pre-training
+    seed: NonNegativeInt = 7
 
     @model_validator(mode="after")
     def _fits_together(self) -> Stage:
@@ -114,39 +114,39 @@ class Stage(_Section):
                 f"a pair and its {self.hard_negatives} hard negatives"
             )
         if (self.task == "pretrain") != bool(self.mix):
-            raise ValueError("mix (the turns of each objective) belongs to the task 'pretrain', which needs it")
+            raise ValueError("mix (the frequency of each objective) belongs to the task 'pretrain', which requires it")
         if min(self.mix.values(), default=0) < 0 or (self.mix and sum(self.mix.values()) == 0):
-            raise ValueError("mix needs weights of 0 or more, and one above 0")
+            raise ValueError("mix requires weights of at least 0, one of them above 0")
         only = {"standardise": self.standardise, "soft_targets": self.soft_targets, "distilled": self.distilled,
                 "hard_negatives": self.hard_negatives}  # fmt: skip
         if self.task == "pretrain" and any(only.values()):
             given = ", ".join(name for name, value in only.items() if value)
-            raise ValueError(f"{given}: not in pre-training")
+            raise ValueError(f"{given}: not supported in pre-training, remove it")
         if self.task == "rerank" and self.distilled:
-            raise ValueError("distilled: only the dual encoder learns from a re-ranker (task 'retrieval')")
+            raise ValueError("distilled: only the dual encoder can be distilled from a re-ranker (task 'retrieval')")
         return self
 
 
 class Finish(_Section):
-    """What is done to the best model when all stages are over."""
+    """Steps after the last stage, applied to its best model."""
 
-    calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as it started
-    dot_weight: bool = False  # choose the weight of the dot product in re-ranking on the dev split
+    calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as the initial model's
+    dot_weight: bool = False  # select the weight of the dot product in re-ranking on the dev split
     storage: Literal["float32", "int8"] = "float32"
-    fuller_storage: list[str] = []  # parts of names of tensors that int8 storage keeps in half precision
+    fuller_storage: list[str] = []  # int8 storage stores tensors whose names contain one of these in half precision
 
 
 class Trainer(_Section):
-    """How the machine is used."""
+    """Use of the machine."""
 
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: what is fast where it runs
-    checkpoint_every: Count = 500  # steps; also after every evaluation
-    log_every: Count = 20
-    workers: int | None = Field(default=None, ge=0)  # processes that read batches ahead; unset: 4 with a GPU, else 0
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the fastest precision of the device
+    checkpoint_every: PositiveInt = 500  # steps; also after every evaluation
+    log_every: PositiveInt = 20  # steps
+    workers: int | None = Field(default=None, ge=0)  # processes that prefetch batches; unset: 4 with a GPU, else 0
 
 
 class Recipe(_Section):
-    """The whole file. What a table ``every_stage`` says holds for all stages that do not say otherwise."""
+    """A complete recipe. The values of a table ``every_stage`` apply to all stages that do not override them."""
 
     data: Data = Data()
     start: Start
@@ -166,18 +166,20 @@ class Recipe(_Section):
     def _names_differ(self) -> Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages need names of their own; these are {', '.join(names)}")
+            raise ValueError(f"stages need different names; these are {', '.join(names)}")
         return self
 
 
 def read_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
-    """A shipped recipe by name, or a file.
+    """Read a recipe.
 
     Args:
-        changes: values that replace the file's, by dotted place: ``{"data.train": ["a.tar"], "stages.0.epochs": 1}``.
+        name: of a shipped recipe, or path of a file.
+        changes: values that replace the file's, by dotted key: ``{"data.train": ["a.tar"], "stages.0.epochs": 1}``.
 
     Raises:
-        UsageError: no such recipe, not TOML, an unknown or wrong value; one line that names it.
+        UsageError: the recipe does not exist or is not TOML, or a value is unknown or invalid. The message names it in
+            one line.
     """
     path = SHIPPED / f"{name}.toml"
     if not path.is_file():
@@ -189,50 +191,50 @@ def read_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
         raise UsageError(f"recipe {name!r} is neither shipped ({shipped}) nor a file that can be read") from error
     except ValueError as error:
         raise UsageError(f"{path}: not TOML ({error})") from error
-    for place, value in (changes or {}).items():
-        _put(content, place, value)
+    for key, value in (changes or {}).items():
+        _set_value(content, key, value)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{path}: {'; '.join(map(_told, error.errors()))}") from error
-    for what, given in (("train", recipe.data.train), ("dev", recipe.data.dev)):
-        if not given:
-            raise UsageError(f"no {what} data: give photos with captions by --{what} PATH, or data.{what} in {path}")
+        raise UsageError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
+    for split, paths in (("train", recipe.data.train), ("dev", recipe.data.dev)):
+        if not paths:
+            raise UsageError(f"no {split} data: give photos with captions by --{split} PATH, or data.{split} in {path}")
     return recipe
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """``PLACE=VALUE`` of the command line; the value as in TOML, or else as text.
+    """Parse ``KEY=VALUE`` of the command line; a value that is not TOML is a string.
 
     Raises:
-        UsageError: without a place.
+        UsageError: the key is missing.
     """
-    place, sign, value = text.partition("=")
-    if not (sign and place.strip()):
+    key, sign, value = text.partition("=")
+    if not (sign and key.strip()):
         raise UsageError(f"--set {text!r}: give PLACE=VALUE, for example stages.0.batch_size=128")
     try:
-        return place.strip(), tomllib.loads(f"value = {value}")["value"]
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except ValueError:
-        return place.strip(), value
+        return key.strip(), value
 
 
-def _put(content: dict[str, Any], place: str, value: Any) -> None:
-    *outer, last = place.split(".")
+def _set_value(content: dict[str, Any], key: str, value: Any) -> None:
+    *outer, last = key.split(".")
     target: Any = content
     try:
-        for part in outer:
-            target = target[int(part)] if isinstance(target, list) else target.setdefault(part, {})
+        for name in outer:
+            target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
         if isinstance(target, list):
             target[int(last)] = value
         else:
             target[last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise UsageError(f"{place}: the recipe has no such place") from error
+        raise UsageError(f"{key}: the recipe has no such setting") from error
 
 
-def _told(problem: Any) -> str:
-    place = ".".join(map(str, problem["loc"]))
+def _describe(problem: Any) -> str:
+    key = ".".join(map(str, problem["loc"]))
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "no such setting"
-    return f"{place}: {message}" if place else message
+    return f"{key}: {message}" if key else message

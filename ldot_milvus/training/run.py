@@ -1,13 +1,13 @@
-"""``ldot train``: a recipe's stages one after the other, each from the best model of the one before.
+"""``ldot train``: run the stages of a recipe in order, each from the best model of the one before.
 
 ::
 
-    OUT/run.json            what is run; another run is refused here
-    OUT/start/              the model that a recipe with ``start.text`` begins with
-    OUT/features/           regions of photos, extracted once
+    OUT/run.json            the recipe and data of the run; a run with others is refused
+    OUT/start/              the initial model of a recipe with ``start.text``
+    OUT/features/           extracted regions of the photos
     OUT/STAGE/step-N/       the last checkpoint
-    OUT/STAGE/best/         the best model so far: a whole one, which works wherever a model's name does
-    OUT/STAGE/log.jsonl     losses and dev recalls; for TensorBoard in OUT/tensorboard
+    OUT/STAGE/best/         the best model so far, a complete model folder
+    OUT/STAGE/log.jsonl     losses and dev recalls; also for TensorBoard in OUT/tensorboard
     OUT/model/              the result
 """
 
@@ -47,20 +47,22 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, out: str | Path, *, most_steps: int | None = None) -> Path:
-    """Run a recipe, or go on with it where an earlier call stopped.
+    """Run a recipe, or resume it where an earlier call stopped.
 
     Args:
+        recipe: the recipe.
         out: the run's folder.
-        most_steps: an end for every stage, to see that it works.
+        most_steps: maximum number of steps of every stage, for a trial; None runs the recipe completely.
 
     Returns:
-        The folder of the model.
+        The folder of the trained model.
 
     Raises:
-        UsageError: data, model and recipe do not fit together, or ``out`` holds another run.
-        TrainingError: the loss is no number any more.
+        UsageError: data, model and recipe do not fit together, or ``out`` contains another run.
+        InputError: a photo cannot be read.
+        TrainingError: the loss is not finite.
     """
-    return _Run(recipe, Path(out), most_steps).all()
+    return _Run(recipe, Path(out), most_steps).run()
 
 
 class _Run:
@@ -75,13 +77,13 @@ class _Run:
                 data.dev, regions=data.dev_regions or data.regions, photos=data.photos, split=data.dev_split
             ),
         }
-        self._take_place()
+        self._claim_folder()
 
-    def all(self) -> Path:
-        """Every stage, then the finish."""
+    def run(self) -> Path:
+        """Run all stages, then the steps after them."""
         result = recovered(self._out / "model")
         if result.exists():
-            log.info("%s is there already", result)
+            log.info("%s exists already, nothing to train", result)
             return result
         self._origin = folder = self._start()
         bundle = load_model(str(folder), device="cpu", dtype="float32")
@@ -99,29 +101,29 @@ class _Run:
         self._accelerator.wait_for_everyone()
         return result
 
-    def _take_place(self) -> None:
-        """Make ``out`` the place of this run and no other."""
+    def _claim_folder(self) -> None:
+        """Record this run in ``out``, and refuse the folder if it contains another run."""
         recipe = self._recipe.model_dump(mode="json")
-        recipe["trainer"] = {"mixed_precision": recipe["trainer"]["mixed_precision"]}  # the rest changes no weight
-        ours = {"recipe": recipe, "max_steps": self._most_steps, "processes": self._accelerator.num_processes,
-                "photos": {split: cache_name(pairs, "") for split, pairs in self._pairs.items()}}  # fmt: skip
+        recipe["trainer"] = {"mixed_precision": recipe["trainer"]["mixed_precision"]}  # other settings change no weight
+        current = {"recipe": recipe, "max_steps": self._most_steps, "processes": self._accelerator.num_processes,
+                   "photos": {split: cache_name(pairs, "") for split, pairs in self._pairs.items()}}  # fmt: skip
         file = self._out / "run.json"
         stale: tuple[str, ...] = ()
         if file.exists():
-            theirs = json.loads(file.read_text())
-            different = [f"{place} is {old}, not {new}" for place, old, new in _differences(theirs, ours)]
-            stages = [str(stage["name"]) for stage in theirs["recipe"]["stages"]]
+            recorded = json.loads(file.read_text())
+            different = [f"{key} is {old}, not {new}" for key, old, new in _differences(recorded, current)]
+            stages = [str(stage["name"]) for stage in recorded["recipe"]["stages"]]
             if different and any(newest(self._out / stage) for stage in stages):
                 raise UsageError(
-                    f"{self._out} holds another run ({'; '.join(different[:3])}): give another --out, or remove it"
+                    f"{self._out} contains another run ({'; '.join(different[:3])}): give another --out, or remove it"
                 )
             stale = ("start", "caption_embeddings.npy", *stages) if different else ()
         self._accelerator.wait_for_everyone()
         if self._main:
             self._out.mkdir(parents=True, exist_ok=True)
-            for name in stale:  # of a run that did not get as far as a checkpoint
+            for name in stale:  # of a run that ended before its first checkpoint
                 _remove(self._out / name)
-            file.write_text(json.dumps(ours, indent=1))
+            file.write_text(json.dumps(current, indent=1))
 
     def _start(self) -> Path:
         if self._recipe.start.model is not None:
@@ -139,12 +141,12 @@ class _Run:
             extractor = load_extractor(bundle.files, self._accelerator.device, torch.float32, extraction)
             config = {**(bundle.encoder.config.region_extractor or {}), **extraction}
             name = cache_name(pairs, json.dumps([config, _digest(bundle.files.extractor_files)], sort_keys=True))
-        kept = Path(self._recipe.data.features or self._out / "features") / name
-        with self._accelerator.main_process_first():  # the others find everything extracted
-            return photos_of(pairs, extractor, kept, width=width, views=views)
+        folder = Path(self._recipe.data.features or self._out / "features") / name
+        with self._accelerator.main_process_first():  # the other processes then read the extracted regions
+            return photos_of(pairs, extractor, folder, width=width, views=views)
 
     def _stage(self, stage: Stage, folder: Path, best: Path) -> None:
-        """Train one stage from the model in ``folder`` to the one in ``best``."""
+        """Train a stage: the initial model is in ``folder``, the result goes to ``best``."""
         log.info("%s: %s, %d photos", stage.name, stage.task, len(self._train))
         bundle = load_model(str(folder), device="cpu", dtype="float32")
         torch.manual_seed(stage.seed)
@@ -161,7 +163,7 @@ class _Run:
             processes=accelerator.num_processes,
             caption_embeddings=self._caption_embeddings() if stage.soft_targets else None,
         )  # fmt: skip
-        torch.manual_seed(stage.seed + accelerator.process_index)  # no two processes drop out the same
+        torch.manual_seed(stage.seed + accelerator.process_index)  # a different dropout in each process
         StageRun(
             accelerator, task.objective, batches, stage, self._recipe.trainer, self._out / stage.name,
             evaluate=task.evaluate,
@@ -173,10 +175,10 @@ class _Run:
         accelerator.free_memory()
 
     def _caption_embeddings(self) -> torch.Tensor:
-        """What captions mean to the text encoder that the run began with."""
+        """Compute or read the caption embeddings by the initial model's text encoder."""
         file = self._out / "caption_embeddings.npy"
         if self._main and not file.exists():
-            log.info("what %d photos' captions mean", len(self._train))
+            log.info("embedding the captions of %d photos", len(self._train))
             bundle = load_model(str(self._origin), device=str(self._accelerator.device), dtype="float32")
             embeddings: NDArray[np.float32] = caption_embeddings(bundle, self._train).numpy()
             with file.with_suffix(".tmp").open("wb") as opened:
@@ -193,21 +195,22 @@ def _remove(path: Path) -> None:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """Of all of them, names included."""
+    """Return the SHA-256 over the names and contents of files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def _differences(theirs: Any, ours: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    if not (isinstance(theirs, dict | list) and type(theirs) is type(ours)):
-        return [] if theirs == ours else [(place, theirs, ours)]
-    if isinstance(ours, list):
-        theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
-    found = []
-    for key in {**theirs, **ours}:
-        found += _differences(
-            theirs.get(key), ours.get(key), f"{place}.{key}".removeprefix(".").removeprefix("recipe.")
+def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Return dotted path, old value and new value of every difference between two JSON values."""
+    if not (isinstance(old, dict | list) and type(old) is type(new)):
+        return [] if old == new else [(path, old, new)]
+    if isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    differences = []
+    for key in {**old, **new}:
+        differences += _differences(
+            old.get(key), new.get(key), f"{path}.{key}".removeprefix(".").removeprefix("recipe.")
         )
-    return found
+    return differences

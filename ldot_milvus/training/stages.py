@@ -1,4 +1,4 @@
-"""What a stage trains: the model in training, its loss, its dev recall, and how it is written as a whole model."""
+"""The task of a stage: the model in training, its loss, its dev recall, and how it is saved as a complete model."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Task:
-    """A stage's own part of a run.
+    """The functions of a stage that depend on its task.
 
     Attributes:
-        objective: see :class:`~.trainer.StageRun`, also for ``evaluate`` and ``mine``.
-        train: the photos as the model in training reads them.
-        write: a scorer's model, with all else of the model that the stage began with, into a new folder.
+        objective, evaluate, mine: see :class:`~.trainer.StageRun`.
+        train: the photos, standardised if the stage requires it.
+        write: writes a scorer's model to a new folder, with the other components of the stage's initial model.
     """
 
     objective: nn.Module
@@ -54,16 +54,24 @@ class Task:
 def task_of(
     stage: Stage, start: Start, bundle: Bundle, train: CaptionedPhotos, dev: CaptionedPhotos, device: torch.device
 ) -> Task:
-    """The task of a stage that begins with the model ``bundle``.
+    """Create the task of a stage.
+
+    Args:
+        stage: the stage.
+        start: configuration of a new re-ranker, if the model has none.
+        bundle: the stage's initial model.
+        train: photos to train on.
+        dev: photos to evaluate on.
+        device: of the model in training.
 
     Raises:
-        UsageError: the model or the data cannot serve it.
+        UsageError: the model or the data do not support the stage.
     """
     scorer: Scorer
     if stage.task == "rerank":
         scorer = RerankScorer(starting_reranker(start, bundle.files.folder))
         if scorer.model.alignment is None and not stage.hard_negatives:
-            raise UsageError(f"{stage.name}: a re-ranker with joint scoring learns from hard_negatives: give 1 or more")
+            raise UsageError(f"{stage.name}: a re-ranker with joint scoring requires hard_negatives: give 1 or more")
     elif stage.task == "retrieval":
         scorer = DualScorer(without_calibration(bundle.encoder))
     else:
@@ -73,13 +81,13 @@ def task_of(
     original, teacher = train, None
     if stage.distilled:
         if bundle.reranker is None or bundle.reranker.alignment is None:
-            raise UsageError(f"{stage.name}: distilled needs a model with a re-ranker that scores by alignment")
+            raise UsageError(f"{stage.name}: distilled requires a model with a re-ranker of scoring alignment")
         teacher = RerankScorer(copy.deepcopy(bundle.reranker)).to(device).requires_grad_(False)
     if stage.standardise:
         train, dev = standardised(train, dev)
-        for some in (scorer, teacher):
-            if some is not None:
-                unfold_scale(_region_reader(some), train)
+        for each in (scorer, teacher):
+            if each is not None:
+                unfold_scale(_region_input(each), train)
     _prepare(scorer, stage, device)
     objective: nn.Module
     if stage.task == "pretrain":
@@ -91,10 +99,10 @@ def task_of(
         objective = ContrastiveObjective(scorer, stage, teacher)
 
     def in_training(scorer: Scorer) -> Bundle:
-        here = replace(bundle, device=device, dtype=torch.float32)
+        on_device = replace(bundle, device=device, dtype=torch.float32)
         if isinstance(scorer, DualScorer):
-            return replace(here, encoder=scorer.encoder, reranker=None)
-        return replace(here, encoder=nn.Module.to(bundle.encoder, device), reranker=scorer.model)
+            return replace(on_device, encoder=scorer.encoder, reranker=None)
+        return replace(on_device, encoder=nn.Module.to(bundle.encoder, device), reranker=scorer.model)
 
     def evaluate(scorer: Scorer) -> Figures:
         if isinstance(scorer, DualScorer):
@@ -109,50 +117,50 @@ def task_of(
     def write(scorer: Scorer, target: Path) -> None:
         scorer = copy.deepcopy(scorer).cpu()
         if stage.standardise:
-            fold_scale(_region_reader(scorer), train)
+            fold_scale(_region_input(scorer), train)
         scorer.model.set_attn_implementation("sdpa")
         rerank = isinstance(scorer, RerankScorer)
         copy_folder(bundle.files.folder, target, CARD, *(["reranker"] if rerank else []))
         weights = bundle.files.extractor_weights
         if isinstance(weights, Path) and weights.is_dir() and not (target / "regions").exists():
-            copy_folder(weights, target / "regions")  # named by a path that begins at the old folder
+            copy_folder(weights, target / "regions")  # the configuration's path is relative to the initial folder
         scorer.model.save_pretrained(target / "reranker" if rerank else target)
 
     return Task(objective, train, evaluate, negatives, write)
 
 
 def _prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
-    """What a stage says of the model itself."""
+    """Apply the stage's settings to the model in training."""
     if device.type == "cpu":
         scorer.model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass
     if stage.gradient_checkpointing:
         checkpoint_activations(scorer.model)
     if stage.frozen_text_layers is not None:
-        # Cheaper, and less to forget.
+        # Frozen layers make a step cheaper, and preserve more of the pre-trained model.
         body = _text_body(scorer)
-        for part in (body.embeddings, *body.encoder.layer[: stage.frozen_text_layers]):
-            part.requires_grad_(False)
+        for module in (body.embeddings, *body.encoder.layer[: stage.frozen_text_layers]):
+            module.requires_grad_(False)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Compute what the layers gave once more in the backward pass, instead of keeping it."""
-    later = getattr(model, "activation_checkpointing_enable", None)  # the name from transformers 5.2x on
-    (later or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    """Recompute the layers' output in the backward pass instead of storing it."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _text_body(scorer: Scorer) -> BertBody:
     return scorer.encoder.text_model if isinstance(scorer, DualScorer) else scorer.model.bert
 
 
-def _region_reader(scorer: Scorer) -> nn.Linear:
-    """The layer that reads region features."""
+def _region_input(scorer: Scorer) -> nn.Linear:
+    """Return the layer that reads region features."""
     body: BertBody = scorer.encoder.image_model if isinstance(scorer, DualScorer) else scorer.model.bert
     assert body.img_embeddings is not None
     return body.img_embeddings.img_linear
 
 
 def _with_heads(bundle: Bundle) -> LightningDOTForPreTraining:
-    """The model with its heads of pre-training, fresh ones where its folder has none."""
+    """Load the model with its heads of pre-training, or with newly initialised ones if its folder has none."""
     weights = bundle.files.folder / WEIGHTS_FILE
     with safe_open(weights, framework="pt") as file:
         has_heads = "word_bias" in file.keys()  # noqa: SIM118  (it is no dict)

@@ -1,4 +1,4 @@
-"""What a run starts from: a model there is, or a new one made of a BERT and a region extractor."""
+"""Create the initial model of a run from a BERT and a region extractor, and a new re-ranker."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_
 
 
 def new_model(start: Start, folder: Path) -> None:
-    """Write a new model to ``folder``: a BERT's two sides, its tokenizer and a region extractor.
+    """Write a new model to ``folder``: both encoders initialised from a BERT, its tokenizer and a region extractor.
 
     Raises:
-        UsageError: no such text encoder or extractor, or settings that do not fit them.
+        UsageError: the text encoder or the extractor does not exist, or settings do not fit them.
     """
     assert start.text is not None
-    for place, of, given in (
+    for key, config_class, values in (
         ("config", LightningDOTConfig, start.config),
         ("text_config", BertConfig, start.text_config),
         ("image_config", BertConfig, start.image_config),
     ):
-        _check_names(f"start.{place}", of, given)
+        _check_names(f"start.{key}", config_class, values)
     try:
         bert = BertModel.from_pretrained(start.text, add_pooling_layer=False).float()
         tokenizer = AutoTokenizer.from_pretrained(start.text)
     except (OSError, ValueError) as error:
-        raise UsageError(f"start.text {start.text!r} is no BERT: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"start.text {start.text!r} is not a BERT: {str(error).splitlines()[0]}") from error
     try:
         model = _dual_encoder(start, bert)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -52,7 +52,11 @@ def new_model(start: Start, folder: Path) -> None:
 
 
 def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
-    """The model's own re-ranker, or a new one whose words come from its text encoder."""
+    """Load the re-ranker of the model in ``folder``, or create one that is initialised from its text encoder.
+
+    Raises:
+        UsageError: settings of the new re-ranker are unknown or do not fit.
+    """
     if find_lightningdot(str(folder)).own_reranker() is not None:
         return CrossAttentionReranker.from_pretrained(folder / "reranker")
     _check_names("start.reranker", RerankerConfig, start.reranker)
@@ -61,27 +65,27 @@ def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
     body = encoder.config.text_config.to_diff_dict()
     try:
         model = CrossAttentionReranker(RerankerConfig(**{"bert_config": body, **config, **start.reranker}))
-        model.bert.load_state_dict(encoder.text_model.state_dict(), strict=False)  # all but what reads regions
+        model.bert.load_state_dict(encoder.text_model.state_dict(), strict=False)  # all but the region embeddings
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"start.reranker: these settings do not fit ({str(error).splitlines()[0]})") from error
     return model
 
 
-def _check_names(place: str, config: type[PretrainedConfig], given: dict[str, Any]) -> None:
-    """Refuse what transformers would take for a setting of its own and never look at again."""
-    unknown = given.keys() - vars(config()).keys()
+def _check_names(table: str, config: type[PretrainedConfig], values: dict[str, Any]) -> None:
+    """Refuse unknown settings, which transformers would store and ignore."""
+    unknown = values.keys() - vars(config()).keys()
     if unknown:
-        raise UsageError(f"{place}.{min(unknown)}: no such setting")
+        raise UsageError(f"{table}.{min(unknown)}: no such setting")
 
 
 def _dual_encoder(start: Start, bert: BertModel) -> LightningDOT:
-    """Both sides from one BERT: the image layers start as its last ones."""
+    """Create a dual encoder from a BERT, whose last layers initialise the image encoder."""
     config: BertConfig = bert.config
     body = {name: getattr(config, name) for name in SIZES} | start.text_config
     images = {**body, "num_hidden_layers": start.image_layers, **start.image_config}
-    choices: dict[str, Any] = {"projection_dim": config.hidden_size, **start.config}
+    options: dict[str, Any] = {"projection_dim": config.hidden_size, **start.config}
     torch.manual_seed(0)
-    model = LightningDOT(LightningDOTConfig(text_config=body, image_config=images, **choices))
+    model = LightningDOT(LightningDOTConfig(text_config=body, image_config=images, **options))
     weights = bert.state_dict()
     model.text_model.load_state_dict(weights, strict=False)
     model.image_model.load_state_dict(_for_images(weights, model, start.image_layers), strict=False)
@@ -89,26 +93,26 @@ def _dual_encoder(start: Start, bert: BertModel) -> LightningDOT:
 
 
 def _for_images(weights: dict[str, Tensor], model: LightningDOT, layers: int) -> dict[str, Tensor]:
-    """BERT's last layers as those of the image encoder, and its word embeddings where it has as many words."""
+    """Return BERT's last layers under the image encoder's names, and its word embeddings if the shapes are equal."""
     own = model.image_model.state_dict()
     first = model.config.text_config.num_hidden_layers - layers
     if first < 0:
         raise ValueError(f"image_layers is {layers}, and the text encoder has {first + layers}")
-    found = {}
+    initial = {}
     for name in own:
-        parts = name.split(".")
+        keys = name.split(".")
         if name.startswith("encoder.layer."):
-            parts[2] = str(first + int(parts[2]))
+            keys[2] = str(first + int(keys[2]))
         elif name != "embeddings.word_embeddings.weight":
             continue
-        theirs = weights.get(".".join(parts))
-        if theirs is not None and theirs.shape == own[name].shape:
-            found[name] = theirs
-    return found
+        tensor = weights.get(".".join(keys))
+        if tensor is not None and tensor.shape == own[name].shape:
+            initial[name] = tensor
+    return initial
 
 
 def _extractor(name: str) -> Path:
-    """The folder of a region extractor's weights: a model's, or one that holds nothing else."""
+    """Return the folder of a region extractor's weights: a LightningDOT model's, or ``name`` itself."""
     folder, config = Path(name), Path(name) / "config.json"  # a detector has a config.yaml
     if folder.is_dir() and not (
         config.is_file() and json.loads(config.read_text()).get("model_type") == "lightningdot"
@@ -116,5 +120,5 @@ def _extractor(name: str) -> Path:
         return folder
     regions = find_lightningdot(name).extractor_weights
     if not isinstance(regions, Path) or not regions.is_dir():
-        raise UsageError(f"start.extractor {name!r} has no region extractor on this machine")
+        raise UsageError(f"start.extractor {name!r} has no region extractor on this machine: name a folder of weights")
     return regions

@@ -29,7 +29,7 @@ def test_any_photo_gives_regions_of_the_promised_width(extractor, size: tuple[in
     assert np.isfinite(regions.features).all()
 
 
-def test_a_region_sees_its_own_place(extractor) -> None:
+def test_a_region_depends_on_its_own_cell(extractor) -> None:
     plain = Image.new("RGB", (200, 200), (90, 140, 200))
     marked = plain.copy()
     marked.paste((250, 10, 10), (160, 160, 200, 200))

@@ -1,4 +1,4 @@
-"""Decoding: every kind of file that a folder of photos holds, and every kind that only claims to be one."""
+"""Decoding of every supported kind of file, and refusal of damaged, mislabelled and hostile ones."""
 
 import hashlib
 import io
@@ -130,7 +130,7 @@ def test_truncated_is_an_error_whatever_the_global_flag_says(monkeypatch: pytest
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-def test_suffix_that_lies() -> None:
+def test_a_wrong_suffix_is_refused() -> None:
     png, jpeg = encoded(noise(), "PNG"), encoded(noise(), "JPEG")
     assert refusal(png, "photos/x.jpg") == "photos/x.jpg: this is a PNG named .jpg: rename it to .png"
     assert refusal(jpeg, "x.PNG") == "x.PNG: this is a JPEG named .PNG: rename it to .jpg"
@@ -158,7 +158,7 @@ def test_a_bomb_is_refused_where_pillows_limit_is_off(limit: int | None, monkeyp
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_a_lower_limit_of_the_caller_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lower_limit_of_the_caller_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert refusal(encoded(noise(), "PNG")) == "photos/x: 3,072 pixels are more than the limit of 2,000 pixels"
 
@@ -170,7 +170,7 @@ def test_large_photos_below_the_limit_are_no_bombs() -> None:
         assert "truncated" in refusal(png_claiming(9_500, 9_500))
 
 
-def test_pillow_warnings_stay_inside_and_others_do_not() -> None:
+def test_only_pillow_warnings_are_suppressed() -> None:
     large = png_claiming(9_500, 9_500)
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(large))
@@ -276,7 +276,7 @@ def test_one_pixel_wide(size: tuple[int, int]) -> None:
         assert decode(encoded(noise(*size), format), draft_to=100).image.size == size
 
 
-def test_draft_is_smaller_and_tells_the_true_size() -> None:
+def test_draft_is_smaller_and_reports_the_full_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(left_red((1600, 1200)), "JPEG", exif=exif)
@@ -290,7 +290,7 @@ def test_draft_is_smaller_and_tells_the_true_size() -> None:
 
 @pytest.mark.parametrize(("size", "held"), [((2600, 2000), (325, 334)), ((50_000, 100), (302, 100))])
 def test_large_photos_of_any_format_are_held_reduced(size: tuple[int, int], held: tuple[int, int]) -> None:
-    """A PNG of some kilobytes may have a hundred million pixels, and a part of a chunk is held decoded."""
+    """A PNG of a few kilobytes may have a hundred million pixels, and several photos of a chunk are decoded at once."""
     data = encoded(left_red(size), "PNG")
     photo = decode(data, draft_to=300)
     assert (photo.width, photo.height) == size

@@ -52,7 +52,7 @@ class Bundle:
             ModelError: the extractor is unknown or cannot be loaded, or its regions do not have the model's
                 ``region_dim``.
         """
-        with self._loading:  # several threads open photos, and cached_property takes no lock
+        with self._loading:  # several threads open photos, and cached_property takes no lock since Python 3.12
             return self._extractor
 
     @cached_property

@@ -1,4 +1,4 @@
-"""``ldot train`` as people run it: killed and taken up again, in two processes, and with what cannot be trained on."""
+"""``ldot train`` from the command line: killed and resumed, in two processes, and with invalid runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ log_every = 1
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As the processes that are compared with this one."""
+    """Use one thread, as the processes that are compared with this one do."""
     threads = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -71,7 +71,7 @@ def place(tmp_path: Path, tiny_model: str) -> Path:
 
 
 def ldot(*arguments: str) -> Result:
-    """The command in this process: a new one takes six seconds to load its libraries."""
+    """Run the command in this process: a new one needs six seconds to import its libraries."""
     return CliRunner().invoke(main, list(arguments))
 
 
@@ -86,8 +86,8 @@ def losses(out: Path, stage: str = "train") -> list[tuple[int, object]]:
     return [(entry["step"], entry.get("loss", entry.get("dev"))) for entry in entries]
 
 
-def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """kill -9 in the middle: the same losses, recalls and final weights as without."""
+def test_a_killed_run_resumes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After kill -9 in the middle, losses, recalls and final weights equal those of an uninterrupted run."""
     steps = ["--max-steps", "50"]
     with (place / "stderr").open("w") as stderr:
         program = str(Path(sys.executable).parent / "ldot")
@@ -104,7 +104,7 @@ def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level("INFO", "ldot_milvus"):
         again = ldot(*arguments(place, "out", *steps))
     assert again.exit_code == 0, again.output
-    assert "going on from step" in caplog.text
+    assert "resuming from step" in caplog.text
     assert ldot(*arguments(place, "whole", *steps)).exit_code == 0
     assert losses(place / "out") == losses(place / "whole")
     for part in ("model", "train/best"):
@@ -113,13 +113,15 @@ def test_killed_and_taken_up_again(place: Path, caplog: pytest.LogCaptureFixture
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     other = ldot(*arguments(place, "out", *steps, "--set", "stages.0.batch_size=8"))
     assert other.exit_code == 2
-    assert other.output.splitlines()[-1].startswith(f"Error: {place / 'out'} holds another run (stages.0.batch_size is")
+    assert other.output.splitlines()[-1].startswith(
+        f"Error: {place / 'out'} contains another run (stages.0.batch_size is"
+    )
 
 
-def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
-    """Losses and gradients of every objective, and the course of a whole run.
+def test_two_processes_equal_one_with_the_joint_batch(place: Path) -> None:
+    """Compare losses and gradients of every objective, and the losses and recalls of a complete run.
 
-    Hard negatives are mined once, by weights that are the same yet: later ones might be drawn otherwise at a tie.
+    Hard negatives are mined once, with weights that are still equal: later, a tie could be resolved differently.
     """
     recipe = place / "same.toml"
     text = RECIPE.replace("START", str(place / "start")).replace("epochs = 30", "steps = 4")
@@ -165,9 +167,9 @@ def test_two_processes_are_one_with_the_joined_batch(place: Path) -> None:
 def test_photos_are_extracted_once_and_the_model_works(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From folders of photos to what ``ldot eval`` says of the model.
+    """Train on folders of photos, and evaluate the result with ``ldot eval``.
 
-    A second run finds the features, and learns the same from batches that other processes read ahead.
+    A second run reuses the features, and learns the same from batches that other processes prefetch.
     """
 
     def captions(number: int) -> list[str]:
@@ -211,7 +213,7 @@ def test_photos_are_extracted_once_and_the_model_works(
     assert_recall(entries[-1]["dev"], bounds)
 
 
-def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None:
+def test_a_run_without_a_checkpoint_can_be_changed(place: Path) -> None:
     failed = ldot(*arguments(place, "out", "--max-steps", "1", "--set", "stages.0.batch_size=64"))
     assert failed.exit_code == 2
     assert "48 photos are too few for batches of 64 pairs" in failed.output
@@ -223,22 +225,22 @@ def test_a_run_that_failed_before_it_trained_may_be_changed(place: Path) -> None
     ("changes", "message"),
     [
         ({"stages.0.batch_size": 64}, "48 photos are too few for batches of 64 pairs"),
-        ({"stages.0.distilled": 0.5}, "train: distilled needs a model with a re-ranker that scores by alignment"),
+        ({"stages.0.distilled": 0.5}, "train: distilled requires a model with a re-ranker of scoring alignment"),
         ({"stages.0.task": "rerank", "start.reranker": {"scoring": "joint"}, "stages.0.hard_negatives": 0},
-         "joint scoring learns from hard_negatives: give 1 or more"),
+         "joint scoring requires hard_negatives: give 1 or more"),
         ({"stages.0.task": "rerank", "start.reranker": {"scorin": "joint"}}, "start.reranker.scorin: no such"),
         ({"stages.0.task": "rerank", "start.reranker": {"scoring": "both"}},
          "start.reranker: these settings do not fit (scoring is 'both'"),
         ({"stages.0.task": "pretrain", "stages.0.hard_negatives": 0, "stages.0.mix": {"smrm_kl": 1}},
          "smrm_kl learn a detector's soft labels, and the training data's regions have none"),
-        ({"start.model": None, "start.text": "/nowhere"}, "start.text '/nowhere' is no BERT"),
+        ({"start.model": None, "start.text": "/nowhere"}, "start.text '/nowhere' is not a BERT"),
         ({"start.model": None, "start.text": "x", "start.config": {"fuse": 1}}, "start.config.fuse: no such setting"),
         ({"start.model": "no-such-model"}, "unknown model 'no-such-model'"),
-        ({"data.views": 2}, "views is 2: photos that come as regions have one view"),
+        ({"data.views": 2}, "views is 2, but precomputed regions have one view"),
         ({"data.regions": [], "data.photos": "."}, "000.jpg is not in ."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained(place: Path, changes: dict[str, object], message: str) -> None:
+def test_invalid_runs_are_refused(place: Path, changes: dict[str, object], message: str) -> None:
     pairs = str(place / "pairs.json")
     given = {"data.train": [pairs], "data.dev": [pairs], "data.regions": str(place / "regions"), **changes}
     recipe = read_recipe(str(place / "recipe.toml"), given)

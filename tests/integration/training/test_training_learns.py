@@ -1,4 +1,4 @@
-"""Every kind of stage learns what there is to learn in a small world, and hands over a model that works."""
+"""Every kind of stage improves recall on a small artificial data set, and writes a usable model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def logged(out: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def test_fine_tuning_with_hard_negatives(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
-    """Everything that a stage may leave out or add at once; what is kept is as good as what was measured."""
+    """All options of a stage together; the saved model has the recall that was measured in training."""
     start = write_start(tmp_path / "start", tiny_model)
     stage = {"task": "retrieval", "hard_negatives": 1, "ema": 0.9, "standardise": True, "regions_kept": 6,
              "feature_dropout": 0.1, "soft_targets": 0.1, "patience": 6}  # fmt: skip
@@ -77,7 +77,7 @@ def test_fine_tuning_with_hard_negatives(world: tuple[Path, Path], tiny_model: s
 
 
 def test_pretraining_then_fine_tuning(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
-    """All five objectives get better at what they do; the next stage goes on from there."""
+    """The losses of all five objectives decrease, and the next stage continues from the pre-trained model."""
     start = write_start(tmp_path / "start", tiny_model)
     mix = {"cmr": 2, "vmlm": 1, "smrm_features": 1, "smrm_kl": 1, "smrm_class": 1}
     stages = [
@@ -99,7 +99,7 @@ def test_pretraining_then_fine_tuning(world: tuple[Path, Path], tiny_model: str,
 
 @pytest.mark.parametrize("scoring", ["alignment", pytest.param("joint", marks=pytest.mark.slow)])
 def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path: Path, scoring: str) -> None:
-    """Re-ranked answers become better than they were, while the dual encoder stays as it is."""
+    """Re-ranked recall improves, and the dual encoder is unchanged."""
     start = add_reranker(write_start(tmp_path / "start", tiny_model), scoring)
     stage = {"task": "rerank", "hard_negatives": 3, "epochs": 2 if scoring == "alignment" else 10}
     model = train(recipe(world, start, stage, finish={"dot_weight": scoring == "alignment"}), tmp_path / "out")
@@ -110,7 +110,7 @@ def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path
 
 @pytest.mark.slow
 def test_the_dual_encoder_learns_from_a_new_reranker(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
-    """As the recipe of ldot-mini: a re-ranker first, then its ranking; all of it in eight bits."""
+    """As in the recipe of ldot-mini, a re-ranker is trained first and then distilled; the result is stored as int8."""
     start = write_start(tmp_path / "start", tiny_model)
     stages = [
         {"name": "reranker", "task": "rerank", "frozen_text_layers": 0},
@@ -130,7 +130,7 @@ def test_the_dual_encoder_learns_from_a_new_reranker(world: tuple[Path, Path], t
 
 
 def test_the_authors_files(tiny_model: str, tmp_path: Path) -> None:
-    """Pre-training on their LMDBs: token ids and soft labels as their script wrote them."""
+    """Pre-train on the authors' LMDBs, with token ids and soft labels in the form of their script."""
     authors = Path(__file__).parents[2] / "golden" / "authors_data"
     regions = authors / "coco_val2014" / "feat_th0.2_max100_min10"
     fixed = regions.with_name("feat_numbb20")

@@ -1,4 +1,4 @@
-"""Photos with captions in tars and folders and in the authors' files; what is wrong is told by the record's name."""
+"""Photos with captions in tars, folders and the authors' files; errors name the record."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ def change(**files: bytes | None) -> dict[str, bytes]:
     ],
 )
 @pytest.mark.parametrize("make", [folder_of, tar_of])
-def test_the_record_that_is_wrong_is_named(make: Callable, files: Any, message: str, tmp_path: Path) -> None:
+def test_the_invalid_record_is_named(make: Callable, files: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         read_pairs([make(files, tmp_path / "set")])
 
 
-def test_a_name_twice_and_no_file(tmp_path: Path) -> None:
+def test_a_duplicate_name_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     one = folder_of(FILES, tmp_path / "one")
     with pytest.raises(UsageError, match="a occurs twice"):
         read_pairs([one, one])
@@ -121,7 +121,7 @@ def test_a_name_twice_and_no_file(tmp_path: Path) -> None:
         read_pairs([tmp_path / "gone.tar"])
 
 
-def test_a_name_twice_in_a_tar(tmp_path: Path) -> None:
+def test_a_duplicate_name_in_a_tar_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "set.tar"
     with tarfile.open(place, "w") as tar:
         for name, data in [*FILES.items(), ("b.jpg", make_photo(3))]:
@@ -132,12 +132,12 @@ def test_a_name_twice_in_a_tar(tmp_path: Path) -> None:
         read_pairs([place])
 
 
-def test_a_photo_twice_under_two_suffixes(tmp_path: Path) -> None:
+def test_one_name_with_two_suffixes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"b\.png occurs twice"):
         read_pairs([folder_of({**FILES, "b.png": make_photo(3, format="PNG")}, tmp_path / "set")])
 
 
-def test_photos_of_other_formats_and_what_is_neither_photo_nor_captions(tmp_path: Path) -> None:
+def test_other_formats_are_read_and_other_files_ignored(tmp_path: Path) -> None:
     files = {
         "c.PNG": make_photo(3, format="PNG"),
         "c.json": described("x"),

@@ -1,4 +1,4 @@
-"""The whole evaluation with a small model: re-ranking, curve, folds, pool, published figures, pictures."""
+"""The evaluation of a small model: re-ranking, curve, folds, pool, published figures, pictures."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def dot_products(embedder: LightningDOTEmbedder, pairs: list[Pair]) -> tuple[np.
 
 
 def cross_scores(embedder: LightningDOTEmbedder, pairs: list[Pair]) -> np.ndarray:
-    """The re-ranker's scores (captions, photos) of regions as they are stored, in half precision."""
+    """Return the re-ranker's scores (captions, photos) of stored regions, which are in half precision."""
     captions = [caption for pair in pairs for caption in pair.captions]
     kept = embedder.reranker.keep(embedder.image_features([pair.load() for pair in pairs]))
     return np.stack([embedder.reranker.score(captions, [one] * len(captions)) for one in kept], axis=1)
 
 
-def test_one_pass_gives_every_number_re_ranked(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+def test_one_pass_measures_every_number_re_ranked(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
     result = evaluate(tiny, pairs, rerank=7, curve=(0, 5, 10, 20))
     scores, owner = dot_products(tiny, pairs)
     crossed = cross_scores(tiny, pairs) + tiny.reranker.dot_weight * scores
@@ -98,7 +98,7 @@ def test_folds_are_averaged(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> No
         evaluate(tiny, pairs, folds=5)
 
 
-def test_a_pool_is_searched_and_asks_nothing(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
+def test_a_pool_is_searched_but_has_no_queries(tiny: LightningDOTEmbedder, pairs: list[Pair]) -> None:
     result = evaluate(tiny, pairs[:6], pool=pairs[6:], rerank=3)
     assert (result["images"], result["captions"], result["pool"]) == (6, 12, {"images": 24, "captions": 48})
     scores, _ = dot_products(tiny, pairs)
@@ -127,7 +127,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-def test_published_figures_stand_beside_the_measured_ones() -> None:
+def test_published_figures_follow_the_measured_ones() -> None:
     rows = report.published_figures("flickr30k test", KNOWN)
     assert [row["model"] for row in rows] == ["LightningDOT, zero-shot", "LightningDOT, fine-tuned"]
     printed = report.table(KNOWN, rows).splitlines()
@@ -173,7 +173,7 @@ def test_a_curve_as_a_picture(suffix: str, tmp_path: Path) -> None:
         assert (tmp_path / "again.svg").read_text() == text  # the same figures, the same file
 
 
-def test_a_picture_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_picture_is_refused_before_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"written as \.png or \.svg"):
         curve.check_picture(tmp_path / "curve.jpg")
     with pytest.raises(UsageError, match="does not exist"):

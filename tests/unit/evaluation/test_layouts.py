@@ -1,4 +1,4 @@
-"""Captions in the layouts that data sets are published in, written here as they are there."""
+"""Captions in the published layouts, written here in the same form."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_multi30k_on_coco_photos_and_on_regions(multi30k: Path, tmp_path: Path) 
     assert isinstance(pair.load(), Regions)
 
 
-def test_what_is_wrong_with_multi30k(multi30k: Path, flickr30k: Path) -> None:
+def test_invalid_multi30k_is_refused(multi30k: Path, flickr30k: Path) -> None:
     task1 = multi30k / "task1"
     with pytest.raises(UsageError, match=r"no captions of test_2016_flickr in language 'fr' \(languages: cs, de, en\)"):
         read_data_set([task1], photos=flickr30k, language="fr")
@@ -158,7 +158,7 @@ def test_coco_cn(coco_cn: Path, coco: Path) -> None:
     assert others.name == ""
 
 
-def test_what_is_wrong_with_a_file_of_captions(coco_cn: Path, coco: Path) -> None:
+def test_an_invalid_file_of_captions_is_refused(coco_cn: Path, coco: Path) -> None:
     file = coco_cn / "imageid.human-written-caption.txt"
     whole = file.read_text()
     file.write_text(whole + "COCO_val2014_000000000002#0\t又来了\n")
@@ -240,7 +240,7 @@ def test_coco_of_two_folders(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_wrong_with_karpathys_json(tmp_path: Path) -> None:
+def test_an_invalid_karpathy_json_is_refused(tmp_path: Path) -> None:
     photos = photos_of(tmp_path / "photos", "2.jpg", "3.jpg")
     file = karpathy(tmp_path / "d.json", ("1.jpg", "test", ["x"]), ("2.jpg", "val", []), ("3.jpg", "train", ["a"]),
                     ("3.jpg", "restval", ["b"]))  # fmt: skip
@@ -310,7 +310,7 @@ def test_a_text_lmdb(two_photos: Path, tmp_path: Path) -> None:
          r"text 5 of flickr30k_1\.npz is not in the authors' layout"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_text_lmdb(
+def test_an_invalid_text_lmdb_is_refused(
     by_photo: Any, values: dict[str, bytes], message: str, two_photos: Path, tmp_path: Path
 ) -> None:
     file = text_lmdb(tmp_path / "text", by_photo, values)
@@ -326,7 +326,7 @@ def test_texts_and_token_ids_do_not_mix(two_photos: Path, tmp_path: Path) -> Non
         read_data_set([file, words], regions=[two_photos, tmp_path / "more"])
 
 
-def test_one_lmdb_in_the_place_of_another(two_photos: Path, tmp_path: Path) -> None:
+def test_texts_and_regions_swapped_are_refused(two_photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="regions: not a text LMDB of LightningDOT"):
         read_data_set([two_photos], regions=[two_photos])
     file = text_lmdb(tmp_path / "text", {"flickr30k_1.npz": ["5"]}, {"5": record(1)})

@@ -1,4 +1,4 @@
-"""Recall@K, and the ranks after re-ranking, against computations written for this test alone."""
+"""Recall@K and the ranks after re-ranking, compared with independent computations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CUTS = (1, 5, 10)
 
 
 def numpy_recall(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Sort each query's candidates with the right ones last among equals; is one of them in the first K?"""
+    """Sort each query's candidates, correct ones last among equals, and count queries with one in the first K."""
     order = np.lexsort((right, -scores), axis=1)
     hits = np.take_along_axis(right, order, 1)
     return {f"R@{k}": round(100 * hits[:, :k].any(1).mean(), 2) for k in CUTS}
@@ -26,7 +26,7 @@ def numpy_both(scores: np.ndarray, owner: np.ndarray) -> dict[str, dict[str, flo
 
 
 def numpy_reranked(scores: np.ndarray, crossed: np.ndarray, right: np.ndarray, count: int) -> dict[str, float]:
-    """The first ``count`` by ``scores`` in order of ``crossed``, then the others as they were."""
+    """Return the first ``count`` by ``scores`` in order of ``crossed``, then the others in their old order."""
     order = np.lexsort((right, -scores), axis=1)
     hits = np.zeros((len(scores), max(CUTS)), bool)
     for row, columns in enumerate(order):
@@ -38,7 +38,7 @@ def numpy_reranked(scores: np.ndarray, crossed: np.ndarray, right: np.ndarray, c
 
 
 def a_set(seed: int, photos: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors of few distinct whole numbers, so that most ranks hang on ties and every product is exact."""
+    """Draw vectors of few distinct integers, so that most ranks depend on ties and every product is exact."""
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(photos), rng.integers(1, 6, photos))
     span = 2 if seed % 2 else 30
@@ -63,7 +63,7 @@ def test_the_search_in_blocks_agrees_too(seed: int, monkeypatch: pytest.MonkeyPa
     assert search_both_ways(texts, images, owner).recall() == numpy_both(texts @ images.T, owner)
 
 
-def test_a_model_that_scores_everything_the_same_finds_nothing() -> None:
+def test_a_constant_score_has_zero_recall() -> None:
     owner = np.arange(50) % 20
     for scores in (np.ones((50, 20), np.float32), np.full((50, 20), np.nan, np.float32)):
         assert {value for way in both_ways(scores, owner).values() for value in way.values()} == {0.0}
@@ -118,7 +118,7 @@ def test_re_ranking_the_first_few(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_bounds_of_ties_hold_whichever_way_they_fall(seed: int) -> None:
+def test_the_bounds_of_ties_contain_every_resolution(seed: int) -> None:
     """Of tests/tolerance.py: by dot product, and with the first ten re-ranked."""
     rng = np.random.default_rng(seed)
     texts, images, owner = a_set(seed)
@@ -142,7 +142,7 @@ def test_the_bounds_of_ties_hold_whichever_way_they_fall(seed: int) -> None:
         np.testing.assert_array_equal(*rank_bounds(apart[0], right, crossed=apart[1], count=count, near=0))  # no ties
 
 
-def test_what_is_only_searched_asks_nothing() -> None:
+def test_candidates_outside_the_queries_are_only_searched() -> None:
     texts, images, owner = a_set(2)
     asking = int((owner < 10).sum())
     found = search_both_ways(texts, images, owner, queries=(asking, 10)).recall()

@@ -60,7 +60,7 @@ def test_every_pair_scores_as_the_equations_say(alignment: WordRegionAlignment, 
 
 
 @torch.inference_mode()
-def test_pairs_one_by_one_score_as_all_together(alignment: WordRegionAlignment, sides: tuple[Tensor, ...]) -> None:
+def test_single_pairs_score_as_all_pairs(alignment: WordRegionAlignment, sides: tuple[Tensor, ...]) -> None:
     words, text_mask, regions, region_mask = sides
     scores = alignment.all_pairs(words, text_mask, regions, region_mask)
     text, image = torch.cartesian_prod(torch.arange(TEXTS), torch.arange(IMAGES)).T
@@ -69,8 +69,8 @@ def test_pairs_one_by_one_score_as_all_together(alignment: WordRegionAlignment, 
 
 
 @torch.inference_mode()
-def test_what_is_kept_of_an_image_gives_its_score() -> None:
-    """Words and regions encoded apart score as the whole model does, and padding changes nothing."""
+def test_text_and_image_encoded_separately_have_the_same_score() -> None:
+    """Words and regions encoded separately score as the complete model does, and padding changes nothing."""
     torch.manual_seed(2)
     body = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
             "vocab_size": 200, "max_position_embeddings": 16}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The authors' checkpoints, in every published layout, become our folders; anything else is refused by name."""
+"""Conversion of the authors' checkpoints in every published layout, and refusal of other files."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_layout_keeps_its_bits(layout: str, tmp_path: Path) -> None:
     assert again == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
-def test_everything_is_accounted_for(tmp_path: Path) -> None:
+def test_every_tensor_is_reported(tmp_path: Path) -> None:
     torch.save(old_spelling(published("pretrained.pt")), tmp_path / "x.pt")
     report = convert(tmp_path / "x.pt", tmp_path / "out", config=HEADS)
     source = torch.load(tmp_path / "x.pt", weights_only=True)
@@ -140,12 +140,12 @@ def test_what_is_no_checkpoint_is_refused(content: object, tmp_path: Path, capsy
     assert "never" not in capsys.readouterr().out
 
 
-def test_heads_are_not_guessed(tmp_path: Path) -> None:
+def test_an_unknown_number_of_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="num_attention_heads"):
         convert(GOLDEN / "finetuned.pt", tmp_path / "out")
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
         convert(GOLDEN / "finetuned.pt", tmp_path, config=HEADS)
@@ -153,7 +153,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         convert(tmp_path / "gone.pt", tmp_path / "out")
 
 
-def test_the_published_tokenizer_comes_along(tmp_path: Path) -> None:
+def test_the_published_tokenizer_is_written(tmp_path: Path) -> None:
     """A cased vocabulary of the published size gets bert-base-cased's WordPiece."""
     words = VOCABULARY.read_text().splitlines()
     assert len(words) == CASED

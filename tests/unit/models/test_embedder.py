@@ -1,4 +1,4 @@
-"""The embedding provider: the same vector by every way in."""
+"""The embedder returns the same vector for every form of an input."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_shapes_and_types(tiny: LightningDOTEmbedder) -> None:
     assert tiny.encode_images([]).shape == (0, tiny.dim)
 
 
-def test_nothing_is_normalised_behind_the_models_back(tiny: LightningDOTEmbedder) -> None:
+def test_vectors_are_not_normalised(tiny: LightningDOTEmbedder) -> None:
     norms = np.linalg.norm(tiny.encode_texts(["a", "zebra crossing"]), axis=1)
     assert (np.abs(norms - 1) > 0.05).all()
 
 
-def test_order_and_company_do_not_matter(tiny: LightningDOTEmbedder) -> None:
+def test_a_vector_does_not_depend_on_its_batch(tiny: LightningDOTEmbedder) -> None:
     texts = [f"{'word ' * (n % 7)}{n}" for n in range(150)]  # more than a batch, of many lengths
     together = tiny.encode_texts(texts)
     for n in (0, 6, 77, 149):
@@ -48,7 +48,7 @@ def test_path_bytes_pil_and_regions_are_the_same_photo(tiny: LightningDOTEmbedde
         np.testing.assert_allclose(vector, vectors[0], atol=1e-5, rtol=2e-6)
 
 
-def test_regions_of_different_numbers_go_together(tiny: LightningDOTEmbedder) -> None:
+def test_photos_with_different_numbers_of_regions_share_a_batch(tiny: LightningDOTEmbedder) -> None:
     rng = np.random.default_rng(0)
 
     def regions(n: int) -> Regions:
@@ -62,7 +62,7 @@ def test_regions_of_different_numbers_go_together(tiny: LightningDOTEmbedder) ->
         np.testing.assert_allclose(tiny.encode_images([one])[0], vector, atol=1e-5, rtol=2e-6)
 
 
-def test_a_pairs_score_does_not_depend_on_its_company(tiny: LightningDOTEmbedder) -> None:
+def test_a_score_does_not_depend_on_its_batch(tiny: LightningDOTEmbedder) -> None:
     rng = np.random.default_rng(1)
     pairs = []
     for n in range(30):
@@ -76,7 +76,7 @@ def test_a_pairs_score_does_not_depend_on_its_company(tiny: LightningDOTEmbedder
         np.testing.assert_allclose(tiny.reranker.score([text], [regions])[0], score, atol=1e-5, rtol=2e-6)
 
 
-def test_threads_give_what_one_gives(tiny: LightningDOTEmbedder) -> None:
+def test_threads_return_the_same_vectors(tiny: LightningDOTEmbedder) -> None:
     texts = [[f"text {n} {m}" for m in range(n % 5 + 1)] for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
         for alone, vectors in zip(map(tiny.encode_texts, texts), pool.map(tiny.encode_texts, texts), strict=True):
@@ -95,7 +95,7 @@ def test_regions_of_another_extractor_are_refused(tiny: LightningDOTEmbedder) ->
         tiny.encode_images([other])
 
 
-def test_an_image_that_is_none_is_refused_by_name(tiny: LightningDOTEmbedder, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_refused_by_name(tiny: LightningDOTEmbedder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.jpg"):
         tiny.encode_images([tmp_path / "gone.jpg"])
     with pytest.raises(InputError, match="not an image"):
@@ -112,7 +112,7 @@ def test_an_image_that_is_none_is_refused_by_name(tiny: LightningDOTEmbedder, tm
         ({"name": "ldot-mini", "dtype": "int3"}, UsageError, "int3"),
     ],
 )
-def test_what_cannot_be_loaded_is_told(arguments: dict, error: type[LdotError], word: str) -> None:
+def test_errors_of_loading_name_the_argument(arguments: dict, error: type[LdotError], word: str) -> None:
     with pytest.raises(error, match=word):
         load_model(**arguments)
 

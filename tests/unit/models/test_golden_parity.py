@@ -1,4 +1,4 @@
-"""The authors' own code, run on random weights, says what our models must give (tests/golden/README.md)."""
+"""Our models equal the authors' own code, run on random weights (tests/golden/README.md)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_rerank_scores_are_the_authors(reranker: CrossAttentionReranker, inputs:
 
 @torch.inference_mode()
 def test_padding_changes_nothing(sizes: dict, reranker: CrossAttentionReranker, inputs: dict) -> None:
-    """A row alone, cut to its length, has the vector and the score that it has in a padded batch."""
+    """A row without padding has the same vector and score as in a padded batch."""
     model = dual_encoder(sizes, "pretrained.pt")
     ids, mask = inputs["input_ids"], inputs["text_mask"]
     features, boxes, present = image_arguments(inputs)
@@ -114,7 +114,7 @@ def test_saved_and_loaded_by_auto_classes(sizes: dict, reranker: CrossAttentionR
 
 @torch.inference_mode()
 def test_calibration_is_a_correction_of_each_side(sizes: dict, inputs: dict) -> None:
-    """With anchors, a score is the plain one and two corrections, each of one side alone."""
+    """With anchors, a score is the uncalibrated score plus one correction of the text and one of the image."""
     plain = dual_encoder(sizes, "pretrained.pt")
     config = LightningDOTConfig.from_dict({**plain.config.to_dict(), "calibration_anchors": 6})
     model = LightningDOT(config).eval()

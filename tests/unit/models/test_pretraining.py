@@ -1,4 +1,4 @@
-"""The pre-training objectives, element by element, as the authors' code gives them."""
+"""The pre-training objectives equal those of the authors' code, element by element."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_gradients_flow_into_both_encoders(model: LightningDOTForPreTraining, in
 
 
 def test_the_decoders_stay_tied(model: LightningDOTForPreTraining, inputs: Arrays, tmp_path: Path) -> None:
-    """What changes an encoder's weight changes its decoder, also after saving and loading."""
+    """A change of an encoder's weight changes its decoder, also after saving and loading."""
     with torch.no_grad():
         model.lightningdot.image_model.embeddings.word_embeddings.weight[7] += 1
     model.save_pretrained(tmp_path)

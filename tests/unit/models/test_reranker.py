@@ -1,4 +1,4 @@
-"""What a re-ranker keeps of an image, and records that it cannot have made."""
+"""The region data of a re-ranker, and refusal of invalid region data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text encoders other than BERT, which a configuration names: for languages other than English."""
+"""Text encoders other than BERT, for other languages than English."""
 
 from __future__ import annotations
 

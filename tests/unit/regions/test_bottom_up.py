@@ -1,4 +1,4 @@
-"""The detector's parts: pooling and suppression against plain loops; odd photos; the fast mode."""
+"""The detector's modules: pooling and suppression compared with plain loops; unusual photos; the fast mode."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_uniters_choice_is_a_suppression_for_each_class() -> None:
         assert choice.classes.numpy()[certain].tolist() == classes[wanted][certain].tolist()
 
 
-def test_the_ladder_takes_the_first_step_that_leaves_enough() -> None:
+def test_the_first_threshold_that_leaves_enough_regions_is_used() -> None:
     rng = np.random.default_rng(3)
     boxes, scores = torch.from_numpy(random_boxes(rng, 80)), torch.from_numpy(rng.random(80, np.float32))
     order = np.argsort(-scores.numpy(), kind="stable")
@@ -162,7 +162,7 @@ def test_the_ladder_takes_the_first_step_that_leaves_enough() -> None:
     ]
 
 
-def test_nothing_found_is_the_whole_photo() -> None:
+def test_without_detections_the_photo_is_one_region() -> None:
     deltas = torch.zeros(4, 2, 3)
     deltas[0] = 1e6  # every box is far outside, and has no width when it is cut
     boxes, logits = propose(
@@ -253,7 +253,7 @@ def test_a_rotated_photo_is_turned_first(extractor: BottomUpExtractor) -> None:
     np.testing.assert_array_equal(extractor(lying).boxes, extractor(Image.fromarray(np.array(turned))).boxes)
 
 
-def test_a_photo_that_is_none_is_refused(extractor: BottomUpExtractor, tmp_path: Path) -> None:
+def test_an_unreadable_photo_is_refused(extractor: BottomUpExtractor, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty"):
         extractor(b"")
     with pytest.raises(InputError, match=r"gone\.jpg"):

@@ -1,4 +1,4 @@
-"""The public detector, run on random weights, says what ours must give; and what each of its peculiarities changes."""
+"""The detector equals the public one, run on random weights; a change of any of its peculiarities is noticed."""
 
 from __future__ import annotations
 
@@ -234,18 +234,18 @@ def test_every_step_is_the_references(reference: BottomUpExtractor, golden: Arra
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_what_is_kept_is_the_references(reference: BottomUpExtractor, golden: Arrays, number: int) -> None:
+def test_the_selection_is_the_references(reference: BottomUpExtractor, golden: Arrays, number: int) -> None:
     compare_reference(reference, Image.open(GOLDEN / PHOTOS[number]), part(golden, f"img{number}"))
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_what_is_kept_is_uniters(uniter: BottomUpExtractor, golden: Arrays, number: int) -> None:
+def test_the_selection_is_uniters(uniter: BottomUpExtractor, golden: Arrays, number: int) -> None:
     steps, expected = part(golden, f"img{number}"), part(golden, f"uniter_img{number}")
     compare_uniter(uniter, Image.open(GOLDEN / PHOTOS[number]), steps, expected)
 
 
 @pytest.mark.parametrize("boxes", ["reference", "uniter"])
-def test_a_photos_regions_are_the_same_bits_in_any_company(boxes: str, request: pytest.FixtureRequest) -> None:
+def test_regions_are_bitwise_independent_of_the_batch(boxes: str, request: pytest.FixtureRequest) -> None:
     extractor = request.getfixturevalue(boxes)
     photos = [Image.open(GOLDEN / name) for name in PHOTOS]
     alone = [extractor(photo) for photo in photos]

@@ -1,4 +1,4 @@
-"""A detector's files: the published ones fit to the last tensor, and others are refused by name."""
+"""A detector's files: every published tensor fits, and other files are refused by name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rename(state: dict, old: str, new: str) -> None:
     ],
     ids=["missing", "renamed", "extra", "cut", "no mean"],
 )
-def test_weights_that_are_not_whole_are_refused_by_name(change: Callable, message: str, tmp_path: Path) -> None:
+def test_incomplete_weights_are_refused_by_name(change: Callable, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         load_detector(copied(tmp_path / "x", change))
 
@@ -139,7 +139,7 @@ def test_a_hub_id_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("some/detector", {"allow_patterns": ["config.yaml", "model.safetensors", "pytorch_model.bin"]})]
 
 
-def test_folders_that_are_no_detector(tmp_path: Path) -> None:
+def test_folders_without_a_detector_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no weights"):
         BottomUpExtractor.from_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"nothing")

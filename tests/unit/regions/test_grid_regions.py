@@ -1,4 +1,4 @@
-"""Grid regions: the right cells at the right places, whatever the photo's shape."""
+"""Grid regions: features and boxes of the cells, for photos of any shape."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_any_shape_gives_49_regions(mini, size: tuple[int, int]) -> None:
     assert (regions.features >= 0).all()  # after the last ReLU
 
 
-def test_a_region_sees_its_own_place(mini) -> None:
-    """Something in the lower right corner changes the lower right cells most."""
+def test_a_region_depends_on_its_own_cell(mini) -> None:
+    """An object in the lower right corner changes the lower right cells most."""
     plain = Image.new("RGB", (224, 224), (90, 140, 200))
     marked = plain.copy()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -77,6 +77,6 @@ def test_a_photo_does_not_depend_on_its_batch(mini) -> None:
     np.testing.assert_allclose(alone.features, together[1].features, atol=1e-3)
 
 
-def test_regions_of_unequal_parts_are_refused() -> None:
+def test_arrays_of_unequal_length_are_refused() -> None:
     with pytest.raises(InputError, match="boxes"):
         Regions(np.zeros((3, 8), np.float32), np.zeros((2, 7), np.float32), np.ones(3, np.float32))

@@ -1,4 +1,4 @@
-"""Region features in the authors' formats, read exactly as their own readers do, and written so that they read back."""
+"""Region features in the authors' formats, compared with the authors' readers, and written and read again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_the_authors_readers_read(variant: str, expected: dict[str, np.ndar
             assert float(regions.features.sum(dtype=np.float64)) == pytest.approx(features[1], rel=1e-6)
 
 
-def test_soft_labels_come_along(expected: dict[str, np.ndarray]) -> None:
+def test_soft_labels_are_read(expected: dict[str, np.ndarray]) -> None:
     file = open_regions(AUTHORS / "coco_val2014" / FOLDERS["compressed"])
     wanted = expected["compressed/soft_labels_of_second"].astype(np.float32)
     found = [file.read(name).soft_labels for name in file.names]
@@ -134,7 +134,7 @@ def test_a_record_of_another_layout_is_named(value: bytes, message: str, tmp_pat
         file.read("gone")
 
 
-def test_what_holds_no_regions_is_refused(tmp_path: Path) -> None:
+def test_paths_without_regions_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone", tmp_path / "x.tsv"):
         with pytest.raises(UsageError, match="has no region features"):
             open_regions(path)
@@ -146,7 +146,7 @@ def test_what_holds_no_regions_is_refused(tmp_path: Path) -> None:
         open_regions(tmp_path / "y.tsv").read("one")
 
 
-def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.npz: twice"):
         write_lmdb(tmp_path / "x", [("a.npz", made(0, 3)), ("a.npz", made(1, 3))])
     (tmp_path / "x.tsv").write_text("one\t1\none\t2\n")

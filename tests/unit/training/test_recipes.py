@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones are valid, and what is wrong with another is said in one line."""
+"""The shipped recipes are valid; an invalid recipe is refused in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     assert recipe.data.train == ["a.tar"]
 
 
-def test_what_holds_for_every_stage() -> None:
+def test_every_stage_sets_defaults() -> None:
     recipe = read_recipe("ldot-mini", DATA)
     assert [stage.batch_size for stage in recipe.stages] == [128] * 3
     assert [stage.learning_rate for stage in recipe.stages] == [5e-4, 5e-4, 4e-4]
@@ -49,24 +49,28 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ("epochs = 2", "epochs = 0", r"stages\.0\.epochs: .*greater than or equal to 1"),
         ("epochs = 2", "epochs = 2\nbatch_size = 9\nhard_negatives = 1", "batch_size 9 is not a multiple of 2"),
         ("epochs = 2", "epochs = 2\nmix = { cmr = 1 }", "mix .* belongs to the task 'pretrain'"),
-        ('"retrieval"', '"pretrain"', "mix .* belongs to the task 'pretrain', which needs it"),
-        ('"retrieval"', '"pretrain"\nmix = { cmr = 0 }', "mix needs weights of 0 or more, and one above 0"),
+        ('"retrieval"', '"pretrain"', "mix .* belongs to the task 'pretrain', which requires it"),
+        ('"retrieval"', '"pretrain"\nmix = { cmr = 0 }', "mix requires weights of at least 0, one of them above 0"),
         ('"retrieval"', '"pretrain"\nmix = { cmr = 1, mlm = 2 }', r"stages\.0\.mix\.mlm"),
-        ('"retrieval"', '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }', "soft_targets: not in pre-training"),
-        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder learns from a re-ranker"),
+        (
+            '"retrieval"',
+            '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }',
+            "soft_targets: not supported in pre",
+        ),
+        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder can be distilled"),
         ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
         ('model = "ldot-mini"', "", "start: give either model"),
         ("[start]", "[start", "not TOML"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_invalid_recipe_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / "r.toml").write_text(GOOD.replace(old, new))
     with pytest.raises(UsageError, match=message) as caught:
         read_recipe(str(tmp_path / "r.toml"), DATA)
     assert "\n" not in str(caught.value)
 
 
-def test_data_and_names_that_are_missing(tmp_path: Path) -> None:
+def test_missing_data_and_unknown_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(GOOD)
     with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
         read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
@@ -74,5 +78,5 @@ def test_data_and_names_that_are_missing(tmp_path: Path) -> None:
         read_recipe("no-such", DATA)
     with pytest.raises(UsageError, match="give PLACE=VALUE"):
         parse_change("epochs 3")
-    with pytest.raises(UsageError, match=r"stages\.7\.epochs: the recipe has no such place"):
+    with pytest.raises(UsageError, match=r"stages\.7\.epochs: the recipe has no such setting"):
         read_recipe(str(tmp_path / "r.toml"), {**DATA, "stages.7.epochs": 3})

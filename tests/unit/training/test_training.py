@@ -1,4 +1,4 @@
-"""The parts of training: batches, masks, losses, hard negatives, checkpoints."""
+"""The components of training: batches, masks, losses, hard negatives, checkpoints."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ def batches(**stage: object) -> Batches:
 def test_an_epoch_shows_every_caption_once_and_photos_of_a_batch_differ() -> None:
     some = batches()
     seen = []
-    for number in range(some.an_epoch):
-        rows, turns = some.chosen(number)
+    for number in range(some.epoch_length):
+        rows, turns = some.pair_indices(number)
         assert len(set(rows.tolist())) == 8
         seen += zip(rows.tolist(), turns.tolist(), strict=True)
     assert sorted(seen) == [(row, turn) for row in range(40) for turn in range(2)]
-    assert some.chosen(some.an_epoch)[0].tolist() != some.chosen(0)[0].tolist()  # another order in the next
+    assert (
+        some.pair_indices(some.epoch_length)[0].tolist() != some.pair_indices(0)[0].tolist()
+    )  # another order in the next
 
 
 def test_a_batch_depends_on_its_number_alone() -> None:
@@ -56,7 +58,7 @@ def test_a_batch_depends_on_its_number_alone() -> None:
 
 
 def test_processes_share_a_batch() -> None:
-    """What two processes read side by side is what one reads; so they agree on every batch without talking."""
+    """The batches of two processes together are the batch of one; they agree on it without communication."""
     _, joined = objective_and_batches("alignment", 0, 1)
     parts = [objective_and_batches("alignment", process, 2)[1][3] for process in range(2)]
     whole = joined[3]
@@ -74,17 +76,17 @@ def test_hard_negatives_follow_their_pair() -> None:
         hard[row, :2] = [[(row + 1) % 40, 1], [(row + 2) % 40, -1]]
     some.hard = hard
     followed = 0
-    for number in range(some.an_epoch):
-        rows, turns = some.chosen(number)
+    for number in range(some.epoch_length):
+        rows, turns = some.pair_indices(number)
         assert len(set(rows.tolist())) == 8
         for (row, other), (_, turn) in zip(rows.reshape(-1, 2), turns.reshape(-1, 2), strict=True):
             followed += (other - row) % 40 in (1, 2)
             assert (other - row) % 40 != 1 or turn == 1
-    assert followed > 0.8 * 4 * some.an_epoch  # the rest had all of theirs in the batch already
+    assert followed > 0.8 * 4 * some.epoch_length  # the rest had all of theirs in the batch already
 
 
-def test_mining_finds_the_nearest_that_is_wrong() -> None:
-    """Photo n looks like photo n + 1 of its pair; captions say what their photo looks like."""
+def test_mining_finds_the_nearest_wrong_answers() -> None:
+    """Photo n is similar to photo n + 1 of its pair; captions have the vectors of their photos."""
     rng = np.random.default_rng(0)
     base = rng.normal(size=(5, 16)).repeat(2, axis=0)
     images = (base + 0.1 * rng.normal(size=base.shape)).astype(np.float32)
@@ -100,7 +102,7 @@ def test_mining_finds_the_nearest_that_is_wrong() -> None:
     assert caption == nearest
 
 
-def test_mining_among_too_few() -> None:
+def test_mining_with_too_few_photos() -> None:
     hard = mine_hard_negatives(np.eye(2, 4, dtype=np.float32), np.eye(2, 4, dtype=np.float32), np.arange(2), pool=6)
     assert hard[0].tolist() == [[1, 0], *[[-1, -1]] * 5]
 
@@ -129,7 +131,7 @@ def test_masked_regions() -> None:
     assert np.mean(marks) == pytest.approx(0.16, abs=0.02)
 
 
-def test_what_is_left_out() -> None:
+def test_dropout_of_words_and_features() -> None:
     rng = np.random.default_rng(0)
     texts = [drop_words([101, *range(104, 124), 102], 0.15, rng) for _ in range(300)]
     assert all(text[0] == 101 and text[-1] == 102 for text in texts)
@@ -175,7 +177,7 @@ def test_lengths_are_sorted_and_nothing_is_lost() -> None:
     assert sorted(seen) == list(range(7))
 
 
-def test_soft_targets_share_with_what_means_the_same() -> None:
+def test_soft_targets_include_captions_of_similar_meaning() -> None:
     caption_embeddings = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]]), dim=1)
     target = soft_targets(caption_embeddings, 0.2, 0.05)
     assert target[0, 1] == pytest.approx(0.1, abs=1e-3)
@@ -184,7 +186,7 @@ def test_soft_targets_share_with_what_means_the_same() -> None:
 
 
 def test_the_loss_is_that_of_the_published_code() -> None:
-    """:func:`cross_modal_retrieval` is held against the authors' outputs."""
+    """:func:`cross_modal_retrieval` is compared with the authors' outputs in another test."""
     text, image = torch.randn(6, 8), torch.randn(6, 8)
     ours = both_directions(text @ image.T, torch.eye(6))
     torch.testing.assert_close(ours, cross_modal_retrieval(text, image).mean())
@@ -214,7 +216,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(found[1][name], gradient)
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_atomically(tmp_path: Path) -> None:
     target = tmp_path / "best"
     replace_folder(target, lambda folder: (folder / "x").write_text("1"))
 
@@ -232,7 +234,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
 
 
-def test_a_copy_of_what_may_not_be_changed_may(tmp_path: Path) -> None:
+def test_a_copy_of_a_read_only_folder_is_writable(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "regions").mkdir(parents=True)
     (source / "regions" / "x").write_text("1")
@@ -247,7 +249,7 @@ def test_a_copy_of_what_may_not_be_changed_may(tmp_path: Path) -> None:
     assert found == {"regions": 0o200, "x": 0o200}
 
 
-def test_a_half_written_checkpoint_is_none(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert newest(tmp_path / "nowhere") is None
     for name in ("step-000000010", "step-000000002", "step-000000020.tmp"):
         (tmp_path / name).mkdir()
