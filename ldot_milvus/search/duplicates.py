@@ -29,9 +29,11 @@ MAX_DISTANCE = 10
 VECTOR_ALONE = 0.985
 """Least cosine of the vectors of two photos of which one cannot be read."""
 
-_BATCH = 64  # rows searched at a time
-_VECTORS = 1024  # vectors of neighbours in memory
-_NEIGHBOURS = (32, 128, 512)  # rows that a search asks for: more if all of them might be duplicates
+_BATCH = 512  # rows searched at a time: FAISS is several times slower with fewer
+_ROWS = 4096  # rows that one search may return for all its queries
+_VECTORS = 512  # vectors of neighbours in memory at a time
+_NEIGHBOURS = (8, 64, 512)  # rows that a search asks for: more if all of them might be duplicates
+_SLACK = 0.99  # some indexes compute inner products from rounded vectors
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def find_duplicates(
     vector are read.
 
     Args:
-        store: the collection. A search for each photo asks for up to 512 neighbours by inner product, so duplicates are
-            missed if more vectors have larger products, as vectors of very different lengths may.
+        store: the collection. Each photo is compared with the up to 512 rows that have the largest inner products with
+            it, so a pair is missed if more rows than that come before it, or if the index does not find it.
         threshold: least cosine, above 0 and at most 1. Vectors of any length are compared.
         progress: called with the number of rows that were compared.
 
@@ -89,20 +91,20 @@ def find_duplicates(
     groups, unread = _Groups(), _Groups()
     nearest: dict[str, tuple[float, str]] = {}  # of each unreadable photo: the cosine and the id of a readable one
     for batch in batched(store.iterate({"kind": "image"}, batch_size=_BATCH, with_embeddings=True), _BATCH):
-        pairs = list(_near_pairs(store, batch, threshold, split))
-        photos.read(record for _, a, b in pairs for record in (a, b))
-        for cosine, a, b in pairs:
-            hash_a, hash_b = photos.hash(a.id), photos.hash(b.id)
-            if hash_a and hash_b:
-                if hash_a.distance(hash_b) <= MAX_DISTANCE:
-                    groups.join(a.id, b.id)
-            elif cosine < VECTOR_ALONE:
-                continue
-            elif hash_a or hash_b:
-                lost, other = (b.id, a.id) if hash_a else (a.id, b.id)
-                nearest[lost] = max((cosine, other), nearest.get(lost, (0.0, "")))
-            else:
-                unread.join(a.id, b.id)
+        for pairs in _near_pairs(store, batch, threshold, split):
+            photos.read(record for _, a, b in pairs for record in (a, b))
+            for cosine, a, b in pairs:
+                hash_a, hash_b = photos.hash(a.id), photos.hash(b.id)
+                if hash_a and hash_b:
+                    if hash_a.distance(hash_b) <= MAX_DISTANCE:
+                        groups.join(a.id, b.id)
+                elif cosine < VECTOR_ALONE:
+                    continue
+                elif hash_a or hash_b:
+                    lost, other = (b.id, a.id) if hash_a else (a.id, b.id)
+                    nearest[lost] = max((cosine, other), nearest.get(lost, (0.0, "")))
+                else:
+                    unread.join(a.id, b.id)
         if progress is not None:
             progress(len(batch))
     for lost, (_, other) in nearest.items():  # one photo each, so that they never connect two that look different
@@ -120,8 +122,8 @@ def find_duplicates(
 
 def _near_pairs(
     store: VectorStore, batch: list[Record], threshold: float, split: bool
-) -> Iterator[tuple[float, Record, Record]]:
-    """Yield the cosine and the rows of pairs of one namespace; the first row is of the batch."""
+) -> Iterator[list[tuple[float, Record, Record]]]:
+    """Yield the near pairs, some at a time: their cosine, a row of the batch and another row of its namespace."""
     by_namespace = sorted(batch, key=lambda record: record.namespace)
     for namespace, group in groupby(by_namespace, key=lambda record: record.namespace):
         rows = list(group)
@@ -133,26 +135,31 @@ def _near_pairs(
             if not others:  # deleted meanwhile
                 continue
             cosines = units @ _unit(_vectors(others)).T
-            for i, j in np.argwhere(cosines.round(6) >= threshold):
-                if rows[i].id != others[j].id and others[j].namespace == namespace:
-                    yield float(cosines[i, j]), _described(rows[i]), _described(others[j])
+            yield [
+                (float(cosines[i, j]), rows[i], others[j])
+                for i, j in np.argwhere(cosines.round(6) >= threshold)
+                if rows[i].id != others[j].id and others[j].namespace == namespace
+            ]
 
 
 def _neighbours(store: VectorStore, queries: Array, threshold: float, filter: Filter | None) -> set[str]:
     """Return the ids of the rows that may be duplicates of a query, among others.
 
-    Stores rank by inner product. The vector of a duplicate is about as long as the query's, so their product is about
-    the threshold times the squared length, or more. While the last row found exceeds this, more rows are asked for.
+    Stores rank by inner product. If a duplicate's vector is the longer one of the two, their product is at least the
+    threshold times the squared length of the query's. (If it is the shorter one, its own search finds the pair.) So the
+    rows with smaller products are left out, and while the last row found has a larger one, more rows are asked for.
     """
     ids: set[str] = set()
-    least = threshold * np.square(queries).sum(axis=1)
+    least = _SLACK * threshold * np.square(queries).sum(axis=1)
+    pending = list(range(len(queries)))
     for k in _NEIGHBOURS:
-        found = store.search(queries, k, filter=filter)
-        ids.update(match.record.id for matches in found for match in matches)
-        more = [i for i, matches in enumerate(found) if len(matches) == k and matches[-1].score >= least[i]]
-        if not more:
-            break
-        queries, least = queries[more], least[more]
+        more = []
+        for some in batched(pending, _ROWS // k):
+            for i, matches in zip(some, store.search(queries[some], k, filter=filter), strict=True):
+                ids.update(match.record.id for match in matches if match.score >= least[i])
+                if len(matches) == k and matches[-1].score >= least[i]:
+                    more.append(i)
+        pending = more
     return ids
 
 
@@ -231,13 +238,9 @@ def _best_first(store: VectorStore, ids: list[str], photos: _Photos) -> list[Dup
     records.sort(key=lambda r: (photos.hash(r.id) is None, -r.width * r.height, -photos.size(r.id), r.source, r.id))
     vectors = _unit(_vectors(records))
     return [
-        Duplicate(_described(record), round(float(cosine), 6), photos.hash(record.id) is not None)
+        Duplicate(replace(record, embedding=None), round(float(cosine), 6), photos.hash(record.id) is not None)
         for record, cosine in zip(records, vectors @ vectors[0], strict=True)
     ]
-
-
-def _described(record: Record) -> Record:
-    return replace(record, embedding=None)
 
 
 def _vectors(records: list[Record]) -> Array:

@@ -159,6 +159,14 @@ def test_namespaces_are_apart(store: VectorStore, rng: Rng) -> None:
     assert all(len({one.record.namespace for one in group}) == 1 for group in groups)
 
 
+def test_photos_of_another_namespace_hide_nothing(local: VectorStore, rng: Rng) -> None:
+    a = unit(rng)
+    b = near(a, 0.99, rng)
+    local.upsert([row("a", a, namespace="ann"), row("b", b, namespace="ann")])
+    local.upsert([row(f"bob-{n}", a + b, namespace="bob") for n in range(600)])
+    assert sorted(map(len, find_duplicates(local))) == [2, 600]
+
+
 def test_groups_larger_than_what_one_search_returns(local: VectorStore, rng: Rng) -> None:
     vector = unit(rng) * 3
     local.upsert([row(f"{n:04}", near(vector, 0.999, rng)) for n in range(700)])
