@@ -6,6 +6,7 @@ import click
 
 from ldot_milvus.cli.convert import convert
 from ldot_milvus.cli.doctor import doctor
+from ldot_milvus.cli.duplicates import duplicates
 from ldot_milvus.cli.evaluate import evaluate
 from ldot_milvus.cli.regions import regions
 from ldot_milvus.cli.search import search
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (search, evaluate, regions, convert, train, migrate, reindex, doctor):
+for command in (search, duplicates, evaluate, regions, convert, train, migrate, reindex, doctor):
     main.add_command(command)

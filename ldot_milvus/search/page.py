@@ -1,19 +1,26 @@
-"""A self-contained HTML page of search results: queries and the photos found for them."""
+"""Self-contained HTML pages with photos: the results of searches, and groups of near-duplicates."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldot_milvus.errors import InputError, StoreError
+from ldot_milvus.errors import InputError, StoreError, printable
 
 if TYPE_CHECKING:
+    from ldot_milvus.search.duplicates import Duplicate
     from ldot_milvus.search.retriever import Hit
+    from ldot_milvus.stores import Record
+
+MAX_PHOTOS = 600
+"""Number of near-duplicates on a page, which is then about 20 MB; further groups are counted."""
+
+MAX_OF_GROUP = 12
+"""Number of photos shown of one group of near-duplicates; further ones are counted."""
 
 _THUMBNAIL = 480  # pixels of the longer side: a page of 25 pictures stays near 1 MB
 
@@ -25,6 +32,7 @@ h2{font-size:1.15rem;font-weight:600;margin:2.2rem 0 .7rem}
 .hits{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr))}
 figure{margin:0;border:1px solid #8884;border-radius:.5rem;overflow:hidden;font-size:.82rem}
 figure img,.none{display:block;width:100%;height:10.5rem;object-fit:cover;background:#8882}
+.whole img{object-fit:contain}
 .none{display:grid;place-items:center;opacity:.7}
 figcaption{padding:.5rem .7rem;overflow-wrap:anywhere}
 .score{float:right;opacity:.7;font-variant-numeric:tabular-nums}
@@ -42,22 +50,74 @@ def write_page(path: str | os.PathLike[str], answers: Sequence[tuple[str, Sequen
     Raises:
         StoreError: the file cannot be written.
     """
-    sections = "".join(_section(query, hits) for query, hits in answers)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Search results</title><style>{_STYLE}</style></head>"
-        f"<body><h1>Search results, ldot-milvus</h1>{sections}</body></html>\n"
+    _write(
+        path, "Search results", (_section(query, map(_card, range(1, len(hits) + 1), hits)) for query, hits in answers)
     )
+
+
+def write_groups(path: str | os.PathLike[str], groups: Sequence[Sequence[Duplicate]]) -> None:
+    """Write an HTML page with groups of near-duplicates; a photo that cannot be read is replaced by a note.
+
+    The page contains the first 12 photos of each group, and as many groups as have 600 photos together. It counts the
+    others.
+
+    Args:
+        path: file to write.
+        groups: groups as :func:`~ldot_milvus.search.duplicates.find_duplicates` returns them.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    _write(path, "Near-duplicates", _group_sections(groups))
+
+
+def _write(path: str | os.PathLike[str], title: str, sections: Iterable[str]) -> None:
     try:
-        Path(path).write_text(page, encoding="utf-8")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(
+                '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+                '<meta name="viewport" content="width=device-width,initial-scale=1">'
+                f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}, ldot-milvus</h1>"
+            )
+            file.writelines(sections)  # one at a time: a page of pictures has megabytes
+            file.write("</body></html>\n")
     except OSError as error:
         raise StoreError(f"{os.fspath(path)} cannot be written ({error.strerror}): choose another file") from error
 
 
-def _section(query: str, hits: Sequence[Hit]) -> str:
-    cards = "".join(_card(rank, hit) for rank, hit in enumerate(hits, start=1)) or "<p>Nothing found.</p>"
-    return f'<h2>{escape(query)}</h2><div class="hits">{cards}</div>'
+def _section(heading: str, cards: Iterable[str], more: str = "", style: str = "hits") -> str:
+    shown = "".join(cards) or "<p>Nothing found.</p>"
+    return f'<h2>{escape(heading)}</h2><div class="{style}">{shown}</div>{more}'
+
+
+def _group_sections(groups: Sequence[Sequence[Duplicate]]) -> Iterator[str]:
+    if not groups:
+        yield "<p>None found.</p>"
+    photos = 0
+    for number, group in enumerate(groups):
+        shown = group[:MAX_OF_GROUP]
+        photos += len(shown)
+        if photos > MAX_PHOTOS:
+            yield f"<p>{len(groups) - number} further groups are not on this page.</p>"
+            return
+        more = (
+            f"<p>{len(group) - len(shown)} further photos are not on this page.</p>" if len(group) > len(shown) else ""
+        )
+        yield _section(f"{len(group)} photos", map(_duplicate_card, shown), more, "hits whole")
+
+
+def _duplicate_card(duplicate: Duplicate) -> str:
+    record = duplicate.record
+    size = f"{record.width} x {record.height}, " if record.width and record.height else ""
+    lines = [
+        f"<b>{escape(printable(record.source) or record.id)}</b>",
+        f'<div class="more">{size}cosine {duplicate.cosine:.3f}</div>',
+    ]
+    if not duplicate.readable:
+        lines.append('<div class="more">compared by its vector alone</div>')
+    if credit := _credit(record):
+        lines.append(f'<div class="more">{credit}</div>')
+    return _figure(record, lines)
 
 
 def _card(rank: int, hit: Hit) -> str:
@@ -67,10 +127,14 @@ def _card(rank: int, hit: Hit) -> str:
         lines.append(f'<div class="more">{escape(hit.caption.split(chr(10))[0])}</div>')
     if credit := _credit(hit):
         lines.append(f'<div class="more">{credit}</div>')
-    return f"<figure>{_picture(hit)}<figcaption>{''.join(lines)}</figcaption></figure>"
+    return _figure(hit, lines)
 
 
-def _credit(hit: Hit) -> str:
+def _figure(photo: Hit | Record, lines: Iterable[str]) -> str:
+    return f"<figure>{_picture(photo)}<figcaption>{''.join(lines)}</figcaption></figure>"
+
+
+def _credit(hit: Hit | Record) -> str:
     """Return links to licence and original from the photo's metadata: a shared page needs the attribution."""
     links = [("license", hit.metadata.get("license_url")), ("original", hit.metadata.get("source"))]
     parts = []
@@ -81,18 +145,20 @@ def _credit(hit: Hit) -> str:
     return ", ".join(parts)
 
 
-def _picture(hit: Hit) -> str:
+def _picture(photo: Hit | Record) -> str:
     from ldot_milvus.images import decode
     from ldot_milvus.sources import locate, read
 
-    if hit.kind != "image":
+    if photo.kind != "image":
         return ""
     try:
-        image = decode(read(locate(hit.source)), name=hit.source).image
+        image = decode(read(locate(photo.source)), name=photo.source).image
     except InputError:
         return '<div class="none">photo cannot be read from here</div>'
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(hit.caption.split(chr(10))[0] or hit.source)}" src="data:image/jpeg;base64,{encoded}">'
+    return (
+        f'<img alt="{escape(photo.caption.split(chr(10))[0] or photo.source)}" src="data:image/jpeg;base64,{encoded}">'
+    )
