@@ -39,6 +39,11 @@ class RedisServer:
         )  # fmt: skip
         wait_for_port(self.port, self._process)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server, such as SIGSTOP, after which it accepts connections and does not answer."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """Kill the server with SIGKILL."""
         assert self._process is not None
@@ -46,6 +51,17 @@ class RedisServer:
         self._process.wait()
 
     stop = kill
+
+
+class SilentServer:
+    """A port that accepts connections and never answers, as behind some firewalls or with TLS on the wrong port."""
+
+    def __enter__(self) -> int:
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel accepts for it
+        return int(self._listening.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
 
 
 class RabbitServer:
@@ -84,6 +100,13 @@ class RabbitServer:
         epmd = shutil.which("epmd")
         if epmd:
             subprocess.run([epmd, "-port", str(self._epmd_port), "-kill"], capture_output=True, check=False)
+
+    def control(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` and return its output."""
+        return subprocess.run(
+            [str(RABBITMQ.parent / "rabbitmqctl"), "-q", *arguments], env=self._env(), cwd=self.folder,
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout  # fmt: skip
 
     def _env(self) -> dict[str, str]:
         folder = str(self.folder)

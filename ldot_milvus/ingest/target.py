@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ldot_milvus.errors import UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,6 +63,54 @@ class Target:
         """
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def target_of_worker(target: Target, settings: Settings) -> Target:
+    """Return a chunk's target with the addresses by which this worker reaches its stores.
+
+    A worker without a store of its own in the settings uses the chunk's. A worker with one accepts the chunks for this
+    store, by its own address or by an alias, and no others. The same applies to the region store, except that a chunk
+    that names none gets the worker's.
+
+    Args:
+        target: the target that the chunk names.
+        settings: the worker's settings; only values that were given explicitly count.
+
+    Raises:
+        UsageError: the chunk is for another store or region store than the worker's.
+    """
+    own, given = Target.of(settings), settings.model_fields_set
+    if "store" in given:
+        _check_address("store", target.store, own.store, settings.store_alias)
+        target = replace(target, store=own.store)
+    if own.region_store is not None and "region_store" in given:
+        if target.region_store is not None:
+            _check_address("region_store", target.region_store, own.region_store, settings.region_store_alias)
+        target = replace(target, region_store=own.region_store)
+    return target
+
+
+def _check_address(setting: str, named: str, own: str, alias: str | None) -> None:
+    """Check that the address that a chunk names is the worker's own or one of its aliases."""
+    aliases = [address.strip() for address in (alias or "").split(",") if address.strip()]
+    if _canonical(named) not in map(_canonical, [own, *aliases]):
+        variable = f"LDOT_{setting.upper()}"
+        raise UsageError(
+            f"refused by the worker on {platform.node()}: the chunk is for the {setting.replace('_', ' ')} {named}, "
+            f"and the worker's {variable} is {own}; use the same {variable} for both, give each deployment its own "
+            f"LDOT_QUEUE, or, if both addresses are one place, set {variable}_ALIAS={named} for the worker"
+        )
+
+
+def _canonical(address: str) -> str:
+    """Return a form in which different spellings of an address are equal."""
+    if "://" in address:
+        parts = urlsplit(address)
+        return parts._replace(netloc=parts.netloc.lower()).geturl().rstrip("/")
+    scheme, path = "", os.path.expanduser(address)
+    if not path.startswith(("/", "~")) and ":" in path:
+        scheme, _, path = address.partition(":")
+    return f"{scheme}:{os.path.realpath(os.path.expanduser(path))}"
 
 
 class OpenTarget:

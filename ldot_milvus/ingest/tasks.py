@@ -1,6 +1,6 @@
 """Task types: the operations on the items of a chunk, one class each; workers and this process both run them.
 
-The Celery application takes its queues from :data:`TASKS`, so this module imports nothing heavy.
+The Celery application takes its tasks from :data:`TASKS`, so this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Task(ABC, Generic[ItemT]):
     Attributes:
         name: name in journals and messages, which other versions read too.
         celery_name: name of the Celery task that processes a chunk, in messages too.
-        queue: Celery queue of that task.
+        queue_suffix: ending of the task's queue, after ``LDOT_QUEUE``.
         chunk_size: default number of items in a chunk.
         noun: one item, in the singular.
         unit: items in a rate, in the plural, as in "images/s".
@@ -58,12 +58,16 @@ class Task(ABC, Generic[ItemT]):
 
     name: ClassVar[str]
     celery_name: ClassVar[str]
-    queue: ClassVar[str]
+    queue_suffix: ClassVar[str]
     chunk_size: ClassVar[int]
     noun: ClassVar[str]
     unit: ClassVar[str]
     doing: ClassVar[str]
     counters: ClassVar[tuple[str, ...]]
+
+    def queue(self, name: str) -> str:
+        """Return the Celery queue of this task in the deployment whose ``LDOT_QUEUE`` is ``name``."""
+        return name + self.queue_suffix
 
     @abstractmethod
     def item(self, values: Mapping[str, Any]) -> ItemT:
@@ -86,7 +90,7 @@ class IngestTask(Task["Source"]):
 
     name = "ingest"
     celery_name = "ldot.ingest_chunk"
-    queue = "ldot"
+    queue_suffix = ""
     chunk_size = 64
     noun, unit, doing = "photo", "images", "ingesting"
     counters = ("added", "updated", "unchanged", "failed")
@@ -107,7 +111,7 @@ class ChangeTask(Task["RowChange"]):
 
     name = "change"
     celery_name = "ldot.change_rows"
-    queue = "ldot.changes"
+    queue_suffix = ".changes"
     chunk_size = 500
     noun, unit, doing = "row", "rows", "changing"
     counters = ("deleted", "updated", "unchanged", "failed")

@@ -9,7 +9,8 @@ from celery.loaders.app import AppLoader
 from kombu.entity import Queue
 
 from ldot_milvus.ingest.tasks import INGEST, TASKS
-from ldot_milvus.settings import Settings
+from ldot_milvus.settings import QUEUE, Settings
+from ldot_milvus.workers.broker import TIMEOUT
 from ldot_milvus.workers.logs import log_as_json
 from ldot_milvus.workers.tasks import process_message
 
@@ -32,9 +33,10 @@ def make_app(settings: Settings) -> Celery:
     DJANGO_SETTINGS_MODULE are not read.
 
     Args:
-        settings: broker, visibility time-out and log format.
+        settings: broker, queue, visibility time-out and log format.
     """
     limit = settings.visibility_timeout
+    queues = {task.celery_name: task.queue(settings.queue) for task in TASKS.values()}
     # There is no result backend: the journal records the outcome of each chunk, and outlives workers and waiting
     # processes.
     app = Celery(NAME, broker=settings.broker, loader=_Loader, fixups=[], set_as_current=False)
@@ -44,9 +46,9 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(
         broker_read_url=settings.broker,  # unlike ``broker``, these two take precedence over CELERY_BROKER_URL
         broker_write_url=settings.broker,
-        task_default_queue=INGEST.queue,
-        task_queues=[_queue(task.queue) for task in TASKS.values()],  # a worker without -Q consumes from all of them
-        task_routes={task.celery_name: {"queue": task.queue} for task in TASKS.values()},
+        task_default_queue=INGEST.queue(settings.queue),
+        task_queues=[_queue(queue) for queue in queues.values()],  # a worker without -Q consumes from all of them
+        task_routes={name: {"queue": queue} for name, queue in queues.items()},
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -69,11 +71,28 @@ def make_app(settings: Settings) -> Celery:
             # long for small chunks.
             "unacked_restore_interval": min(10, limit / 2),
             "unacked_restore_throttle": 1,
+            # A Redis that stops answering must not block a worker or a command for ever.
+            "socket_connect_timeout": TIMEOUT,
+            "socket_timeout": 2 * TIMEOUT,
         },
     )
+    if settings.queue != QUEUE:
+        _separate(app, settings.queue)
     if settings.log_format == "json":
         log_as_json()
     return app
+
+
+def _separate(app: Celery, name: str) -> None:
+    """Separate from other deployments on the broker what has one name for all Celery applications by default.
+
+    These are the exchanges of ``celery status``, ``celery control`` and ``celery events``, and Redis' record of chunks
+    that a worker has taken, which each application returns to the queue after its own visibility time-out.
+    """
+    app.conf.update(control_exchange=f"{name}:control", event_exchange=f"{name}:events")
+    app.conf.broker_transport_options.update(
+        {f"unacked{part}_key": f"{name}:unacked{part}" for part in ("", "_index", "_mutex")}
+    )
 
 
 def _queue(name: str) -> Queue:

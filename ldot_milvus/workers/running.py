@@ -11,7 +11,7 @@ import click
 from ldot_milvus.workers.broker import check_broker
 from ldot_milvus.workers.command import application, invocation
 from ldot_milvus.workers.formatting import counted, describe_target, failure_lines, outcome
-from ldot_milvus.workers.tasks import send_all
+from ldot_milvus.workers.sending import send_all
 from ldot_milvus.workers.waiting import Update, updates
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def journal_of(settings: Settings) -> Journal:
     """Open the journal of the store that the settings name."""
     from ldot_milvus.ingest.journal import journal_address, open_journal
 
-    return open_journal(journal_address(settings))
+    return open_journal(journal_address(settings), settings.queue)
 
 
 def run_items(

@@ -13,9 +13,17 @@ from pathlib import Path
 import pytest
 
 from ldot_milvus import open_store
+from ldot_milvus.errors import StoreError
+from ldot_milvus.ingest.chunks import Chunk
 from ldot_milvus.ingest.journal import open_journal
+from ldot_milvus.ingest.target import Target
+from ldot_milvus.ingest.tasks import INGEST
 from ldot_milvus.settings import Settings
-from tests.brokers import RedisServer
+from ldot_milvus.sources import Source
+from ldot_milvus.workers.application import make_app
+from ldot_milvus.workers.broker import check_broker, has_worker, queue_depths
+from ldot_milvus.workers.sending import send_all
+from tests.brokers import RABBITMQ, RabbitServer, RedisServer, SilentServer
 from tests.conftest import Run, make_photo
 from tests.faulty import POISON
 from tests.worker_process import CELERY, Worker
@@ -316,10 +324,154 @@ def test_a_worker_that_is_told_to_stop_at_once_returns_its_chunk(
         time.sleep(0.1)
 
 
+def test_a_chunk_for_another_store_is_refused(
+    run: Run, env: dict[str, str], broker: RedisServer, workers: Callable[..., Worker], photo_folder: Folder,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """It is not ingested into the worker's store instead, and waits in the failures until a worker takes it."""
+    photo_folder(3)
+    other = f"faiss:{tmp_path / 'other'}"
+    env["LDOT_RESULT_BACKEND"] = broker.url
+    worker = workers(pool=("--pool", "solo"), LDOT_STORE=other)
+    refused = enqueue(run, env, "--chunk-size", "2")
+    assert refused.returncode == 1, refused.stderr
+    assert "0 added, 0 updated, 0 unchanged, 3 failed" in refused.stdout
+    assert f"0000.jpg: refused by the worker on {os.uname().nodename}: the chunk is for the store" in refused.stderr
+    assert f"the worker's LDOT_STORE is {other}" in refused.stderr
+    assert "Traceback" not in worker.log.read_text()
+    assert not list(tmp_path.glob("*/vectors*"))
+    for store in (env["LDOT_STORE"], other):
+        with open_store(store, "images") as opened:
+            assert opened.count() == 0
+    worker.stop()
+    workers(pool=("--pool", "solo"), LDOT_STORE=other, LDOT_STORE_ALIAS=env["LDOT_STORE"])
+    again = run("celery", "-A", "workers", "failures", "--retry", env=env)
+    assert again.returncode == 0, again.stderr
+    with open_store(other, "images") as opened:
+        assert opened.count() == 3
+    assert sources(tmp_path) == []
+
+
+def test_no_worker_listens_to_the_queue_of_this_deployment(
+    env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    """The worker of another deployment on the same broker takes no chunk; one line says so, and the wait goes on."""
+    photo_folder(2)
+    other = workers(pool=("--pool", "solo"))
+    other.wait_for("ready")
+    ingestion = subprocess.Popen(
+        [CELERY, "-A", "workers", "enqueue", "photos"], env={**os.environ, **env, "LDOT_QUEUE": "photos"},
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert ingestion.stdout is not None
+    assert "Enqueued" in ingestion.stdout.readline()
+    told = ingestion.stdout.readline()
+    assert re.match(r"Waiting: no worker listens to queue photos \(none seen for 1\d s\): start one with", told)
+    assert "received" not in other.log.read_text()
+    workers(pool=("--pool", "solo"), LDOT_QUEUE="photos")
+    printed, _ = ingestion.communicate(timeout=60)
+    assert ingestion.returncode == 0, printed
+    assert "no worker" not in printed
+    assert sources(tmp_path) == names(2)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "amqp", "amqps"])
+def test_a_broker_that_accepts_and_never_answers(scheme: str) -> None:
+    with SilentServer() as port:
+        url = f"{scheme}://127.0.0.1:{port}/0"
+        started = time.monotonic()
+        with pytest.raises(StoreError, match=r"LDOT_BROKER.*does not answer") as error:
+            check_broker(url)
+        assert time.monotonic() - started < 20
+        assert len(str(error.value).splitlines()) == 1
+
+
+def chunks(count: int) -> list[Chunk]:
+    target = Target("faiss:/s", "images", "ldot-mini")
+    return [Chunk("run", str(number), INGEST, target, [Source("a.jpg")]) for number in range(count)]
+
+
+def test_a_redis_that_hangs_or_is_full_is_told_within_seconds(tmp_path: Path) -> None:
+    import redis
+
+    server = RedisServer(tmp_path / "own")
+    app = make_app(Settings(broker=server.url))
+    try:
+        server.start()
+        send_all(app, chunks(2))
+        redis.Redis.from_url(server.url).config_set("maxmemory", "1")
+        with pytest.raises(StoreError, match=r"maxmemory.*; 0 of 2 chunks were sent"):
+            send_all(app, chunks(2))
+        redis.Redis.from_url(server.url).config_set("maxmemory", "0")
+        server.signal(signal.SIGSTOP)
+        for ask in (lambda: send_all(app, chunks(2)), lambda: queue_depths(app), lambda: has_worker(app, "ldot")):
+            started = time.monotonic()
+            with pytest.raises(StoreError, match="Timeout reading"):
+                ask()
+            assert time.monotonic() - started < 20
+        server.signal(signal.SIGCONT)
+        assert not has_worker(app, "ldot")
+        assert queue_depths(app)["ldot"] >= 2
+    finally:
+        server.stop()
+
+
+@pytest.mark.servers
+@pytest.mark.xdist_group("rabbitmq")
+def test_a_chunk_that_rabbitmq_does_not_confirm_is_not_sent(
+    run: Run, env: dict[str, str], photo_folder: Folder, tmp_path: Path
+) -> None:
+    """Under a memory or disk alarm RabbitMQ stops reading from publishers, and what it has not read may be lost."""
+    if not RABBITMQ.exists():
+        pytest.skip("RabbitMQ is not installed: apt-get install rabbitmq-server (tests/install-servers.sh)")
+    photo_folder(2)
+    server = RabbitServer(tmp_path / "rabbit")
+    app = make_app(Settings(broker=server.url))
+    try:
+        server.start()
+        own = {**env, "LDOT_BROKER": server.url}
+        assert enqueue(run, own, "--no-wait", "--chunk-size", "1").returncode == 0
+        assert queue_depths(app) == {"ldot": 2, "ldot.changes": 0}
+        assert not has_worker(app, "ldot")
+        server.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        while "memory" not in server.control("eval", "rabbit_alarm:get_alarms()."):
+            time.sleep(0.2)
+        started = time.monotonic()
+        told = enqueue(run, own, "--no-wait")
+        assert time.monotonic() - started < 30
+        assert told.returncode == 2
+        assert "Enqueued" not in told.stdout
+        assert re.fullmatch(r"Error: the broker did not confirm a chunk .* repeat the command.*\n", told.stderr)
+        server.control("set_vm_memory_high_watermark", "0.8")
+        send_all(app, chunks(1))
+        assert queue_depths(app)["ldot"] >= 3
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow  # it waits for the worker's time limit
+def test_a_worker_outlives_a_redis_that_hangs(
+    run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
+) -> None:
+    photo_folder(4)
+    server = RedisServer(tmp_path / "own")
+    own = {"LDOT_BROKER": server.url}
+    try:
+        server.start()
+        worker = workers(pool=("--pool", "solo"), **own)
+        worker.wait_for("ready")
+        server.signal(signal.SIGSTOP)
+        time.sleep(25)  # longer than its time limits
+        server.signal(signal.SIGCONT)
+        done = enqueue(run, {**env, **own})
+        assert done.returncode == 0, done.stderr
+        assert sources(tmp_path) == names(4)
+    finally:
+        server.stop()
+
+
 def test_the_settings_that_keep_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Late acknowledgement, one chunk at a time, and limits in the right order: each was a loop or a loss somewhere."""
-    from ldot_milvus.workers.application import make_app
-
     conf = make_app(Settings(broker="redis://h/0", visibility_timeout=300)).conf
     assert conf.task_acks_late
     assert conf.task_reject_on_worker_lost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ldot_milvus.ingest.journal.base import FailedItem, Journal, Progress, Run
-from ldot_milvus.settings import Settings
+from ldot_milvus.settings import QUEUE, Settings
 from ldot_milvus.stores.registry import DEFAULT_FOLDER, absolute_path, parse_address
 
 __all__ = ["FailedItem", "Journal", "Progress", "Run", "journal_address", "open_journal"]
@@ -36,16 +36,17 @@ def journal_address(settings: Settings) -> str:
     return absolute_path(f"{DEFAULT_FOLDER}/ingestion.sqlite")
 
 
-def open_journal(address: str) -> Journal:
+def open_journal(address: str, name: str = QUEUE) -> Journal:
     """Open a journal without creating or reading anything yet.
 
     Args:
         address: ``redis://HOST:PORT/DB``, ``rediss://...``, or the path of a SQLite file, which is made absolute here.
+        name: ``LDOT_QUEUE``, which separates the journals of several deployments in one Redis.
     """
     if address.startswith(_REDIS):
         from ldot_milvus.ingest.journal.redis_journal import RedisJournal
 
-        return RedisJournal(address)
+        return RedisJournal(address, name)
     from ldot_milvus.ingest.journal.sqlite_journal import SqliteJournal
 
     return SqliteJournal(absolute_path(address))

@@ -13,13 +13,10 @@ from typing_extensions import override
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
+from ldot_milvus.settings import QUEUE
 
 _TIMEOUT = 10.0
 _SECONDS_KEPT = DAYS_KEPT * 86_400
-
-_RUNS = "ldot:runs"  # sorted set of run ids by time
-_FAILURES = "ldot:failures"  # hash: key to JSON
-_TOTALS = "ldot:totals"  # hash: the sums of all runs
 
 # Marks a chunk as finished and adds its sums, unless it was finished before.
 _END = """
@@ -39,12 +36,17 @@ class RedisJournal(Journal):
 
     Args:
         url: ``redis://HOST:PORT/DB`` or ``rediss://...``, with a password where the server requires one.
+        name: prefix of the keys; deployments that share a server have different ones.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, name: str = QUEUE) -> None:
         parts = urlsplit(url)
         self.address = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"  # no password in messages
         self._url = url
+        self._name = name
+        self._runs = f"{name}:runs"  # sorted set of run ids by time
+        self._failures = f"{name}:failures"  # hash: key to JSON
+        self._totals = f"{name}:totals"  # hash: the sums of all runs
 
     @cached_property
     def _redis(self) -> Any:
@@ -57,27 +59,27 @@ class RedisJournal(Journal):
     @override
     def start(self, run: Run) -> None:
         with self._pipeline() as calls:
-            calls.zremrangebyscore(_RUNS, 0, time.time() - _SECONDS_KEPT)
-            calls.zadd(_RUNS, {run.id: run.started})
-            calls.hset(_key(run.id), mapping={"run": run.to_json(), "trouble": "", "changed": run.started})
-            calls.expire(_key(run.id), _SECONDS_KEPT)
+            calls.zremrangebyscore(self._runs, 0, time.time() - _SECONDS_KEPT)
+            calls.zadd(self._runs, {run.id: run.started})
+            calls.hset(self._key(run.id), mapping={"run": run.to_json(), "trouble": "", "changed": run.started})
+            calls.expire(self._key(run.id), _SECONDS_KEPT)
 
     @override
     def begin(self, run_id: str, chunk_id: str) -> int:
         with self._pipeline() as calls:
-            calls.hexists(_key(run_id, "ended"), chunk_id)
-            calls.hincrby(_key(run_id, "begun"), chunk_id, 1)
-            calls.expire(_key(run_id, "begun"), _SECONDS_KEPT)
-            calls.hset(_key(run_id), "changed", time.time())
+            calls.hexists(self._key(run_id, "ended"), chunk_id)
+            calls.hincrby(self._key(run_id, "begun"), chunk_id, 1)
+            calls.expire(self._key(run_id, "begun"), _SECONDS_KEPT)
+            calls.hset(self._key(run_id), "changed", time.time())
             ended, begun, *_ = calls.execute()
             if ended:
-                calls.hdel(_key(run_id, "begun"), chunk_id)
+                calls.hdel(self._key(run_id, "begun"), chunk_id)
         return 0 if ended else int(begun)
 
     @override
     def give_back(self, run_id: str, chunk_id: str) -> None:
         with self._explained():
-            self._redis.hincrby(_key(run_id, "begun"), chunk_id, -1)
+            self._redis.hincrby(self._key(run_id, "begun"), chunk_id, -1)
 
     @override
     def end(
@@ -85,19 +87,19 @@ class RedisJournal(Journal):
     ) -> bool:
         with self._explained():
             redis = self._redis
-            if redis.hexists(_key(run_id, "ended"), chunk_id):
+            if redis.hexists(self._key(run_id, "ended"), chunk_id):
                 return False
-            counted = folded(sums, redis.hkeys(_TOTALS) if failed else ())
+            counted = folded(sums, redis.hkeys(self._totals) if failed else ())
             # Failures are recorded first: if the worker dies in between, the chunk is processed again.
-            old = redis.hmget(_FAILURES, [item.key for item in failed]) if failed else []
+            old = redis.hmget(self._failures, [item.key for item in failed]) if failed else []
             recorded = {}
             for item, text in zip(failed, old, strict=True):
                 recorded[item.key] = item.after(None if text is None else FailedItem.from_json(text)).to_json()
             if recorded:
-                redis.hset(_FAILURES, mapping=recorded)
+                redis.hset(self._failures, mapping=recorded)
             if succeeded:
-                redis.hdel(_FAILURES, *succeeded)
-            keys = [_key(run_id), *(_key(run_id, part) for part in ("ended", "begun", "sums")), _TOTALS]
+                redis.hdel(self._failures, *succeeded)
+            keys = [self._key(run_id), *(self._key(run_id, part) for part in ("ended", "begun", "sums")), self._totals]
             pairs = [value for pair in counted.items() for value in pair]
             first = redis.eval(_END, len(keys), *keys, chunk_id, time.time(), "done" if sums else "split", *pairs)
             for key in keys[:-1]:
@@ -107,22 +109,22 @@ class RedisJournal(Journal):
     @override
     def ended(self, run_id: str) -> dict[str, bool]:
         with self._explained():
-            states = self._redis.hgetall(_key(run_id, "ended"))
+            states = self._redis.hgetall(self._key(run_id, "ended"))
         return {chunk: state == "split" for chunk, state in states.items()}
 
     @override
     def note_trouble(self, run_id: str, trouble: str) -> None:
         with self._explained():
-            if self._redis.exists(_key(run_id)):
-                self._redis.hset(_key(run_id), "trouble", trouble)
+            if self._redis.exists(self._key(run_id)):
+                self._redis.hset(self._key(run_id), "trouble", trouble)
 
     @override
     def progress(self, run_id: str) -> Progress | None:
         with self._explained():
             calls = self._redis.pipeline()
-            calls.hgetall(_key(run_id))
-            calls.hvals(_key(run_id, "begun"))
-            calls.hgetall(_key(run_id, "sums"))
+            calls.hgetall(self._key(run_id))
+            calls.hvals(self._key(run_id, "begun"))
+            calls.hgetall(self._key(run_id, "sums"))
             about, begun, sums = calls.execute()
         if "run" not in about:
             return None
@@ -134,14 +136,14 @@ class RedisJournal(Journal):
     @override
     def runs(self) -> list[Run]:
         with self._explained():
-            ids = self._redis.zrevrange(_RUNS, 0, -1)
-            texts = [self._redis.hget(_key(id), "run") for id in ids]
+            ids = self._redis.zrevrange(self._runs, 0, -1)
+            texts = [self._redis.hget(self._key(id), "run") for id in ids]
         return [Run.from_json(text) for text in texts if text]
 
     @override
     def failures(self, run_id: str | None = None) -> list[FailedItem]:
         with self._explained():
-            items = [FailedItem.from_json(text) for text in self._redis.hvals(_FAILURES)]
+            items = [FailedItem.from_json(text) for text in self._redis.hvals(self._failures)]
         return sorted(
             (item for item in items if run_id in (None, item.run_id)), key=lambda item: (item.time, item.source)
         )
@@ -149,12 +151,15 @@ class RedisJournal(Journal):
     @override
     def clear(self, keys: Sequence[str]) -> int:
         with self._explained():
-            return int(self._redis.hdel(_FAILURES, *keys)) if keys else 0
+            return int(self._redis.hdel(self._failures, *keys)) if keys else 0
 
     @override
     def totals(self) -> Sums:
         with self._explained():
-            return _numbers(self._redis.hgetall(_TOTALS))
+            return _numbers(self._redis.hgetall(self._totals))
+
+    def _key(self, run_id: str, part: str = "") -> str:
+        return f"{self._name}:run:{run_id}" + (f":{part}" if part else "")
 
     @contextmanager
     def _pipeline(self) -> Iterator[Any]:
@@ -174,10 +179,6 @@ class RedisJournal(Journal):
                 f"the journal at {self.address} cannot be used ({error}): start that Redis server, or set "
                 "LDOT_RESULT_BACKEND to another one or to a file"
             ) from error
-
-
-def _key(run_id: str, part: str = "") -> str:
-    return f"ldot:run:{run_id}" + (f":{part}" if part else "")
 
 
 def _numbers(sums: dict[str, str]) -> Sums:

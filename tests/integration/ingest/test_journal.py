@@ -134,6 +134,29 @@ def test_several_processes_at_once(journal: Journal, request: pytest.FixtureRequ
     assert (progress.done, progress.working, progress.complete) == (30, 0, True)
 
 
+@pytest.mark.servers
+def test_deployments_in_one_redis_do_not_see_each_other(redis_url: str) -> None:
+    """The keys of the default name are those of earlier versions."""
+    import redis
+
+    redis.Redis.from_url(redis_url).flushdb()
+    journals = {name: open_journal(redis_url, name) for name in ("ldot", "photos")}
+    runs = {name: Run.new("ingest", TARGET, 1) for name in journals}
+    for name, journal in journals.items():
+        journal.start(runs[name])
+        journal.begin(runs[name].id, "0")
+        journal.end(runs[name].id, "0", {"items": 1}, [failed(f"{name}.jpg", runs[name])])
+    for name, journal in journals.items():
+        assert journal.runs() == [runs[name]]
+        assert [item.source for item in journal.failures()] == [f"{name}.jpg"]
+        assert journal.totals()["items"] == 1
+    journals["photos"].clear([item.key for item in journals["ldot"].failures()])
+    assert len(journals["ldot"].failures()) == 1
+    run = f"ldot:run:{runs['ldot'].id}"
+    keys = set(redis.Redis.from_url(redis_url, decode_responses=True).keys("ldot:*"))
+    assert keys == {"ldot:runs", "ldot:failures", "ldot:totals", run, f"{run}:ended", f"{run}:sums"}
+
+
 def test_a_journal_that_cannot_be_used_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("this is no database, and long enough to be told from one" * 20)
     (tmp_path / "folder.sqlite").mkdir()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 from ldot_milvus import open_store
+from ldot_milvus.errors import StoreError
+from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Record
+from ldot_milvus.workers.application import make_app
+from ldot_milvus.workers.broker import check_broker, has_worker
 from tests.conftest import Run
 from tests.worker_process import Worker
 
@@ -86,6 +91,9 @@ def test_not_waiting_and_waiting(
         while len(rows(tmp_path / "ldot-data")) < 5:
             assert time.monotonic() < deadline, worker.log.read_text()
             time.sleep(0.3)
+        app = make_app(Settings(broker=env["LDOT_BROKER"]))
+        assert has_worker(app, "ldot")
+        assert has_worker(app, "ldot.changes")
         again = run("celery", "-A", "workers", "enqueue", "photos", "--chunk-size", "2", env=env)
         assert "Enqueued 5 photos in 3 chunks" in again.stdout
         assert "0 added, 0 updated, 5 unchanged, 0 failed" in again.stdout
@@ -102,3 +110,15 @@ def test_a_broker_that_is_not_there_is_one_clear_line(
     assert done.returncode == 2
     assert "broker" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.xdist_group("rabbitmq")
+def test_a_broker_that_refuses_the_connection_is_one_clear_line(rabbitmq_url: str) -> None:
+    """No such user or virtual host; the password is not printed."""
+    place = urlsplit(rabbitmq_url)
+    server = f"{place.hostname}:{place.port}"
+    for url in (f"amqp://nobody:secret99@{server}//", f"amqp://{place.username}:{place.password}@{server}/none"):
+        with pytest.raises(StoreError, match=r"refuses the connection .*check the user") as error:
+            check_broker(url)
+        assert "secret99" not in str(error.value)
+        assert len(str(error.value).splitlines()) == 1

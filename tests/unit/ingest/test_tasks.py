@@ -191,7 +191,7 @@ def test_without_workers_no_item_becomes_a_dictionary(journal: Journal, monkeypa
 
 def test_names_that_journals_and_brokers_hold() -> None:
     """Queued messages and journals contain the names: a changed name would lose chunks."""
-    assert {task.name: (task.celery_name, task.queue) for task in TASKS.values()} == {
+    assert {task.name: (task.celery_name, task.queue(Settings().queue)) for task in TASKS.values()} == {
         "ingest": ("ldot.ingest_chunk", "ldot"),
         "change": ("ldot.change_rows", "ldot.changes"),
     }
