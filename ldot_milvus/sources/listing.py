@@ -67,18 +67,18 @@ def expand(
         next(_Listing(allow_urls, Selection(exclude), peek=True).expand(path), None)
     skipped = Skipped() if skipped is None else skipped
     listing = _Listing(allow_urls, Selection(exclude, skipped))
-    return _with_metadata(paths, listing, Descriptions(metadata or {}), skipped)
+    return _with_metadata(paths, listing, Descriptions(metadata) if metadata else None, skipped)
 
 
 def _with_metadata(
-    paths: Sequence[str], listing: _Listing, descriptions: Descriptions, skipped: Skipped
+    paths: Sequence[str], listing: _Listing, descriptions: Descriptions | None, skipped: Skipped
 ) -> Iterator[Source]:
     owners: dict[str, tuple[str, str | None]] = {}  # of each id: the file, and the member of a tar
     for path in paths:
         for key, source in listing.expand(path):
-            entry = descriptions.of(os.path.normpath(key), os.path.normpath(source.path), os.path.basename(key))
-            if entry is not None:
-                source = source.described_by(entry)
+            if descriptions:
+                names = (os.path.normpath(key), os.path.normpath(source.path), os.path.basename(key))
+                source = source.described_by(descriptions.of(*names) or {})
             if source.id is not None:
                 # A description of "a.jpg" matches every a.jpg in the folder, of which a shared id would keep only one.
                 owner = (os.path.abspath(os.path.join(source.base, source.path)), source.member)
@@ -87,7 +87,8 @@ def _with_metadata(
                     other = printable("/".join(part for part in first if part))
                     source = replace(source, problem=f"duplicate id: {source.id!r} is already the id of {other}")
             yield source
-    descriptions.count_unused(skipped)
+    if descriptions:
+        descriptions.count_unused(skipped)
 
 
 NamedSources = Iterator[tuple[str, Source]]

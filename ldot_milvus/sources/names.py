@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 from unicodedata import normalize
 
 from ldot_milvus.sources.base import scheme
 from ldot_milvus.sources.metadata import Metadata
 from ldot_milvus.sources.selection import MAX_NAMES, NO_PHOTO, Skipped
+
+_COMPARED = 20_000  # names, which takes half a second
 
 
 def existing(path: str) -> str:
@@ -50,19 +53,14 @@ class Descriptions:
         self._seen: dict[str, None] = {}  # base names of the photos, for the nearest name
 
     def of(self, *names: str) -> Mapping[str, Any] | None:
-        """Return the description of a photo that has these names, the first that fits."""
-        if not self._metadata:
-            return None
+        """Return the description of a photo by the first of its names that has one; the last is its base name."""
         self._seen[names[-1]] = None
         for name in names:
-            found = name if name in self._metadata else self._spelt_otherwise(name)
+            found = name if name in self._metadata else self._composed.get(normalize("NFC", name))
             if found is not None:
                 self._unused.pop(found, None)
                 return self._metadata[found]
         return None
-
-    def _spelt_otherwise(self, name: str) -> str | None:
-        return self._composed.get(normalize("NFC", name)) if self._composed else None
 
     def count_unused(self, skipped: Skipped) -> None:
         """Count the descriptions that no photo had, the first ones with the nearest name of a photo."""
@@ -73,7 +71,16 @@ class Descriptions:
 
 
 def _nearest(name: str, folded: Mapping[str, str]) -> str | None:
+    """Return the name most like this one; letter case does not count.
+
+    Args:
+        name: a base name.
+        folded: the names to choose from, by their form without case.
+    """
     wanted = name.casefold()
-    similar = folded if wanted in folded else [other for other in folded if abs(len(other) - len(wanted)) < 4]
-    close = [wanted] if wanted in folded else get_close_matches(wanted, similar, 1)
+    if wanted in folded:
+        return folded[wanted]
+    letters = set(wanted)
+    similar = (other for other in folded if abs(len(other) - len(wanted)) < 4 and len(letters ^ set(other)) < 5)
+    close = get_close_matches(wanted, islice(similar, _COMPARED), 1)
     return folded[close[0]] if close else None

@@ -119,24 +119,24 @@ class Selection:
             key: path relative to PATH.
             shown: name to count it under.
         """
-        return self._passes(self._hidden(key) or self._system(key) or self._excluded(key), shown)
+        name = _name(key)
+        return self._passes(_hidden(name) or _system(name) or self._excluded(key), shown)
 
     def enters_all(self, key: str, shown: str) -> bool:
         """Whether a member of a tar is looked at, for which all its folders must pass too."""
-        keys = list(_ancestors(key))
-        reasons = (self._hidden(k) or self._system(k) or self._excluded(k) for k in keys)
-        return self._passes(next(filter(None, reasons), None), shown)
+        keys = _ancestors(key)
+        return self._passes_all((_hidden(_name(k)) or _system(_name(k)) or self._excluded(k) for k in keys), shown)
 
     def matches(self, path: str, pattern: str) -> bool:
         """Whether a match of a glob pattern is looked at. Names that the pattern spells out pass."""
         spelt = pattern.split("/")
         wild = next(n for n, part in enumerate(spelt) if any(c in part for c in "*?["))
-        keys = [key for key in _ancestors("/".join(path.split("/")[wild:])) if _name(key) not in spelt]
-        return self._passes(next(filter(None, (self._system(k) or self._excluded(k) for k in keys)), None), path)
+        keys = (key for key in _ancestors("/".join(path.split("/")[wild:])) if _name(key) not in spelt)
+        return self._passes_all((_system(_name(key)) or self._excluded(key) for key in keys), path)
 
     def names(self, line: str) -> bool:
         """Whether a line of a list is looked at: only ``exclude`` counts, since the line names its file."""
-        return not self.exclude or self._passes(next(filter(None, map(self._excluded, _ancestors(line))), None), line)
+        return not self.exclude or self._passes_all(map(self._excluded, _ancestors(line)), line)
 
     def takes(self, key: str, shown: str) -> bool:
         """Whether a file is a photo, by its suffix."""
@@ -148,19 +148,23 @@ class Selection:
             self.skipped.add(reason, shown)
         return reason is None
 
-    @staticmethod
-    def _hidden(key: str) -> Reason | None:
-        name = _name(key)
-        return HIDDEN if name.startswith(".") and name.strip(".") else None  # not "." and ".."
-
-    @staticmethod
-    def _system(key: str) -> Reason | None:
-        return SYSTEM if _name(key).lower() in SYSTEM_FOLDERS else None
+    def _passes_all(self, reasons: Iterable[Reason | None], shown: str) -> bool:
+        return self._passes(next(filter(None, reasons), None), shown)
 
     def _excluded(self, key: str) -> Reason | None:
+        if not self.exclude:  # as for most of the million files of a folder
+            return None
         name = _name(key)
-        patterns = (pattern.rstrip("/") for pattern in self.exclude)
+        patterns = [pattern.rstrip("/") for pattern in self.exclude]
         return EXCLUDED if any(fnmatchcase(name, p) or fnmatchcase(key, p) for p in patterns) else None
+
+
+def _hidden(name: str) -> Reason | None:
+    return HIDDEN if name.startswith(".") and name.strip(".") else None  # not "." and ".."
+
+
+def _system(name: str) -> Reason | None:
+    return SYSTEM if name.lower() in SYSTEM_FOLDERS else None
 
 
 def _name(key: str) -> str:
