@@ -99,7 +99,8 @@ def enqueue(
     if skipped.counts:
         click.echo(skipped_lines(skipped))
     if prune:
-        succeeded &= _prune(ctx, settings, paths, sources, wait, dry_run)
+        everything = list(expand(paths)) if exclude else sources  # an excluded photo exists, and its row stays
+        succeeded &= _prune(ctx, settings, paths, everything, wait, dry_run)
     sys.exit(0 if succeeded else 1)
 
 

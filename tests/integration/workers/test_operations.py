@@ -19,6 +19,7 @@ from ldot_milvus.ingest.ingestor import Ingestor
 from tests.brokers import free_port, wait_for_port
 from tests.conftest import Run, make_photo
 from tests.faulty import QuickModel
+from tests.unit.sources.test_sources import make_tar
 from tests.worker_process import CELERY, Worker
 
 Folder = Callable[[int], Path]
@@ -64,6 +65,15 @@ def test_enqueue_counts_what_it_saw_and_did_not_ingest(
         ]
     assert sources(tmp_path) == ["photos/0000.jpg", "photos/0001.jpg"]
     assert "Seen and not ingested" not in celery("enqueue", "photos/0000.jpg").stdout
+
+
+def test_prune_keeps_the_rows_of_excluded_photos(celery: Callable[..., Result], tmp_path: Path) -> None:
+    make_tar(tmp_path / "s.tar", {f"{n}.jpg": make_photo(n) for n in range(3)})
+    assert celery("enqueue", "s.tar").exit_code == 0
+    make_tar(tmp_path / "s.tar", {f"{n}.jpg": make_photo(n) for n in range(2)})
+    done = celery("enqueue", "s.tar", "--exclude", "0.*", "--prune")
+    assert "1 row will be deleted" in done.stdout
+    assert sources(tmp_path) == ["s.tar/0.jpg", "s.tar/1.jpg"]
 
 
 def test_failures_are_listed_retried_and_cleared(
