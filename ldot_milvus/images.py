@@ -6,15 +6,20 @@ import hashlib
 import io
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
 from ldot_milvus.errors import InputError
+from ldot_milvus.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,16 +30,38 @@ ImageSource = Union[str, Path, bytes, "Image"]
 
 # The image format of each file suffix. Phones write MPO (several JPEGs in one file) as .jpg.
 SUFFIXES = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP",
-    ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".jif": "JPEG", ".mpo": "JPEG", ".png": "PNG",
+    ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF",
+    ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF",
 }  # fmt: skip
+
+# Many of them are TIFFs, of which Pillow would open the thumbnail.
+RAW_SUFFIXES = frozenset({
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef",
+    ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+})  # fmt: skip
 
 # Other formats are refused: Pillow's EPS reader runs Ghostscript, and rare formats had most of its vulnerabilities.
 # Pillow's JPEG reader reads MPO as well, so MPO needs no entry.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+# Brands of ISO media files, to the format and the way to read it.
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+_PLUGINS = {"AVIF": "PIL._avif", "HEIF": "pillow_heif"}  # both open the brand mif1, and the first refuses HEIC
+_MISSING = {
+    "HEIF": "HEIC is read with an extra: pip install 'ldot-milvus[heic]'",
+    "AVIF": "AVIF is read by a Pillow that was built with it: pip install --upgrade pillow",
+}
+
 # The size at which Pillow itself raises an error instead of a warning (twice its MAX_IMAGE_PIXELS).
 MAX_PIXELS = 178_956_970
+"""Default of LDOT_MAX_PIXELS."""
+
+# No camera takes more, and stitched panoramas seldom have more. A file that claims more is likely an attack.
+LARGEST_CAMERA = 10**9
 
 # A photo of any format with more pixels than this is reduced if the caller allows it: several photos of a chunk are in
 # memory at once, and a PNG of a few kilobytes may have a hundred million pixels.
@@ -46,6 +73,10 @@ _NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _strict_lock = threading.Lock()
 _strict_users = 0
 _lenient_before = False
+_pixels_before: int | None = None
+
+# What a PNG may carry besides its pixels without a bound: texts, and a colour profile, which is not used.
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 @dataclass(frozen=True)
@@ -83,9 +114,13 @@ def decode(data: bytes, *, name: str = "image", draft_to: int | None = None) -> 
     """
     if not data:
         raise InputError(f"{name}: the file is empty")
-    with _boundary(name), _open(data, name) as image:
-        check_suffix(name, image.format or "")
-        return _load(image, name, draft_to)
+    with _boundary(name):
+        try:
+            return _decoded(data, name, draft_to)
+        except ValueError as error:
+            if "MAX_TEXT_" not in str(error):  # Pillow's limits on texts in a PNG
+                raise
+        return _decoded(_without_texts(data), name, draft_to)
 
 
 def from_pil(image: Image, *, name: str = "image") -> Photo:
@@ -123,6 +158,11 @@ def open_image(image: ImageSource, *, draft_to: int | None = None) -> Photo:
     return from_pil(image)
 
 
+def can_read(suffix: str) -> bool:
+    """Whether files with this suffix are read, in lower case: HEIC needs pillow-heif, AVIF a Pillow built with it."""
+    return suffix in SUFFIXES and _installed(SUFFIXES[suffix])
+
+
 def check_suffix(name: str, format: str) -> None:
     """Refuse a name whose suffix belongs to another format than the content's.
 
@@ -133,37 +173,77 @@ def check_suffix(name: str, format: str) -> None:
         format: the content's format, as Pillow names it.
 
     Raises:
-        InputError: the suffix belongs to another format, for example a PNG named .jpg.
+        InputError: the suffix belongs to another format, for example a PNG named .jpg. Unknown suffixes and names
+            without one pass, and so do URLs and members of tars: servers choose the format by what the reader
+            accepts, and img2dataset names its downloads .jpg.
     """
-    if name.startswith(("http://", "https://")):
+    if name.startswith(("http://", "https://")) or ".tar/" in name:
         return
     actual = "JPEG" if format == "MPO" else format
     suffix = os.path.splitext(name)[1]
+    if actual == "TIFF" and suffix.lower() in RAW_SUFFIXES:
+        raise InputError(f"{name}: RAW photos are not read: export it as JPEG")
     if SUFFIXES.get(suffix.lower(), actual) != actual:
         expected = next(known for known, its_format in SUFFIXES.items() if its_format == actual)
         raise InputError(f"{name}: this is a {actual} named {suffix}: rename it to {expected}")
 
 
+@cache
+def _installed(format: str) -> bool:
+    return format not in _PLUGINS or find_spec(_PLUGINS[format]) is not None
+
+
+def _decoded(data: bytes, name: str, draft_to: int | None) -> Photo:
+    with _open(data, name) as image:
+        check_suffix(name, image.format or "")
+        return _load(image, name, draft_to)
+
+
+def _without_texts(png: bytes) -> bytes:
+    """The same PNG without its texts and its colour profile."""
+    kept, position = [png[:8]], 8
+    while position + 8 <= len(png):
+        size, kind = struct.unpack_from(">I4s", png, position)
+        end = position + size + 12  # length, type and checksum
+        if kind not in _PNG_TEXTS:
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats that are tried; their plugins are imported."""
+    # Unless these plugins are imported by now, Pillow loads its forty other formats in search of them.
+    for plugin in ("Avif", "Tiff", "WebP"):
+        import_module(f"PIL.{plugin}ImagePlugin")
+    more = tuple(format for format in _PLUGINS if _installed(format))
+    if "HEIF" in more:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+    return FORMATS + more
+
+
 def _open(data: bytes, name: str) -> ImageFile:
     """Read the header, which contains format and size, without decoding the pixels."""
     import PIL.Image
-    import PIL.TiffImagePlugin
-    import PIL.WebPImagePlugin
 
-    # Without the import of these two plugins, Pillow would load its forty other formats to find them.
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        image = PIL.Image.open(io.BytesIO(data), formats=_formats())
     except PIL.UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES):
+        brand = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+        if brand is not None and not _installed(brand):
+            raise InputError(f"{name}: {_MISSING[brand]}") from error
+        if brand is not None or data.startswith(_SIGNATURES):
             raise  # the data start like an image: _boundary reports it as damaged
         supported = ", ".join(FORMATS)
         raise InputError(f"{name}: not an image (or of a format that is not supported: use {supported})") from error
     except PIL.Image.DecompressionBombError as error:
         # Only the text of Pillow's error has the number of pixels and the limit, which the caller may have lowered.
         figures = re.findall(r"\d+", str(error))
-        limit = int(figures[1]) if len(figures) == 2 else MAX_PIXELS
-        claimed = f"{int(figures[0]):,} pixels are" if len(figures) == 2 else "it has"
-        raise InputError(f"{name}: {claimed} more than the limit of {limit:,} pixels") from error
+        pixels, limit = map(int, figures) if len(figures) == 2 else (0, max_pixels())
+        claimed = f"{pixels:,} pixels are" if pixels else "it has"
+        raise InputError(f"{name}: {claimed} more than {_limit(limit, pixels)}") from error
     return image
 
 
@@ -174,8 +254,8 @@ def _load(image: Image, name: str, draft_to: int | None) -> Photo:
     width, height = image.size
     if width * height == 0:
         raise InputError(f"{name}: an image of {width} x {height} pixels is empty")
-    if width * height > MAX_PIXELS:  # Pillow accepts it if the caller has raised its limit or turned it off
-        raise InputError(f"{name}: {width} x {height} pixels are more than the limit of {MAX_PIXELS:,} pixels")
+    if width * height > max_pixels():  # Pillow accepts it if its limit is higher or turned off
+        raise InputError(f"{name}: {width} x {height} pixels are more than {_limit(max_pixels(), width * height)}")
     if draft_to is not None and isinstance(image, ImageFile):
         image.draft(None, (draft_to, draft_to))
     image.load()
@@ -201,9 +281,13 @@ def _to_rgb(image: Image, name: str) -> Image:
     """Convert an image of any supported mode to 8-bit RGB, with transparency on white."""
     import PIL.Image
 
-    if image.mode.startswith("I") and _fits_16_bits(image):
-        # Pillow's own conversion clips at 255: scale 0..65535 to 0..255 and round.
-        return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
+    if image.mode.startswith("I"):
+        grey = image.convert("I")
+        low, high = cast("tuple[int, int]", grey.getextrema())
+        if low >= 0 and high <= 65535:
+            # Pillow's own conversion clips at 255: scale to 0..255 and round. Cameras and scanners store 10, 12 or 14 bits in 16.
+            scale = 255 / next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+            return grey.point(lambda value: value * scale + 0.5).convert("L").convert("RGB")
     if image.mode in ("I", "F", "LAB"):
         raise InputError(f"{name}: pixels of mode {image.mode} are not supported: save it with 8 bits, as RGB or grey")
     if image.has_transparency_data:
@@ -223,11 +307,21 @@ def _orientation(image: Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _fits_16_bits(image: Image) -> bool:
-    if image.mode != "I":
-        return True  # the I;16 family
-    low, high = cast("tuple[int, int]", image.getextrema())
-    return low >= 0 and high <= 65535
+def max_pixels() -> int:
+    """The largest number of pixels of a photo, from the setting LDOT_MAX_PIXELS."""
+    return _max_pixels(os.environ.get("LDOT_MAX_PIXELS"))
+
+
+@lru_cache(maxsize=2)
+def _max_pixels(_: str | None) -> int:
+    """The setting, cached by the variable's value: reading all settings takes milliseconds."""
+    return Settings().max_pixels
+
+
+def _limit(limit: int, pixels: int) -> str:
+    """The limit, and how to raise it if it is the setting's, not Pillow's, and the photo may be one of a camera."""
+    remedy = ": set LDOT_MAX_PIXELS to read it" if limit == max_pixels() and pixels <= LARGEST_CAMERA else ""
+    return f"the limit of {limit:,} pixels{remedy}"
 
 
 @contextmanager
@@ -249,12 +343,14 @@ def _boundary(name: str) -> Iterator[None]:
 def _strict_and_quiet() -> Iterator[None]:
     """Make truncated files errors regardless of LOAD_TRUNCATED_IMAGES, and suppress Pillow's warnings.
 
-    Both settings are global to the process. The flag is restored when the last thread leaves. The warning filter is
-    inserted and removed directly, because ``warnings.catch_warnings`` would overwrite other threads' filters and show
-    warnings again that were already shown.
+    A higher LDOT_MAX_PIXELS raises Pillow's own limit, which ``_load`` then checks.
+
+    All settings are global to the process. Flag and limit are restored when the last thread leaves. The warning filter
+    is inserted and removed directly, because ``warnings.catch_warnings`` would overwrite the filters of other threads
+    and repeat warnings.
     """
-    global _strict_users, _lenient_before
-    from PIL import ImageFile
+    global _strict_users, _lenient_before, _pixels_before
+    from PIL import Image, ImageFile
 
     filters: Any = warnings.filters
     filters.insert(0, _NO_PILLOW_WARNINGS)
@@ -262,6 +358,9 @@ def _strict_and_quiet() -> Iterator[None]:
         if _strict_users == 0:
             _lenient_before = ImageFile.LOAD_TRUNCATED_IMAGES
             ImageFile.LOAD_TRUNCATED_IMAGES = False
+            _pixels_before = Image.MAX_IMAGE_PIXELS
+            if _pixels_before is not None and max_pixels() > MAX_PIXELS:  # a lower limit of the caller holds otherwise
+                Image.MAX_IMAGE_PIXELS = max(_pixels_before, max_pixels())
         _strict_users += 1
     try:
         yield
@@ -270,5 +369,6 @@ def _strict_and_quiet() -> Iterator[None]:
             _strict_users -= 1
             if _strict_users == 0:
                 ImageFile.LOAD_TRUNCATED_IMAGES = _lenient_before
+                Image.MAX_IMAGE_PIXELS = _pixels_before
         with suppress(ValueError):  # other code may have replaced the list of filters in the meantime
             filters.remove(_NO_PILLOW_WARNINGS)

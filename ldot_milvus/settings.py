@@ -49,3 +49,4 @@ class Settings(BaseSettings):
     dtype: str | None = None
     log_format: Literal["text", "json"] = "text"  # of the workers
     allow_urls: bool = False
+    max_pixels: int = 178_956_970  # of a photo; Pillow's own limit

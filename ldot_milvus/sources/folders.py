@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterator
 
 from ldot_milvus.errors import UsageError, printable, reason
-from ldot_milvus.images import SUFFIXES
 from ldot_milvus.sources.base import Source, source_at
+from ldot_milvus.sources.selection import Selection
 
 
-def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
-    """List the photos in a folder and its subfolders, sorted, by suffix and without hidden files and folders.
+def folder_photos(root: str, selection: Selection) -> Iterator[tuple[str, Source]]:
+    """List the photos in a folder and its subfolders, sorted.
 
     Args:
         root: path of the folder.
+        selection: selects files and folders by name, and counts the others.
 
     Yields:
         Each photo's path relative to ``root``, and its source. A link out of the folder and a subfolder that cannot be
@@ -31,8 +32,10 @@ def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
     while todo:
         entry = todo.pop()
         key = entry.path.removeprefix(prefix)
+        if not selection.enters(key, entry.path):
+            continue
         is_folder = _is_folder(entry)
-        if not is_folder and os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+        if not is_folder and not selection.takes(key, entry.path):
             continue
         if entry.is_symlink() and not os.path.join(os.path.realpath(entry.path), "").startswith(inside):
             yield (
@@ -49,9 +52,9 @@ def folder_photos(root: str) -> Iterator[tuple[str, Source]]:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """Return the visible entries of a folder in descending order, since the caller pops from the end."""
+    """Return the entries of a folder in descending order, since the caller pops from the end."""
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name, reverse=True)
+        return sorted(entries, key=lambda entry: entry.name, reverse=True)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -6,31 +6,40 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ldot_milvus.errors import UsageError, printable, reason
-from ldot_milvus.images import SUFFIXES
+from ldot_milvus.images import SUFFIXES, can_read
 from ldot_milvus.settings import Settings
 from ldot_milvus.sources import objects, region_files
 from ldot_milvus.sources.base import Source, scheme, source_at
 from ldot_milvus.sources.folders import folder_photos
 from ldot_milvus.sources.lists import list_lines, manifest_lines
 from ldot_milvus.sources.metadata import Metadata
+from ldot_milvus.sources.names import Descriptions, existing
+from ldot_milvus.sources.selection import REGION_FILES, Selection, Skipped
 from ldot_milvus.sources.tars import tar_members
 from ldot_milvus.sources.urls import SCHEMES as URL_SCHEMES
 
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+_ARCHIVE = (".zip", ".rar", ".7z")
 
 
-def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterator[Source]:
+def expand(
+    paths: Sequence[str],
+    *,
+    metadata: Metadata | None = None,
+    exclude: Sequence[str] = (),
+    skipped: Skipped | None = None,
+) -> Iterator[Source]:
     """Expand paths to the photos and texts that they name.
 
     A path is one of the following, of which all but region features may be in an object store (``docs/ingestion.md``):
 
     - a photo, with any suffix, or its URL;
-    - a folder, searched recursively for visible files with an image suffix;
+    - a folder, searched recursively for visible files with an image suffix, but not in system folders;
     - a glob pattern;
-    - an uncompressed .tar of photos, each described by NAME.json beside NAME.jpg;
+    - an uncompressed .tar of photos, each described by NAME.json and NAME.txt beside NAME.jpg;
     - a .txt list with one path or URL per line, relative to the list;
     - a .jsonl manifest with one photo or text per line;
     - region features: an LMDB, a .tsv, an .npz file, or a folder of .npz files.
@@ -40,7 +49,11 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
     Args:
         paths: paths, patterns and addresses.
         metadata: descriptions from :func:`~ldot_milvus.sources.metadata.load_metadata`. A photo is looked up by its
-            path in the folder, tar or list, by its path as given, then by its base name.
+            path in the folder, tar or list, by its path as given, then by its base name; Unicode's composed and
+            decomposed letters are the same.
+        exclude: patterns such as ``*.gif`` of names, or of paths relative to the folder, to leave out.
+        skipped: receives the counts, by reason, of what was seen and not yielded. It is complete when the returned
+            iterator is exhausted.
 
     Returns:
         The sources, in the order of ``paths``; those of a folder or a pattern are sorted.
@@ -49,20 +62,23 @@ def expand(paths: Sequence[str], *, metadata: Metadata | None = None) -> Iterato
         UsageError: a path does not exist, cannot be read, contains no photo, is a compressed tar, or is a URL although
             URLs are not allowed. It is raised before the first source is yielded.
     """
-    allow_urls = Settings().allow_urls
+    allow_urls, exclude = Settings().allow_urls, tuple(exclude)
     for path in paths:
-        next(_Listing(allow_urls, peek=True).expand(path), None)
-    return _with_metadata(paths, _Listing(allow_urls), metadata or {})
+        next(_Listing(allow_urls, Selection(exclude), peek=True).expand(path), None)
+    skipped = Skipped() if skipped is None else skipped
+    listing = _Listing(allow_urls, Selection(exclude, skipped))
+    return _with_metadata(paths, listing, Descriptions(metadata) if metadata else None, skipped)
 
 
-def _with_metadata(paths: Sequence[str], listing: _Listing, metadata: Metadata) -> Iterator[Source]:
+def _with_metadata(
+    paths: Sequence[str], listing: _Listing, descriptions: Descriptions | None, skipped: Skipped
+) -> Iterator[Source]:
     owners: dict[str, tuple[str, str | None]] = {}  # of each id: the file, and the member of a tar
     for path in paths:
         for key, source in listing.expand(path):
-            names = (os.path.normpath(key), os.path.normpath(source.path), os.path.basename(key))
-            entry = next((metadata[name] for name in names if name in metadata), None)
-            if entry is not None:
-                source = source.described_by(entry)
+            if descriptions:
+                names = (os.path.normpath(key), os.path.normpath(source.path), os.path.basename(key))
+                source = source.described_by(descriptions.of(*names) or {})
             if source.id is not None:
                 # A description of "a.jpg" matches every a.jpg in the folder, of which a shared id would keep only one.
                 owner = (os.path.abspath(os.path.join(source.base, source.path)), source.member)
@@ -71,6 +87,8 @@ def _with_metadata(paths: Sequence[str], listing: _Listing, metadata: Metadata) 
                     other = printable("/".join(part for part in first if part))
                     source = replace(source, problem=f"duplicate id: {source.id!r} is already the id of {other}")
             yield source
+    if descriptions:
+        descriptions.count_unused(skipped)
 
 
 NamedSources = Iterator[tuple[str, Source]]
@@ -83,14 +101,17 @@ class _Listing:
 
     Attributes:
         allow_urls: whether URLs are allowed.
+        selection: selects the files of folders, tars and patterns, and counts the others.
         peek: whether only the first source of each path is needed, to check that the path is valid.
     """
 
     allow_urls: bool
+    selection: Selection = field(default_factory=Selection)
     peek: bool = False
 
     def expand(self, path: str) -> NamedSources:
         """Expand a path, pattern or address of the command line."""
+        path = existing(path)
         name = printable(path)
         self._check_url(path, name)
         try:
@@ -106,8 +127,13 @@ class _Listing:
             matches = [match for match in matches if not os.path.isdir(match)]
         if not matches:
             raise UsageError(f"{name}: no file matches this pattern")
+        empty = True
         for match in matches:
-            yield from self._expand_item(match, match)
+            if self.selection.matches(match, path):
+                empty = False
+                yield from self._expand_item(match, match)
+        if empty:
+            raise UsageError(f"{name}: every match of this pattern is excluded")
 
     def _expand_one(self, path: str) -> NamedSources:
         """Expand one path or address; raise UsageError if it contains no photo."""
@@ -116,7 +142,11 @@ class _Listing:
             empty = False
             yield item
         if empty:
-            raise UsageError(f"{printable(path)}: it contains no image (supported: {' '.join(SUFFIXES)})")
+            seen = Skipped()  # of this path alone
+            list(replace(self, selection=replace(self.selection, skipped=seen))._dispatch(path))
+            instead = f", but {'; '.join(seen.lines())}" if seen.counts else ""
+            supported = " ".join(filter(can_read, SUFFIXES))
+            raise UsageError(f"{printable(path)}: it contains no image{instead} (supported: {supported})")
 
     def _dispatch(self, path: str) -> NamedSources:
         """Expand a path by its scheme and suffix."""
@@ -129,8 +159,10 @@ class _Listing:
             return self._folder(path)
         if _COMPRESSED_TAR.search(path):
             raise UsageError(f"{name}: the tar is compressed: unpack it, or use an uncompressed .tar")
+        if suffix in _ARCHIVE:
+            raise UsageError(f"{name}: archives are not read: unpack it, or use an uncompressed .tar")
         if suffix == ".tar":
-            return tar_members(path, self.peek)
+            return tar_members(path, self.selection, peek=self.peek)
         if suffix == ".txt":
             return self._list(path)
         if suffix == ".jsonl":
@@ -142,16 +174,18 @@ class _Listing:
     def _folder(self, path: str) -> NamedSources:
         if objects.is_object(path):
             try:
-                yield from objects.object_photos(path, refresh=self.peek)
+                yield from objects.object_photos(path, self.selection, refresh=self.peek)
             except OSError as error:
                 raise UsageError(f"{printable(path)}: {reason(error)}") from error
         elif region_files.is_lmdb(path):
             yield from region_files.lmdb_records(path)
         else:
-            photos = folder_photos(path)
+            photos = folder_photos(path, self.selection)
             first = next(photos, None)
             if first is None:
-                yield from region_files.npz_records(path)
+                for name, record in region_files.npz_records(path):
+                    self.selection.skipped.take_back(REGION_FILES, os.path.join(path, name))
+                    yield name, record
             else:
                 yield first
                 yield from photos
@@ -165,7 +199,7 @@ class _Listing:
         name, folder, lines = printable(path), os.path.dirname(path), list_lines(path)
         for number, line in lines:
             self._check_url(line, f"{name}:{number}")
-        targets = (_join(folder, line) for _, line in lines)
+        targets = (existing(_join(folder, line)) for _, line in lines)
         if lines and not any(scheme(target) or os.path.lexists(target) for target in targets):
             raise UsageError(f"{name}: none of its {len(lines)} lines is the path of an existing file: check the list")
         for _, line in lines:
@@ -183,7 +217,9 @@ class _Listing:
 
     def _line(self, folder: str, line: str) -> NamedSources:
         """Expand the path in a line of a list in ``folder``."""
-        path = _join(folder, line)
+        if not self.selection.names(line):
+            return
+        path = existing(_join(folder, line))
         # Lists in lists are not read, since a list could contain itself.
         if path.lower().endswith((".txt", ".jsonl")) and (scheme(path) or os.path.isfile(path)):
             yield line, source_at(path, problem="a list inside a list is not read: give it as PATH")

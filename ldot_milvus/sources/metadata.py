@@ -100,9 +100,12 @@ def source_fields(values: dict[str, Any], fields: dict[str, Any]) -> dict[str, A
     Raises:
         ValueError: a field is not a string, or too long, or a string has half a surrogate pair.
     """
-    captions = values.pop("captions" if "captions" in values else "caption", None)
+    caption, captions = values.pop("caption", None), values.pop("captions", None)
+    if captions is None:
+        captions = caption
     if isinstance(captions, list) and all(isinstance(line, str) for line in captions):
-        captions = "\n".join(captions)
+        first = [caption] if isinstance(caption, str) and caption and caption not in captions else []
+        captions = "\n".join([*first, *captions])
     if captions is not None:
         fields = {**fields, "caption": captions}
     if isinstance(values.get("metadata"), dict):

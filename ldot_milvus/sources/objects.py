@@ -6,7 +6,6 @@ All errors of a store's client are raised as OSError, so that callers handle loc
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -14,9 +13,9 @@ from typing import IO, Any
 from typing_extensions import override
 
 from ldot_milvus.errors import UsageError, printable
-from ldot_milvus.images import SUFFIXES
 from ldot_milvus.sources import base
 from ldot_milvus.sources.base import Source, scheme, too_large
+from ldot_milvus.sources.selection import Selection
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs")
 """Supported schemes. Their hosts come from the operator's settings, so that an address in a list cannot choose one."""
@@ -70,11 +69,12 @@ def is_folder(path: str) -> bool:
         return bool(fs.info(place)["type"] == "directory")
 
 
-def object_photos(path: str, *, refresh: bool = False) -> Iterator[tuple[str, Source]]:
-    """List the photos below an address, sorted, by suffix and without hidden objects.
+def object_photos(path: str, selection: Selection, *, refresh: bool = False) -> Iterator[tuple[str, Source]]:
+    """List the photos below an address, sorted.
 
     Args:
         path: the address.
+        selection: selects objects and prefixes by name, and counts the others.
         refresh: discard cached listings of this process.
 
     Yields:
@@ -88,15 +88,16 @@ def object_photos(path: str, *, refresh: bool = False) -> Iterator[tuple[str, So
         while todo:
             entry = todo.pop()
             name = entry["name"].rstrip("/")
-            key = name.removeprefix(f"{place}/")
+            key, address = name.removeprefix(f"{place}/"), f"{scheme(path)}://{name}"
+            if name != place and not selection.enters(key, address):
+                continue
             if entry["type"] == "directory":
                 children = [child for child in fs.ls(name, detail=True) if child["name"].rstrip("/") != name]
-                visible = [c for c in children if not c["name"].rstrip("/").rpartition("/")[2].startswith(".")]
-                todo += sorted(visible, key=lambda child: str(child["name"]), reverse=True)
-            elif os.path.splitext(key)[1].lower() in SUFFIXES:
+                todo += sorted(children, key=lambda child: str(child["name"]), reverse=True)
+            elif selection.takes(key, address):
                 size = int(entry.get("size") or 0)
                 problem = too_large(size) if size > base.MAX_BYTES else None
-                yield key, Source(f"{scheme(path)}://{name}", problem=problem)
+                yield key, Source(address, problem=problem)
 
 
 def matches(pattern: str) -> list[str]:

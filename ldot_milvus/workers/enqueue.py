@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
 @click.option("--metadata", metavar="FILE.jsonl", help="Captions and fields of the photos, one JSON object per line.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders with such a name or path in PATH, such as '*.gif'. May be repeated.",
+)
 @click.option("--model", metavar="NAME", help=MODEL_HELP)
 @click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
 @click.option("--store", metavar="ADDRESS", help=STORE_HELP)
@@ -52,6 +58,7 @@ def enqueue(
     paths: tuple[str, ...],
     collection: str | None,
     metadata: str | None,
+    exclude: tuple[str, ...],
     model: str | None,
     reranker: str | None,
     store: str | None,
@@ -66,7 +73,8 @@ def enqueue(
     s3:// address, a URL (if LDOT_ALLOW_URLS=true), or a file of region features. See docs/ingestion.md.
 
     With a broker (LDOT_BROKER), chunks of photos are sent to the workers. Without one, the photos are ingested in this
-    process. Photos that the collection already contains are not encoded again.
+    process. Photos that the collection already contains are not encoded again. The summary counts, by reason, what was
+    seen in folders and tars and not ingested.
 
     Exit status: 0 if all photos succeeded, 1 if some failed (they are listed), 2 if nothing was done.
     """
@@ -75,18 +83,24 @@ def enqueue(
     from ldot_milvus.models.registry import find_model, find_reranker
     from ldot_milvus.sources import expand
     from ldot_milvus.sources.metadata import load_metadata
+    from ldot_milvus.sources.selection import Skipped
+    from ldot_milvus.workers.formatting import skipped_lines
     from ldot_milvus.workers.running import run_items
 
     if dry_run and not prune:
         raise UsageError("--dry-run works only with --prune: add --prune, or omit --dry-run")
     settings = settings_with(collection=collection, model=model, reranker=reranker, store=store)
     find_reranker(settings.reranker, find_model(settings.model))  # refuses an unknown name before any worker sees it
-    sources = list(expand(paths, metadata=load_metadata(metadata) if metadata else None))
+    described, skipped = load_metadata(metadata) if metadata else None, Skipped()
+    sources = list(expand(paths, metadata=described, exclude=exclude, skipped=skipped))
     succeeded = True
     if not dry_run:
         succeeded = run_items(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait)
+    if skipped.counts:
+        click.echo(skipped_lines(skipped))
     if prune:
-        succeeded &= _prune(ctx, settings, paths, sources, wait, dry_run)
+        everything = list(expand(paths)) if exclude else sources  # an excluded photo exists, and its row stays
+        succeeded &= _prune(ctx, settings, paths, everything, wait, dry_run)
     sys.exit(0 if succeeded else 1)
 
 

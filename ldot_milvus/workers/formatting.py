@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import FailedItem, Progress, Run
     from ldot_milvus.ingest.target import Target
+    from ldot_milvus.sources.selection import Skipped
 
 MAX_LISTED = 20
 """Number of names that a list shows."""
@@ -39,6 +40,11 @@ def outcome(progress: Progress) -> str:
     task = TASKS.get(progress.run.task)
     names = task.counters if task else ("failed",)  # a task of another version
     return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
+
+
+def skipped_lines(skipped: Skipped) -> str:
+    """Format what a listing saw and did not ingest, one line for each reason."""
+    return "\n".join(["Seen and not ingested:", *(f"  {line}" for line in skipped.lines())])
 
 
 def failure_lines(failures: Sequence[FailedItem], command: str) -> str:

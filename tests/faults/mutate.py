@@ -24,8 +24,10 @@ from ldot_milvus.sources import Source
 @cache
 def originals() -> list[bytes]:
     """Small photos in all formats and their main variants."""
+    import pillow_heif
     from PIL import Image
 
+    pillow_heif.register_heif_opener()
     rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((96, 72))
     grey16 = Image.fromarray((np.arange(48 * 48).reshape(48, 48) * 28).astype(np.uint16))
     exif = Image.Exif()
@@ -52,6 +54,10 @@ def originals() -> list[bytes]:
         (rgb, "TIFF", {"compression": "tiff_adobe_deflate"}),
         (rgb, "TIFF", {"compression": "jpeg"}),
         (grey16, "TIFF", {}),
+        (rgb, "AVIF", {"save_all": True, "append_images": frames}),
+        (rgb.convert("RGBA"), "AVIF", {}),
+        (rgb, "HEIF", {"exif": exif.tobytes()}),
+        (rgb.convert("RGBA"), "HEIF", {}),
     ]
     encoded = []
     for image, format, keywords in options:

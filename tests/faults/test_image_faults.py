@@ -28,7 +28,7 @@ from tests.faults.mutate import damaged
 from tests.integration.ingest.test_kinds_of_input import made
 from tests.unit.regions.test_region_files import tsv_line
 from tests.unit.sources.test_sources import make_tar
-from tests.unit.test_images import png_claiming
+from tests.unit.test_images import heic, png_claiming
 
 Outcome = tuple[dict[bytes, Record], dict[bytes, str]]
 
@@ -69,6 +69,10 @@ FAULTS: dict[str, tuple[bytes | Callable[[], bytes], str | tuple[int, int]]] = {
     "float.tif": (lambda: encoded(Image.new("F", (8, 8)), "TIFF"), NO_RANGE),
     "cmyk.jpg": (lambda: encoded(photo(4).convert("CMYK"), "JPEG"), (80, 60)),
     "16_bit.png": (lambda: encoded(Image.new("I;16", (40, 30), 40_000), "PNG"), (40, 30)),
+    "12_bit.png": (lambda: encoded(Image.new("I;16", (40, 30), 4_000), "PNG"), (40, 30)),
+    "photo.avif": (lambda: encoded(photo(22), "AVIF"), (80, 60)),
+    "IMG_1.HEIC": (lambda: heic(photo(23)), (80, 60)),
+    "phone.jpg": (lambda: heic(photo(24)), "this is a HEIF named .jpg: rename it to .heic"),
     "palette.png": (lambda: encoded(photo(5).convert("P"), "PNG", transparency=1), (80, 60)),
     "grey.jpg": (lambda: encoded(photo(6).convert("L"), "JPEG"), (80, 60)),
     "one_bit.png": (lambda: encoded(photo(7).convert("1"), "PNG"), (80, 60)),

@@ -14,8 +14,9 @@ import zlib
 import pytest
 from PIL import Image, ImageFile
 
+from ldot_milvus import images
 from ldot_milvus.errors import InputError
-from ldot_milvus.images import MAX_PIXELS, check_suffix, content_id, decode, from_pil
+from ldot_milvus.images import MAX_PIXELS, RAW_SUFFIXES, can_read, check_suffix, content_id, decode, from_pil
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -70,7 +71,14 @@ def test_content_id_is_the_sha256_and_needs_no_pillow() -> None:
     assert not {"PIL", "numpy", "torch"} & set(loaded)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def heic(image: Image.Image, **options: object) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    out = io.BytesIO()
+    pillow_heif.from_pillow(image).save(out, quality=90, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_every_allowed_format(format: str) -> None:
     photo = decode(encoded(left_red(), format))
     assert (photo.image.mode, photo.image.size, photo.width, photo.height) == ("RGB", (64, 32), 64, 32)
@@ -87,6 +95,50 @@ def test_mpo_as_phones_write_it() -> None:
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PDF", "EPS"])
 def test_other_formats_are_refused_although_pillow_reads_them(format: str) -> None:
     assert "not an image (or of a format that is not supported: use JPEG, PNG, " in refusal(encoded(noise(), format))
+
+
+def test_heic_and_the_brand_that_it_shares_with_avif() -> None:
+    for data, right, wrong in (
+        (heic(left_red()), "x.HEIC", "x.avif"),
+        (encoded(left_red(), "AVIF"), "x.avif", "x.heic"),
+    ):
+        for file in (data, data[:8] + b"mif1" + data[12:]):
+            photo = decode(file, name=right)
+            assert (photo.image.mode, photo.width, photo.height) == ("RGB", 64, 32)
+            assert close(photo.image.getpixel((4, 4)), RED, 12)
+            assert f"rename it to {right[1:].lower()}" in refusal(file, wrong)
+            assert "rename it to" in refusal(file, "phone.jpg")
+            assert "damaged or truncated" in refusal(file[: len(file) // 2])
+    assert all(can_read(suffix) for suffix in (".heic", ".heif", ".hif", ".avif", ".jpg"))
+    assert not can_read(".mov")
+
+
+def test_heic_is_turned_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = decode(heic(left_red(), exif=exif.tobytes()))
+    assert (photo.width, photo.height, photo.image.size) == (32, 64, (32, 64))
+    assert close(photo.image.getpixel((16, 4)), RED, 12)
+
+
+def test_heic_above_the_limit_of_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(noise(100, 100))
+    monkeypatch.setenv("LDOT_MAX_PIXELS", "9999")
+    assert "100 x 100 pixels are more than the limit of 9,999 pixels: set LDOT_MAX_PIXELS" in refusal(data)
+
+
+@pytest.mark.parametrize(("brand", "remedy"), [(b"heic", "pip install 'ldot-milvus[heic]'"), (b"avif", "Pillow")])
+def test_without_its_plugin_a_format_is_refused_with_the_remedy(
+    brand: bytes, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_installed", lambda format: format not in ("HEIF", "AVIF"))
+    assert remedy in refusal(b"\0\0\0\x1cftyp" + brand + bytes(100), f"x.{brand.decode()}")
+    assert not can_read(f".{brand.decode()}")
+
+
+@pytest.mark.parametrize("suffix", sorted(RAW_SUFFIXES))
+def test_the_thumbnail_of_a_raw_photo_is_not_taken_for_it(suffix: str) -> None:
+    assert "RAW photos are not read: export it as JPEG" in refusal(encoded(noise(), "TIFF"), f"x{suffix.upper()}")
 
 
 def test_zero_bytes_and_text() -> None:
@@ -137,6 +189,8 @@ def test_a_wrong_suffix_is_refused() -> None:
     for name in ("x.jpeg", "x.JPG", "x.jfif", "x.jpe", "x", "x.dat", ".jpg/x", "x.png.jpg"):
         decode(jpeg, name=name)
     check_suffix("x.jpg", "MPO")
+    for name in ("https://host/x.jpg", "shards/s.tar/x.jpg"):  # named by programs, before the content was known
+        decode(png, name=name)
     check_suffix("x.tif", "TIFF")
     with pytest.raises(InputError):
         check_suffix("x.gif", "WEBP")
@@ -161,6 +215,23 @@ def test_a_bomb_is_refused_where_pillows_limit_is_off(limit: int | None, monkeyp
 def test_a_lower_limit_of_the_caller_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert refusal(encoded(noise(), "PNG")) == "photos/x: 3,072 pixels are more than the limit of 2,000 pixels"
+
+
+def test_more_pixels_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As phones of 200 megapixels need. The file is small since all rows are alike."""
+    data, before = encoded(Image.new("L", (16_320, 12_240), 200), "PNG"), Image.MAX_IMAGE_PIXELS
+    assert refusal(data) == (
+        "photos/x: 199,756,800 pixels are more than the limit of 178,956,970 pixels: set LDOT_MAX_PIXELS to read it"
+    )
+    monkeypatch.setenv("LDOT_MAX_PIXELS", "200000000")
+    photo = decode(data, draft_to=224)
+    assert (photo.width, photo.height) == (16_320, 12_240)
+    assert before == Image.MAX_IMAGE_PIXELS
+    assert "25000 x 10000 pixels are more than the limit of 200,000,000" in refusal(png_claiming(25_000, 10_000))
+    monkeypatch.setenv("LDOT_MAX_PIXELS", "1000")
+    assert "64 x 48 pixels are more than the limit of 1,000 pixels: set LDOT_MAX_PIXELS" in refusal(
+        encoded(noise(), "PNG")
+    )
 
 
 def test_large_photos_below_the_limit_are_no_bombs() -> None:
@@ -197,6 +268,45 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
         assert [got.getpixel((x, 0)) for x in range(5)] == [(grey,) * 3 for grey in (0, 1, 128, 255, 2)]
     wide = image.convert("I")  # as older Pillows open them
     assert from_pil(wide).image.getpixel((2, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_fewer_bits_in_16_are_scaled_by_what_is_there(bits: int, format: str) -> None:
+    """Cameras and scanners store 10, 12 or 14 bits, which would be nearly black as 16."""
+    image = Image.new("I;16", (3, 1))
+    for x, part in enumerate((0, 0.5, 1)):
+        image.putpixel((x, 0), round(part * (2**bits - 1)))
+    got = decode(encoded(image, format)).image
+    assert [got.getpixel((x, 0)) for x in (0, 2)] == [(0,) * 3, WHITE]
+    assert close(got.getpixel((1, 0)), (128,) * 3, 1)
+    assert decode(encoded(Image.new("I;16", (3, 1)), format)).image.getpixel((0, 0)) == (0, 0, 0)
+
+
+def texts(kind: bytes, size: int) -> bytes:
+    """A chunk that unpacks to ``size`` bytes."""
+    body = {
+        b"tEXt": b"workflow\0" + b"x" * size,
+        b"zTXt": b"workflow\0\0" + zlib.compress(b"x" * size),
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * size),
+        b"iCCP": b"profile\0\0" + zlib.compress(b"x" * size),
+    }[kind]
+    return png_chunk(kind, body)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("where", [33, -12])
+@pytest.mark.parametrize("count", [1, 70])
+def test_texts_of_a_png_have_no_limit(kind: bytes, where: int, count: int) -> None:
+    """Editors and generators of images store megabytes of them, before the pixels or after."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png = encoded(left_red(), "PNG", exif=exif)
+    photo = decode(png[:where] + texts(kind, 2_000_000) * count + png[where:])
+    assert (photo.width, photo.height) == (32, 64)
+    assert close(photo.image.getpixel((16, 4)), RED)
+    cut = png[:33] + texts(kind, 2_000_000) * count + png[33:-40]
+    assert refusal(cut) == "photos/x: the image is truncated"
 
 
 def test_pixels_without_a_range_are_refused() -> None:

@@ -13,6 +13,7 @@ from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import Source, base, expand, locate, read, read_all
 from ldot_milvus.sources.metadata import load_metadata
+from ldot_milvus.sources.selection import Skipped
 from tests.conftest import make_photo
 from tests.unit.sources.test_sources import make_tar
 
@@ -52,6 +53,20 @@ def test_a_bucket_is_a_folder(bucket: str) -> None:
     assert paths(wanted[1]) == wanted[1:2]
     late = put(bucket, "photos/late.jpg", b"x")
     assert paths(f"s3://{bucket}/photos") == [*wanted, late]
+
+
+def test_what_a_bucket_holds_besides_photos_is_counted(bucket: str) -> None:
+    wanted = put(bucket, "photos/a.jpg", b"x")
+    for name in (".hidden.jpg", ".git/x.jpg", "x.mov", "@eaDir/a.jpg/T.jpg", "b/y.gif", "s.tar"):
+        put(bucket, f"photos/{name}", b"x")
+    skipped = Skipped()
+    found = list(expand([f"s3://{bucket}/photos"], exclude=["*.gif"], skipped=skipped))
+    assert [source.path for source in found] == [wanted]
+    assert {reason.what: count for reason, count in skipped.counts.items()} == {
+        "hidden files and folders": 2, "videos": 1, "system folders": 1,
+        "excluded files and folders": 1, "tar files": 1,
+    }  # fmt: skip
+    assert paths(f"s3://{bucket}/photos/**/*.jpg") == [wanted]
 
 
 def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from ldot_milvus.ingest.ingestor import Ingestor
 from tests.brokers import free_port, wait_for_port
 from tests.conftest import Run, make_photo
 from tests.faulty import QuickModel
+from tests.unit.sources.test_sources import make_tar
 from tests.worker_process import CELERY, Worker
 
 Folder = Callable[[int], Path]
@@ -38,6 +39,41 @@ def celery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: str) -> 
 def sources(tmp_path: Path) -> list[str]:
     with open_store(f"faiss:{tmp_path / 'ldot-data'}", "images") as store:
         return sorted(row.source for row in store.iterate())
+
+
+def test_enqueue_counts_what_it_saw_and_did_not_ingest(
+    celery: Callable[..., Result], photo_folder: Folder, tmp_path: Path
+) -> None:
+    folder = photo_folder(2)
+    for name in ("clip.mov", "x.DNG", "@eaDir/0000.jpg/T.jpg", "drafts/a.gif"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (tmp_path / "m.jsonl").write_text('{"file": "0000.jpeg", "caption": "x"}')
+    for options in ((), ("--prune", "--dry-run"), ()):
+        done = celery(
+            "enqueue", "photos", "--exclude", "drafts", "--exclude", "*.tmp", "--metadata", "m.jsonl", *options
+        )
+        assert done.exit_code == 0, done.output
+        _, listing = done.stdout.split("Seen and not ingested:\n")
+        lines = [line for line in listing.splitlines() if line.startswith("  ")]
+        assert sorted(lines) == [
+            "  RAW photos: 1 (photos/x.DNG): export them as JPEG",
+            "  excluded files and folders: 1 (photos/drafts)",
+            "  metadata lines that fit no photo: 1 (0000.jpeg [nearest: 0000.jpg])",
+            "  system folders: 1 (photos/@eaDir): give such a folder as PATH to ingest its photos",
+            "  videos: 1 (photos/clip.mov)",
+        ]
+    assert sources(tmp_path) == ["photos/0000.jpg", "photos/0001.jpg"]
+    assert "Seen and not ingested" not in celery("enqueue", "photos/0000.jpg").stdout
+
+
+def test_prune_keeps_the_rows_of_excluded_photos(celery: Callable[..., Result], tmp_path: Path) -> None:
+    make_tar(tmp_path / "s.tar", {f"{n}.jpg": make_photo(n) for n in range(3)})
+    assert celery("enqueue", "s.tar").exit_code == 0
+    make_tar(tmp_path / "s.tar", {f"{n}.jpg": make_photo(n) for n in range(2)})
+    done = celery("enqueue", "s.tar", "--exclude", "0.*", "--prune")
+    assert "1 row will be deleted" in done.stdout
+    assert sources(tmp_path) == ["s.tar/0.jpg", "s.tar/1.jpg"]
 
 
 def test_failures_are_listed_retried_and_cleared(
