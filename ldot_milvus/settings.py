@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,4 +31,4 @@ class Settings(BaseSettings):
     dtype: str | None = None
     log_format: Literal["text", "json"] = "text"  # of the workers
     allow_urls: bool = False
-    max_pixels: int = 178_956_970  # of a photo; Pillow's own limit
+    max_pixels: PositiveInt = 178_956_970  # of a photo; Pillow's own limit
