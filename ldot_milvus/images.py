@@ -352,6 +352,7 @@ def _strict_and_quiet() -> Iterator[None]:
     global _strict_users, _lenient_before, _pixels_before
     from PIL import Image, ImageFile
 
+    pixels = max_pixels()  # before anything changes, since the setting may be invalid
     filters: Any = warnings.filters
     filters.insert(0, _NO_PILLOW_WARNINGS)
     with _strict_lock:
@@ -359,8 +360,8 @@ def _strict_and_quiet() -> Iterator[None]:
             _lenient_before = ImageFile.LOAD_TRUNCATED_IMAGES
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             _pixels_before = Image.MAX_IMAGE_PIXELS
-            if _pixels_before is not None and max_pixels() > MAX_PIXELS:  # a lower limit of the caller holds otherwise
-                Image.MAX_IMAGE_PIXELS = max(_pixels_before, max_pixels())
+            if _pixels_before is not None and pixels > MAX_PIXELS:  # a lower limit of the caller holds otherwise
+                Image.MAX_IMAGE_PIXELS = max(_pixels_before, pixels)
         _strict_users += 1
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 QUEUE = "ldot"
@@ -49,4 +49,4 @@ class Settings(BaseSettings):
     dtype: str | None = None
     log_format: Literal["text", "json"] = "text"  # of the workers
     allow_urls: bool = False
-    max_pixels: int = 178_956_970  # of a photo; Pillow's own limit
+    max_pixels: PositiveInt = 178_956_970  # of a photo; Pillow's own limit

@@ -62,7 +62,7 @@ def expand(
         UsageError: a path does not exist, cannot be read, contains no photo, is a compressed tar, or is a URL although
             URLs are not allowed. It is raised before the first source is yielded.
     """
-    allow_urls, exclude = Settings().allow_urls, tuple(exclude)
+    allow_urls, exclude = Settings().allow_urls, (exclude,) if isinstance(exclude, str) else tuple(exclude)
     for path in paths:
         next(_Listing(allow_urls, Selection(exclude), peek=True).expand(path), None)
     skipped = Skipped() if skipped is None else skipped

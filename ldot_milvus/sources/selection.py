@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from unicodedata import normalize
 
 from ldot_milvus.errors import printable
 from ldot_milvus.images import RAW_SUFFIXES, can_read
@@ -154,8 +155,9 @@ class Selection:
     def _excluded(self, key: str) -> Reason | None:
         if not self.exclude:  # as for most of the million files of a folder
             return None
+        key = normalize("NFC", key)
         name = _name(key)
-        patterns = [pattern.rstrip("/") for pattern in self.exclude]
+        patterns = [normalize("NFC", pattern).rstrip("/") for pattern in self.exclude]
         return EXCLUDED if any(fnmatchcase(name, p) or fnmatchcase(key, p) for p in patterns) else None
 
 

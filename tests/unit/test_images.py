@@ -234,6 +234,18 @@ def test_more_pixels_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_an_invalid_limit_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setenv("LDOT_MAX_PIXELS", "0")
+    filters = list(warnings.filters)
+    with pytest.raises(ValueError, match="max_pixels"):
+        decode(encoded(noise(), "PNG"))
+    assert list(warnings.filters) == filters
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    monkeypatch.delenv("LDOT_MAX_PIXELS")
+    assert decode(encoded(noise(), "PNG")).width == 64
+
+
 def test_large_photos_below_the_limit_are_no_bombs() -> None:
     assert MAX_PIXELS > 13_000 * 13_000
     with warnings.catch_warnings():

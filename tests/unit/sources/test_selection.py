@@ -178,7 +178,10 @@ def test_composed_and_decomposed_letters_are_the_same(tmp_path: Path, on_disk: s
     touch(tmp_path / "m.jsonl", json.dumps({"path": name(written), "caption": "c"}, ensure_ascii=False).encode())
     for given in (str(tmp_path / name(written)), str(tmp_path / "list.txt"), str(tmp_path / "m.jsonl")):
         assert [os.path.join(s.base, s.path) for s in expand([given])] == [path]
-    assert [s.path for s in expand([os.path.dirname(tmp_path / name(written))])] == [path]
+    folder, base = os.path.split(name(written))
+    assert [s.path for s in expand([str(tmp_path / folder)])] == [path]
+    for exclude in (folder, base, name(written), f"{folder}/*"):
+        assert "excluded files and folders: 1 " in refused(tmp_path, exclude=exclude)
 
 
 def test_two_names_that_differ_only_in_composition_stay_two(tmp_path: Path) -> None:

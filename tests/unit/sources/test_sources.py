@@ -42,9 +42,9 @@ def make_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> str:
     return str(path)
 
 
-def refused(*given: object) -> str:
+def refused(*given: object, **options: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        expand([str(path) for path in given])  # at once, not at the first source
+        expand([str(path) for path in given], **options)  # at once, not at the first source
     return str(caught.value)
 
 
