@@ -26,7 +26,7 @@ from ldot_milvus.stores import Record
 from tests.conftest import make_photo
 from tests.faulty import QuickModel
 
-PHOTOS = [make_photo(seed, (20, 20)) for seed in range(6)]
+PHOTOS = [make_photo(seed, (20, 20)) + bytes(seed) for seed in range(6)]  # of different sizes
 NAMES = [f"{folder}/{name}.jpg" for folder in ("x", "y", "y/z") for name in "ab"]
 TARS = ["x/s.tar", "t.tar"]
 HISTORIES = int(os.environ.get("LDOT_TEST_HISTORIES", "40"))
@@ -148,7 +148,8 @@ class Library(RuleBasedStateMachine):
         contents = {(source, content_id(data)) for source in read for data in now[source]}
         self.read |= contents
         for row in self.store.iterate():
-            if row.source in read or (with_prune and row.source.startswith(tuple(f"{path}/" for path in absolute))):
+            here = content_of(row) in {content for _, content in contents} or row.source in read
+            if here or (with_prune and row.source.startswith(tuple(f"{path}/" for path in absolute))):
                 assert holds(now, row), f"{row.source} does not hold the photo of its row"
         if captions:
             self.described |= {content for source, content in contents if len(now[source]) == 1}
