@@ -10,7 +10,7 @@ from typing import Any
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import content_id
-from ldot_milvus.ingest.reconciliation import BATCH, at, content_of, delete_rows, is_absolute, other_source
+from ldot_milvus.ingest.reconciliation import BATCH, at, content_of, copies_of, delete_rows, is_absolute, other_source
 from ldot_milvus.ingest.report import Report
 from ldot_milvus.sources import Source, read
 from ldot_milvus.sources.base import absolute, scheme
@@ -151,18 +151,21 @@ def prune(store: VectorStore, paths: Sequence[str], sources: Iterable[Source], *
     unmatched = _listed(paths, sources)
     listed, result = set(unmatched), Pruning()
     lost: list[Record] = []
-    owners: dict[str, str] = {}  # id of the first row of each listed source
-    shared: set[str] = set()
+    claims: dict[str, str] = {}  # the content that the first row claims for each listed source
+    disputed: dict[str, set[str]] = {}  # the contents that several rows claim for a source
     for row in store.iterate():
-        if row.kind != "image" or scheme(row.source) is not None:
+        if row.kind != "image":
+            continue
+        for place in (row.source, *copies_of(row)):
+            if place in listed and (first := claims.setdefault(place, content_of(row))) != content_of(row):
+                disputed.setdefault(place, {first}).add(content_of(row))
+        if scheme(row.source) is not None:
             continue
         if not is_absolute(row.source):
             if present(row.source) is None:
                 result.undecided.append(row)
         elif row.source.startswith(roots):
             if row.source in listed:
-                if owners.setdefault(row.source, row.id) != row.id:
-                    shared.add(row.source)
                 if ingested:
                     unmatched.pop(row.source, None)
                 continue
@@ -171,7 +174,7 @@ def prune(store: VectorStore, paths: Sequence[str], sources: Iterable[Source], *
                 result.undecided.append(row)
             elif not found:
                 lost.append(row)
-    lost += _without_their_photo(store, sorted(shared))
+    lost += _without_their_photo(store, disputed)
     if lost:
         _find_again(lost, [source for same in unmatched.values() for source in same], result)
     return result
@@ -190,16 +193,13 @@ def _listed(paths: Sequence[str], sources: Iterable[Source]) -> dict[str, list[S
     return listed
 
 
-def _without_their_photo(store: VectorStore, shared: Sequence[str]) -> list[Record]:
-    """Return the rows of several at one source whose content is not there, where that of another row is."""
+def _without_their_photo(store: VectorStore, disputed: Mapping[str, set[str]]) -> list[Record]:
+    """Return the rows at sources that hold the content of another row, and not theirs."""
     lost: list[Record] = []
-    for sources in batched(shared, BATCH):
-        held: dict[str, list[bool | None]] = {source: [] for source in sources}
-        rows = [row for row in store.iterate({"source": {"$in": sources}}) if row.kind == "image"]
-        states = [holds(row.source, content_of(row)) for row in rows]
-        for row, state in zip(rows, states, strict=True):
-            held[row.source].append(state)
-        lost += [r for r, state in zip(rows, states, strict=True) if state is False and True in held[r.source]]
+    for sources in batched(disputed, BATCH):
+        taken = {source for source in sources if any(holds(source, content) for content in disputed[source])}
+        rows = store.iterate({"source": {"$in": sources}})
+        lost += [r for r in rows if r.source in taken and r.kind == "image" and holds(r.source, content_of(r)) is False]
     return lost
 
 

@@ -20,9 +20,10 @@ from ldot_milvus import open_store
 from ldot_milvus.images import content_id
 from ldot_milvus.ingest.changes import change_rows, prune
 from ldot_milvus.ingest.ingestor import Ingestor, Report
-from ldot_milvus.ingest.reconciliation import content_of
+from ldot_milvus.ingest.reconciliation import MAX_COPIES, content_of
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
+from ldot_milvus.stores.local.store import FaissStore
 from tests.conftest import make_photo
 from tests.faulty import QuickModel
 
@@ -201,3 +202,152 @@ def test_rows_agree_with_the_files_after_any_history(
             deadline=None, suppress_health_check=list(HealthCheck), database=None,
         ),
     )  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def ingest(root: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch):
+    """Ingests folders and tars below ``root`` into ``ingest.store``."""
+    monkeypatch.setattr(Ingestor, "embedder", QuickModel())
+    with open_store(f"faiss:{root}/store", "photos") as store:
+
+        def run(*paths: str, **fields: str) -> Report:
+            sources = expand([str(root / path) for path in paths])
+            return Ingestor(store, tiny_model).ingest([replace(source, **fields) for source in sources])
+
+        run.store = store  # type: ignore[attr-defined]
+        run.rows = lambda: {r.id: os.path.relpath(r.source, root) for r in store.iterate()}  # type: ignore[attr-defined]
+        yield run
+
+
+def test_a_row_of_an_earlier_version_gets_its_absolute_source(ingest, root: Path) -> None:
+    """A relative source is decided by nobody but the photo itself; prune keeps and lists the row."""
+    (root / "one/a.jpg").write_bytes(PHOTOS[0])
+    (root / "one/b.jpg").write_bytes(PHOTOS[1])
+    ingest("one")
+    ingest.store.update([replace(row, source="old/a.jpg") for row in ingest.store.iterate()])
+    (root / "one/b.jpg").unlink()
+    report = ingest("one")
+    assert (report.added, report.updated, report.unchanged) == (0, 1, 0)
+    pruning = prune(ingest.store, [str(root / "one")], expand([str(root / "one")]))
+    assert (pruning.changes(), [row.source for row in pruning.undecided]) == ([], ["old/a.jpg"])
+    assert ingest("one").unchanged == 1
+
+
+def test_what_cannot_be_decided_is_kept_and_listed(ingest, root: Path) -> None:
+    """A link whose target is not mounted, and a damaged tar."""
+    (root / "two/a.jpg").write_bytes(PHOTOS[0])
+    (root / "one/stays.jpg").write_bytes(PHOTOS[1])
+    (root / "one/link.jpg").symlink_to(root / "two/a.jpg")
+    write_tar(root / "one/s.tar", [("b.jpg", PHOTOS[2]), ("c.jpg", PHOTOS[3])])
+    ingest("one/link.jpg", "one/stays.jpg", "one/s.tar")
+    (root / "two/a.jpg").unlink()
+    os.truncate(root / "one/s.tar", 700)
+    pruning = prune(ingest.store, [str(root / "one")], [s for s in expand([str(root / "one")]) if "stays" in s.path])
+    assert (pruning.gone, pruning.moved) == ([], [])
+    assert {Path(row.source).name for row in pruning.undecided} == {"b.jpg", "c.jpg"}
+
+
+def test_a_photo_overwritten_by_a_damaged_one_keeps_its_row(ingest, root: Path) -> None:
+    (root / "one/a.jpg").write_bytes(PHOTOS[0])
+    ingest("one")
+    (root / "one/a.jpg").write_bytes(PHOTOS[1][:200])
+    report = ingest("one")
+    assert (len(report.failed), report.replaced) == (1, 0)
+    assert prune(ingest.store, [str(root / "one")], expand([str(root / "one")])).changes() == []
+    assert ingest.rows() == {content_id(PHOTOS[0]): "one/a.jpg"}
+
+
+def test_another_namespace_keeps_its_row(ingest, root: Path) -> None:
+    (root / "one/a.jpg").write_bytes(PHOTOS[0])
+    ingest("one", namespace="ann")
+    (root / "one/a.jpg").write_bytes(PHOTOS[1])
+    report = ingest("one", namespace="bob")
+    assert (report.added, report.replaced, report.stale) == (1, 0, 1)
+    assert len(ingest.rows()) == 2
+
+
+@pytest.mark.parametrize("copies", [1, MAX_COPIES - 1, MAX_COPIES + 1])
+def test_a_copy_in_another_folder_keeps_the_row(ingest, root: Path, copies: int) -> None:
+    """With more copies than a row lists, it is kept even if none of those listed exists any more."""
+    (root / "one/a.jpg").write_bytes(PHOTOS[0])
+    for number in range(copies):
+        (root / f"two/{number}.jpg").write_bytes(PHOTOS[0])
+    ingest("one")
+    assert ingest("two").unchanged == copies
+    assert (ingest("one").unchanged, ingest("two").unchanged) == (1, copies)
+    (root / "one/a.jpg").write_bytes(PHOTOS[1])
+    for number in range(copies - 1):
+        (root / f"two/{number}.jpg").unlink()
+    report = ingest("one")
+    full = copies > MAX_COPIES
+    assert (report.added, report.replaced, report.stale) == (1, 0, int(full))
+    assert ingest.rows()[content_id(PHOTOS[0])] == ("one/a.jpg" if full else f"two/{copies - 1}.jpg")
+
+
+def test_a_deletion_that_came_too_late(ingest, root: Path) -> None:
+    """Between the decision and the deletion, a worker has found the photo elsewhere."""
+    (root / "one/a.jpg").write_bytes(PHOTOS[0])
+    (root / "one/b.jpg").write_bytes(PHOTOS[1])
+    ingest("one")
+    (root / "one/a.jpg").rename(root / "two/a.jpg")
+    pruning = prune(ingest.store, [str(root / "one")], list(expand([str(root / "one")])))
+    assert [row.id for row in pruning.gone] == [content_id(PHOTOS[0])]
+    assert ingest("two").updated == 1
+    report = change_rows(ingest.store, pruning.changes())
+    assert (report.deleted, report.unchanged) == (0, 1)
+    assert ingest.rows()[content_id(PHOTOS[0])] == "two/a.jpg"
+
+
+def test_a_crash_at_any_write_loses_no_photo(ingest, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends before or after any of its writes; the next one completes the work."""
+
+    class Crash(BaseException):
+        pass
+
+    left = [0]
+    for name in ("upsert", "update", "delete"):
+        for after in (False, True):
+            written = getattr(FaissStore, name)
+
+            def crashing(self, *args, written=written, after=after, **kwargs):
+                result = written(self, *args, **kwargs) if after else None
+                left[0] -= 1
+                if left[0] == 0:
+                    raise Crash
+                return result if after else written(self, *args, **kwargs)
+
+            monkeypatch.setattr(FaissStore, name, crashing)
+    store, folder = ingest.store, str(root / "one")
+    for crash_at in range(1, 40):
+        for path in Path(folder).iterdir():
+            path.unlink()
+        for number, data in enumerate(PHOTOS[:5]):
+            (root / f"one/{number}.jpg").write_bytes(data)
+        left[0] = 0
+        ingest("one")
+        (root / "one/0.jpg").rename(root / "one/moved.jpg")
+        shutil.copy(root / "one/1.jpg", root / "one/2.jpg")
+        (root / "one/3.jpg").write_bytes(PHOTOS[5])
+        (root / "one/4.jpg").unlink()
+        left[0] = crash_at
+        try:
+            ingest("one")
+            change_rows(store, prune(store, [folder], list(expand([folder]))).changes())
+        except Crash:
+            pass
+        finished, left[0] = left[0] > 0, 0
+        assert {content_id(PHOTOS[number]) for number in (0, 1)} <= {row.id for row in store.iterate()}
+        ingest("one")
+        change_rows(store, prune(store, [folder], list(expand([folder]))).changes())
+        assert ingest.rows().keys() == {content_id(PHOTOS[number]) for number in (0, 1, 5)}
+        if finished:
+            break
+    assert finished
+    assert crash_at > 4
