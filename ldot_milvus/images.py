@@ -285,7 +285,8 @@ def _to_rgb(image: Image, name: str) -> Image:
         grey = image.convert("I")
         low, high = cast("tuple[int, int]", grey.getextrema())
         if low >= 0 and high <= 65535:
-            # Pillow's own conversion clips at 255: scale to 0..255 and round. Cameras and scanners store 10, 12 or 14 bits in 16.
+            # Pillow's own conversion clips at 255: scale to 0..255 and round. Cameras and scanners store 10, 12 or 14
+            # bits in 16.
             scale = 255 / next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
             return grey.point(lambda value: value * scale + 0.5).convert("L").convert("RGB")
     if image.mode in ("I", "F", "LAB"):

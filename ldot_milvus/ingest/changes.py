@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import content_id
-from ldot_milvus.ingest.ingestor import CONTENT_ID, Report
+from ldot_milvus.ingest.reconciliation import BATCH, at, content_of, copies_of, delete_rows, is_absolute, other_source
+from ldot_milvus.ingest.report import Report
 from ldot_milvus.sources import Source, read
+from ldot_milvus.sources.base import absolute, scheme
+from ldot_milvus.sources.reading import holds, present
 from ldot_milvus.stores import Record, VectorStore
 from ldot_milvus.stores.base import Filter
 from ldot_milvus.stores.regions import RegionStore
@@ -23,10 +27,13 @@ class RowChange:
     Attributes:
         id: the row's id.
         source: the row's new source; None deletes the row.
+        was: the source for which the change was decided: a row that has another source by now is not changed. None
+            changes the row whatever its source is.
     """
 
     id: str
     source: str | None = None
+    was: str | None = None
 
     @property
     def name(self) -> str:
@@ -34,13 +41,14 @@ class RowChange:
         return self.id
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values for :meth:`from_dict`; a deletion has no ``source``."""
-        return {"id": self.id} if self.source is None else {"id": self.id, "source": self.source}
+        """Return plain JSON values for :meth:`from_dict`, without those that are None."""
+        values = {"id": self.id, "source": self.source, "was": self.was}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RowChange:
         """Build a change from the values that :meth:`to_dict` returned."""
-        return cls(values["id"], values.get("source"))
+        return cls(values["id"], values.get("source"), values.get("was"))
 
 
 def change_rows(store: VectorStore, changes: Sequence[RowChange], region_store: RegionStore | None = None) -> Report:
@@ -52,22 +60,19 @@ def change_rows(store: VectorStore, changes: Sequence[RowChange], region_store: 
         region_store: region data of the collection; None without a re-ranker.
 
     Returns:
-        Counts of deleted, updated and unchanged rows; a row that does not exist counts as unchanged.
+        Counts of deleted, updated and unchanged rows; a row that does not exist, or that has another source than the
+        change expects, counts as unchanged.
 
     Raises:
         StoreError: the store or the region store cannot be used.
     """
-    deleted_ids = [change.id for change in changes if change.source is None]
-    new_sources = {change.id: change.source for change in changes if change.source is not None}
     report = Report()
-    if deleted_ids:
-        # Rows are deleted before their region data, so that every row a search returns has region data.
-        report.deleted = store.delete(deleted_ids)
-        if region_store is not None:
-            region_store.delete(deleted_ids)
-    if new_sources:
-        renamed = [replace(row, source=new_sources[row.id]) for row in store.get(list(new_sources))]
+    rows = {row.id: row for row in store.get([change.id for change in changes])}
+    valid = [change for change in changes if change.id in rows and change.was in (None, rows[change.id].source)]
+    renamed = [at(rows[change.id], change.source) for change in valid if change.source is not None]
+    if renamed:
         report.updated = store.update(renamed)
+    report.deleted = delete_rows(store, region_store, [rows[c.id] for c in valid if c.source is None])
     report.unchanged = len(changes) - report.deleted - report.updated
     return report
 
@@ -80,7 +85,7 @@ def rows_to_delete(
     Args:
         store: collection of the rows.
         ids: select rows with these ids.
-        sources: select rows with these sources.
+        sources: select rows with these sources, which may be relative to the current folder.
         filter: select rows that match, see ``docs/filters.md``.
 
     Yields:
@@ -96,7 +101,8 @@ def rows_to_delete(
     if ids:
         yield from store.get(list(dict.fromkeys(ids)))
     if sources:
-        yield from store.iterate({"source": {"$in": list(sources)}})
+        given = [name for source in sources for name in (source, Source(source).source)]
+        yield from store.iterate({"source": {"$in": list(dict.fromkeys(given))}})
     if filter is not None:
         yield from store.iterate(filter)
 
@@ -106,83 +112,113 @@ class Pruning:
     """Result of :func:`prune`.
 
     Attributes:
-        gone: rows whose photo no longer exists in the folders and tar files.
+        gone: rows whose photo no longer exists.
         moved: rows whose photo has another source now, and that source.
+        undecided: rows that are kept, since it is not certain that their photo no longer exists.
     """
 
     gone: list[Record] = field(default_factory=list)
     moved: list[tuple[Record, str]] = field(default_factory=list)
+    undecided: list[Record] = field(default_factory=list)
 
     def changes(self) -> list[RowChange]:
-        """Return the deletions and the new sources, as :func:`change_rows` takes them."""
-        return [RowChange(row.id) for row in self.gone] + [RowChange(row.id, to) for row, to in self.moved]
+        """Return the new sources and the deletions, as :func:`change_rows` takes them."""
+        moved = [RowChange(row.id, to, row.source) for row, to in self.moved]
+        return moved + [RowChange(row.id, None, row.source) for row in self.gone]
 
 
-def prune(store: VectorStore, paths: Sequence[str], sources: Iterable[Source]) -> Pruning:
+def prune(store: VectorStore, paths: Sequence[str], sources: Iterable[Source], *, ingested: bool = True) -> Pruning:
     """Find the rows whose photo has left a folder or tar file, or has another name there.
 
-    A row belongs to a folder if its source is a path below the folder; relative paths count from the working
-    directory. If the file (or the tar member) no longer exists, the photos that no row has as its source are read and
-    hashed, since one of them may be the same photo under another name.
+    A row belongs to a folder if its source is a path below the folder. It has lost its photo if nothing of that name
+    exists any more, or if another row has the same source and its content. The photo is then looked for at the further
+    sources of the row and, by its content, among ``sources``.
 
     Args:
         store: collection of the rows; nothing is written.
         paths: the folders and tar files, as they were given to ``enqueue``.
         sources: all sources in ``paths``.
+        ingested: whether ``sources`` have just been ingested, so that a photo that is the source of a row need not be
+            read to know its content.
 
     Raises:
         UsageError: a path is neither a folder nor a tar file, or a part of it cannot be listed.
     """
     for path in paths:
-        if not os.path.isdir(path) and not path.endswith(".tar"):
+        if not os.path.isdir(path) and not path.lower().endswith(".tar"):
             raise UsageError(f"{printable(path)} is neither a folder nor a .tar file: give --prune one of these")
-    listed: dict[str, Source] = {}
+    roots = tuple(os.path.join(Source(path).source, "") for path in paths)
+    unmatched = _listed(paths, sources)
+    listed, result = set(unmatched), Pruning()
+    lost: list[Record] = []
+    claims: dict[str, str] = {}  # the content that the first row claims for each listed source
+    disputed: dict[str, set[str]] = {}  # the contents that several rows claim for a source
+    for row in store.iterate():
+        if row.kind != "image":
+            continue
+        for place in (row.source, *copies_of(row)):
+            if place in listed and (first := claims.setdefault(place, content_of(row))) != content_of(row):
+                disputed.setdefault(place, {first}).add(content_of(row))
+        if scheme(row.source) is not None:
+            continue
+        if not is_absolute(row.source):
+            if present(row.source) is None:
+                result.undecided.append(row)
+        elif row.source.startswith(roots):
+            if row.source in listed:
+                if ingested:
+                    unmatched.pop(row.source, None)
+                continue
+            found = present(row.source)
+            if found is None:
+                result.undecided.append(row)
+            elif not found:
+                lost.append(row)
+    lost += _without_their_photo(store, disputed)
+    if lost:
+        _find_again(lost, [source for same in unmatched.values() for source in same], result)
+    return result
+
+
+def _listed(paths: Sequence[str], sources: Iterable[Source]) -> dict[str, list[Source]]:
+    """Return the sources by their names; two members of a tar may have one name."""
+    roots = {absolute(path) for path in paths}
+    listed: dict[str, list[Source]] = {}
     for source in sources:
-        location = os.path.join(source.base, source.path)
-        unlisted = source.path in paths or (os.path.isdir(location) and not os.path.islink(location))
+        location = absolute(source.path, source.base)
+        unlisted = location in roots or (os.path.isdir(location) and not os.path.islink(location))
         if source.problem is not None and source.member is None and unlisted:
             raise UsageError(f"{source.name}: {source.problem}; nothing is pruned, because it cannot be listed")
-        listed[os.path.abspath(source.source)] = source
-    candidates = [
-        row for row in store.iterate() if _belongs(row, paths) and not listed.pop(os.path.abspath(row.source), None)
-    ]
-    tars = tuple(os.path.abspath(path) + os.sep for path in paths if not os.path.isdir(path))
-    candidates = [row for row in candidates if not _exists(os.path.abspath(row.source), tars)]
-    return _gone_or_moved(candidates, listed.values()) if candidates else Pruning()
+        listed.setdefault(source.source, []).append(source)
+    return listed
 
 
-def _belongs(row: Record, paths: Sequence[str]) -> bool:
-    roots = tuple(os.path.join(os.path.abspath(path), "") for path in paths)
-    return row.kind == "image" and "://" not in row.source and os.path.abspath(row.source).startswith(roots)
+def _without_their_photo(store: VectorStore, disputed: Mapping[str, set[str]]) -> list[Record]:
+    """Return the rows at sources that hold the content of another row, and not theirs."""
+    lost: list[Record] = []
+    for sources in batched(disputed, BATCH):
+        taken = {source for source in sources if any(holds(source, content) for content in disputed[source])}
+        rows = store.iterate({"source": {"$in": sources}})
+        lost += [r for r in rows if r.source in taken and r.kind == "image" and holds(r.source, content_of(r)) is False]
+    return lost
 
 
-def _exists(path: str, tars: tuple[str, ...]) -> bool:
-    """Whether an unlisted source exists all the same: hidden, with another suffix, or inside a container file."""
-    if path.startswith(tars):
-        return False  # the whole tar was listed
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-        if os.path.isfile(path) or os.path.isfile(os.path.join(path, "data.mdb")):
-            return True  # a member of a tar, a line of a TSV, a record of an LMDB
-        if os.path.isdir(path):
-            return False
-    return True
-
-
-def _gone_or_moved(candidates: list[Record], unmatched: Iterable[Source]) -> Pruning:
-    new_sources: dict[str, str] = {}  # by id and by content hash
-    for source in unmatched:
+def _find_again(lost: Iterable[Record], listed: Iterable[Source], result: Pruning) -> None:
+    """Sort the rows without a photo at their source into those of the result."""
+    new_sources: dict[str, str] = {}  # by content
+    for source in listed:
         try:
             new_sources.setdefault(content_id(read(source)), source.source)
         except InputError:
             continue
-        if source.id is not None:
-            new_sources.setdefault(source.id, source.source)
-    result = Pruning()
-    for row in candidates:
-        new_source = new_sources.get(str(row.metadata.get(CONTENT_ID))) or new_sources.get(row.id)
-        if new_source is None:
+    for row in lost:
+        to = new_sources.get(content_of(row))
+        certain = True
+        if to is None:
+            to, certain = other_source(row)
+        if to is not None:
+            result.moved.append((row, to))
+        elif certain:
             result.gone.append(row)
         else:
-            result.moved.append((row, new_source))
-    return result
+            result.undecided.append(row)

@@ -17,9 +17,9 @@ from typing import Any
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import LdotError, ModelMismatch, StoreError, first_line, printable
-from ldot_milvus.ingest.ingestor import Failure, Report
 from ldot_milvus.ingest.journal import FailedItem, Journal, Run
 from ldot_milvus.ingest.journal.base import item_key, sums_of
+from ldot_milvus.ingest.report import Failure, Report
 from ldot_milvus.ingest.target import Target
 from ldot_milvus.ingest.tasks import Item, Perform, Task, task_named
 
@@ -243,7 +243,10 @@ def _note_end(chunk: Chunk, journal: Journal, report: Report) -> None:
         else:
             values = {name: getattr(item, name) for name in item.__dataclass_fields__}  # not to_dict(): it copies
             succeeded.append(item_key(chunk.task.name, chunk.target, values))
-    counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "deleted", "bytes")}
+    counts = {
+        name: getattr(report, name)
+        for name in ("added", "updated", "unchanged", "deleted", "replaced", "stale", "bytes")
+    }
     counts["failed"] = len(report.failed)
     sums = sums_of(len(chunk.items), counts, report.seconds, (failure.reason for failure in report.failed))
     journal.end(chunk.run_id, chunk.id, sums, failed, succeeded)

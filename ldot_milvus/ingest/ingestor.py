@@ -8,18 +8,20 @@ precomputed regions skip decoding and extraction; texts are read, hashed, encode
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Union
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Union
 
 from ldot_milvus.batches import batched, prefetch
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id, decode
+from ldot_milvus.ingest.clock import Clock
+from ldot_milvus.ingest.reconciliation import CONTENT_ID as CONTENT_ID
+from ldot_milvus.ingest.reconciliation import COPIES, Place, at, reconcile, rewritten
 from ldot_milvus.ingest.region_data import region_store_of
+from ldot_milvus.ingest.report import Failure as Failure
+from ldot_milvus.ingest.report import Report as Report
 from ldot_milvus.models.base import Embedder, KeptImage, Reranker
 from ldot_milvus.models.loading import load_reranker
 from ldot_milvus.models.registry import find_model, find_reranker
@@ -44,23 +46,10 @@ PART_SIZE = 32
 READERS = 4
 """Threads that decode photos."""
 
+MAX_REPLACED = 10_000
+"""Deleted rows whose descriptions are kept in memory."""
+
 DEFAULT_NAMESPACE = "default"
-
-CONTENT_ID = "content_id"
-"""Metadata field with the SHA-256 of the content in hex, for rows whose id the caller chose."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One source that could not be ingested.
-
-    Attributes:
-        source: name of the source, for people.
-        reason: what is wrong with it, without the name.
-    """
-
-    source: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -70,54 +59,6 @@ class Unread:
     source: Source
     row: Record
     data: bytes
-
-
-@dataclass
-class Report:
-    """Outcome of one or more chunks.
-
-    Attributes:
-        added: rows written with a new vector.
-        updated: existing rows with a new caption, namespace, metadata or source.
-        unchanged: items that needed no write.
-        deleted: rows deleted.
-        failed: sources that could not be ingested.
-        bytes: bytes read from the sources.
-        seconds: seconds of each stage: wait, read, decode, regions, encode, write. Stages overlap.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    deleted: int = 0
-    failed: list[Failure] = field(default_factory=list)
-    bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """Number of processed items, failed ones included."""
-        return self.added + self.updated + self.unchanged + self.deleted + len(self.failed)
-
-    def add(self, other: Report) -> None:
-        """Add another chunk's report to this one."""
-        self.added += other.added
-        self.updated += other.updated
-        self.unchanged += other.unchanged
-        self.deleted += other.deleted
-        self.failed += other.failed
-        self.bytes += other.bytes
-        self.seconds = dict(Counter(self.seconds) + Counter(other.seconds))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values for :meth:`from_dict`."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Report:
-        """Build a report from the values that :meth:`to_dict` returned."""
-        failed = [Failure(**failure) for failure in values["failed"]]
-        return cls(**{**values, "failed": failed})
 
 
 class Ingestor:
@@ -140,6 +81,8 @@ class Ingestor:
     Attributes:
         store: collection to write to.
         region_store: region data of the collection; None without a re-ranker.
+        replaced: the last rows that were deleted because their sources hold other photos, by id. One that a later chunk
+            finds elsewhere keeps its description.
     """
 
     def __init__(
@@ -161,6 +104,7 @@ class Ingestor:
         self._embedder: Embedder | None = None
         self._reranker: Reranker | None = None
         self._loading = threading.Lock()
+        self.replaced: dict[str, Record] = {}
         stored = store.model
         store.bind(stored if stored in files.former_fingerprints else files.fingerprint, files.dim)
 
@@ -182,6 +126,12 @@ class Ingestor:
             if self._reranker is None:
                 self._reranker = load_reranker(self._reranker_name, embedder)
             return self._reranker
+
+    def remember(self, rows: Sequence[Record]) -> None:
+        """Add rows to :attr:`replaced`, which keeps the last :data:`MAX_REPLACED`."""
+        self.replaced.update((row.id, row) for row in rows)
+        for id in list(self.replaced)[:-MAX_REPLACED]:
+            del self.replaced[id]
 
     def ingest(self, sources: Sequence[Source]) -> Report:
         """Ingest one chunk of sources.
@@ -222,6 +172,7 @@ class Ingestor:
                 # Without waiting: a chunk can be stopped although one of its photos hangs.
                 threads.shutdown(wait=False, cancel_futures=True)
         report.failed += chunk.failed_duplicates()
+        chunk.reconcile()
         return report
 
 
@@ -234,9 +185,12 @@ class _Chunk:
     def __init__(self, ingestor: Ingestor, report: Report) -> None:
         self._ingestor = ingestor
         self._report = report
-        self.clock = _Clock(report.seconds)
+        self.clock = Clock(report.seconds)
         self._names: dict[str, list[str]] = {}  # names of the sources of each id, in the order of reading
         self._refused: dict[str, str] = {}  # reason by id
+        self._places: dict[str, Place] = {}  # of photos, by id
+        self._elsewhere: set[str] = set()  # ids of photos that were read elsewhere than at the source of their row
+        self._uncounted: set[str] = set()  # those of them that are neither new nor described in another way
 
     def prepare(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> list[Opened]:
         """Read one part, update the known rows whose description changed, and return the new ones decoded."""
@@ -244,7 +198,14 @@ class _Chunk:
             new, changed = self._new_and_changed(sources)
         if changed:
             with self.clock("write"):
-                self._report.updated += self._ingestor.store.update(changed)
+                updated = self._ingestor.store.update([row for _, row in changed])
+                if updated < len(changed):  # another run has deleted some of the rows
+                    kept = {row.id for row in self._ingestor.store.get([row.id for _, row in changed])}
+                    lost = [unread for unread, row in changed if row.id not in kept]
+                    for unread in lost:
+                        self._note_new(unread.row)
+                    new += lost
+                self._report.updated += updated
         if not new:
             return []
         embedder = self._ingestor.embedder
@@ -282,8 +243,35 @@ class _Chunk:
         self._report.unchanged -= len(duplicates)
         return duplicates
 
-    def _new_and_changed(self, sources: Sequence[Source]) -> tuple[list[Unread], list[Record]]:
-        """Read and hash the sources; return the new ones, and the known rows whose description changed."""
+    def reconcile(self) -> None:
+        """Bring rows and files into agreement, after everything else is written."""
+        report, ids = self._report, self._elsewhere - self._refused.keys()
+        if not ids:
+            return
+        with self.clock("write"):
+            places = {id: self._places[id] for id in sorted(ids)}
+            outcome = reconcile(self._ingestor.store, self._ingestor.region_store, places)
+        missing = outcome.missing & self._uncounted
+        report.updated += len(outcome.moved & self._uncounted)
+        report.unchanged += len(self._uncounted - outcome.moved - missing)
+        report.failed += [Failure(self._names[id][0], "another run has deleted its row: repeat this") for id in missing]
+        report.replaced += len(outcome.replaced)
+        self._ingestor.remember(outcome.replaced)
+        report.stale += outcome.stale
+
+    def _note_place(self, row: Record, size: int) -> None:
+        earlier = self._places.get(row.id)
+        self._places[row.id] = Place([*(earlier.sources if earlier else ()), row.source], size, False)
+        if earlier is not None and row.source not in earlier.sources:
+            self._elsewhere.add(row.id)
+
+    def _note_new(self, row: Record) -> None:
+        if row.kind == "image":
+            self._places[row.id] = replace(self._places[row.id], new=True)
+            self._elsewhere.add(row.id)
+
+    def _new_and_changed(self, sources: Sequence[Source]) -> tuple[list[Unread], list[tuple[Unread, Record]]]:
+        """Read and hash the sources; return the new ones, and the known ones with the rows of another description."""
         store, regions, report = self._ingestor.store, self._ingestor.region_store, self._report
         unread_by_id: dict[str, Unread] = {}
         for source, data in zip(sources, read_all(sources), strict=True):
@@ -299,6 +287,8 @@ class _Chunk:
                 continue
             names = self._names.setdefault(row.id, [])
             names.append(source.name)
+            if row.kind == "image":
+                self._note_place(row, len(data))
             if len(names) > 1:
                 report.unchanged += 1
             else:
@@ -307,17 +297,28 @@ class _Chunk:
         photos = [id for id, row in known.items() if row.kind == "image"]
         with_regions = set(photos) if regions is None else regions.has(photos)
         new: list[Unread] = []
-        changed: list[Record] = []
+        changed: list[tuple[Unread, Record]] = []
         for id, unread in unread_by_id.items():
             stored, row = known.get(id), unread.row
-            if stored is None or not _same_content(stored, row) or (row.kind == "image" and id not in with_regions):
-                new.append(unread)
+            same = stored is not None and _same_content(stored, row)
+            if stored is None or not same or (row.kind == "image" and id not in with_regions):
+                if stored is not None and same:
+                    row = rewritten(row, stored)
+                elif (former := self._ingestor.replaced.pop(id, None)) is not None and _same_content(former, row):
+                    row = at(_with_description(former, row), row.source, [])
+                new.append(replace(unread, row=row))
+                self._note_new(row)
                 continue
+            moved = row.kind == "image" and stored.source != row.source
+            if moved:
+                self._elsewhere.add(id)
             described = _with_description(stored, row)
-            if described == stored:
-                report.unchanged += 1
+            if described != stored:
+                changed.append((unread, described))
+            elif moved:
+                self._uncounted.add(id)
             else:
-                changed.append(described)
+                report.unchanged += 1
         return new, changed
 
     def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder) -> list[Opened]:
@@ -361,11 +362,12 @@ def _row(source: Source, content: str) -> Record:
 
 def _with_description(stored: Record, row: Record) -> Record:
     """Return the stored row with the namespace, caption and metadata of the new one, where that has any."""
+    copies = {COPIES: stored.metadata[COPIES]} if COPIES in stored.metadata else {}
     return replace(
         stored,
         namespace=stored.namespace if row.namespace == DEFAULT_NAMESPACE else row.namespace,
         caption=row.caption or stored.caption,
-        metadata=row.metadata or stored.metadata,
+        metadata={**row.metadata, **copies} if row.metadata else stored.metadata,
     )
 
 
@@ -377,21 +379,3 @@ def _same_content(stored: Record, row: Record) -> bool:
 def _failure(source: Source, error: InputError | UsageError) -> Failure:
     """Return the failure, without the source's name in its reason."""
     return Failure(source.name, str(error).removeprefix(f"{source.name}: "))
-
-
-class _Clock:
-    """Sums the seconds of each stage; overlapping stages count in full."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            with self._lock:
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent

@@ -49,18 +49,25 @@ class Source:
 
     @property
     def source(self) -> str:
-        """Value of the field ``source``: ``path``, or ``path/member``, with bytes that are not UTF-8 as ``\\xff``."""
-        path = self.path if self.member is None else f"{self.path}/{self.member}"
-        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        """Value of the field ``source``: an absolute path or an address, with bytes that are not UTF-8 as ``\\xff``.
+
+        The name of a member follows the path: ``/data/shard.tar/a.jpg``. A text that was not listed from a file keeps
+        its path as a label.
+        """
+        label = self.kind == "text" and not self.base
+        return utf8(self._with_member(self.path if label else absolute(self.path, self.base)))
 
     @property
     def name(self) -> str:
-        """:attr:`source` as one printable line, for messages and logs."""
-        return printable(self.source)
+        """The path as the caller gave it, with the member, as one printable line for messages and logs."""
+        return printable(self._with_member(self.path))
 
     def described_by(self, fields: Mapping[str, Any]) -> Source:
         """Return a copy with ``fields`` replaced; their ``metadata`` is merged into the existing metadata."""
         return replace(self, **{**fields, "metadata": {**self.metadata, **fields.get("metadata", {})}})
+
+    def _with_member(self, path: str) -> str:
+        return path if self.member is None else f"{path}/{self.member}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values that :meth:`from_dict` accepts."""
@@ -80,6 +87,32 @@ def source_at(path: str, **fields: Any) -> Source:
         fields: other fields of :class:`Source`.
     """
     return Source(path, base="" if os.path.isabs(path) or scheme(path) else os.getcwd(), **fields)
+
+
+def absolute(path: str, base: str = "") -> str:
+    """Return an absolute path without ``.``, ``..`` and repeated separators; an address is returned as it is.
+
+    Links are kept, except before a ``..``, whose meaning depends on them.
+
+    Args:
+        path: a path or an address.
+        base: folder to which a relative path refers; empty for the current folder.
+    """
+    if scheme(path):
+        return path
+    joined = os.path.join(base, path)
+    if not os.path.isabs(joined):
+        joined = os.path.join(os.getcwd(), joined)
+    if f"{os.sep}.." in joined:
+        parts = joined.split(os.sep)
+        after = len(parts) - parts[::-1].index("..") if ".." in parts else 0
+        joined = os.path.join(os.path.realpath(os.sep.join(parts[:after]) or os.sep), *parts[after:])
+    return os.path.normpath(os.sep + joined.lstrip(os.sep))  # normpath keeps two leading separators
+
+
+def utf8(text: str) -> str:
+    """Return text with bytes that are not UTF-8 escaped as ``\\xff``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def too_large(size: int) -> str:

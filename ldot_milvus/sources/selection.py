@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from unicodedata import normalize
 
+from typing_extensions import override
+
 from ldot_milvus.errors import printable
 from ldot_milvus.images import RAW_SUFFIXES, can_read
 
@@ -159,6 +161,18 @@ class Selection:
         name = _name(key)
         patterns = [normalize("NFC", pattern).rstrip("/") for pattern in self.exclude]
         return EXCLUDED if any(fnmatchcase(name, p) or fnmatchcase(key, p) for p in patterns) else None
+
+
+class Unfiltered(Selection):
+    """Selects every member of a tar: a row may come from a time when its name was not rejected."""
+
+    @override
+    def enters_all(self, key: str, shown: str) -> bool:
+        return True
+
+    @override
+    def takes(self, key: str, shown: str) -> bool:
+        return True
 
 
 def _hidden(name: str) -> Reason | None:

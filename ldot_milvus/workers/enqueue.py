@@ -115,7 +115,7 @@ def _prune(
     from ldot_milvus.workers.running import run_items
 
     with open_store(settings.store, settings.collection) as store:
-        pruning = prune(store, paths, sources)
+        pruning = prune(store, paths, sources, ingested=not dry_run and (wait or not settings.broker))
     verb = "would be" if dry_run else "will be"
     if pruning.gone:
         click.echo(f"{counted(len(pruning.gone), 'row')} {verb} deleted, since the photos no longer exist:")
@@ -123,9 +123,14 @@ def _prune(
     if pruning.moved:
         click.echo(f"{counted(len(pruning.moved), 'row')} {verb} updated with the new names of the photos:")
         click.echo(first_names((f"{row.source} -> {to}" for row, to in pruning.moved), len(pruning.moved)))
+    if pruning.undecided:
+        count = len(pruning.undecided)
+        click.echo(f"{counted(count, 'row')} kept, since it is not certain that the photos no longer exist:", err=True)
+        click.echo(first_names((row.source for row in pruning.undecided), count), err=True)
     changes = pruning.changes()
     if not changes:
-        click.echo("Nothing to prune: the photo of every row exists.")
+        undecided = "no row is known to have lost its photo" if pruning.undecided else "the photo of every row exists"
+        click.echo(f"Nothing to prune: {undecided}.")
     if dry_run or not changes:
         return True
     return run_items(ctx, settings, CHANGE, changes, wait=wait)

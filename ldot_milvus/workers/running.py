@@ -130,6 +130,14 @@ def _summarise(journal: Journal, run: Run, task: Task[Any], place: str, command:
     click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {task.unit}/s)")
     if task.name == "ingest" and progress.sums.get("unchanged", 0) == run.items:
         click.echo("Nothing new: the collection already contained every photo.")
+    replaced, stale = (int(progress.sums.get(name, 0)) for name in ("replaced", "stale"))
+    if replaced:
+        click.echo(f"{counted(replaced, 'old row')} deleted, since another photo now has the same source.")
+    if stale:
+        click.echo(
+            f"{counted(stale, 'row')} kept, although another photo now has the same source: see docs/ingestion.md.",
+            err=True,
+        )
     failed = bool(progress.sums.get("failed"))
     if failed:
         click.echo(failure_lines(journal.failures(run.id), command), err=True)

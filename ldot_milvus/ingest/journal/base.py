@@ -154,7 +154,8 @@ def item_key(task: str, target: Target, item: Mapping[str, Any]) -> str:
         32 hex digits.
     """
     ignored = _DESCRIPTION - {"caption"} if item.get("kind") == "text" else _DESCRIPTION
-    identity = {name: value for name, value in item.items() if value and (task != "ingest" or name not in ignored)}
+    ignored = ignored if task == "ingest" else {"was"}
+    identity = {name: value for name, value in item.items() if value and name not in ignored}
     text = json.dumps([task, target.collection, identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

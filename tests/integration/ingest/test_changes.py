@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ Folder = Callable[[int], Path]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Folder) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Folder) -> Path:
     """The working directory: ``photos/`` with six photos, and a tar file with three."""
     photo_folder(6)
     monkeypatch.chdir(tmp_path)
@@ -36,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Folder) 
 
 
 @pytest.fixture
-def store(here: Path, tiny_model: str):
+def store(folder: Path, tiny_model: str):
     with open_store("faiss:./store", "images") as opened:
         Ingestor(opened, tiny_model).ingest(list(expand(["photos", "photos/shard.tar"])))
         assert opened.count() == 9
@@ -44,14 +45,21 @@ def store(here: Path, tiny_model: str):
 
 
 def found(store: VectorStore, **what) -> set[str]:
-    return {row.source for row in rows_to_delete(store, **what)}
+    return {here(row.source) for row in rows_to_delete(store, **what)}
+
+
+def here(source: str) -> str:
+    """An absolute source, relative to the working directory."""
+    assert os.path.isabs(source)
+    return os.path.relpath(source)
 
 
 def test_what_is_meant(store: VectorStore) -> None:
     (first, second, *_) = store.iterate()
-    assert found(store, ids=[first.id, "none", first.id]) == {first.source}
-    assert found(store, sources=["photos/0003.jpg", "none"]) == {"photos/0003.jpg"}
-    assert found(store, filter={"id": second.id}) == {second.source}
+    assert found(store, ids=[first.id, "none", first.id]) == {here(first.source)}
+    for name in ("photos/0003.jpg", "./photos/../photos//0003.jpg", os.path.abspath("photos/0003.jpg")):
+        assert found(store, sources=[name, "none"]) == {"photos/0003.jpg"}
+    assert found(store, filter={"id": second.id}) == {here(second.source)}
     for nothing in ({}, {"filter": {}}):
         with pytest.raises(UsageError):
             found(store, **nothing)
@@ -85,13 +93,13 @@ def test_prune_finds_what_is_gone_and_what_has_moved(store: VectorStore) -> None
     Path("photos/new.jpg").write_bytes(make_photo(55))
     Path("photos/0003.jpg").rename("photos/.hidden.jpg")
     result = prune(store, ["photos"], expand(["photos"]))
-    assert {row.source for row in result.gone} == {"photos/0000.jpg", "photos/0003.jpg"}
-    assert [(row.source, to) for row, to in result.moved] == [("photos/0001.jpg", "photos/renamed.jpg")]
+    assert {here(row.source) for row in result.gone} == {"photos/0000.jpg", "photos/0003.jpg"}
+    assert [(here(row.source), here(to)) for row, to in result.moved] == [("photos/0001.jpg", "photos/renamed.jpg")]
     report = change_rows(store, result.changes())
     assert (report.deleted, report.updated) == (2, 1)
     again = prune(store, ["./photos/"], expand(["./photos/"]))
     assert again.changes() == []
-    assert "photos/renamed.jpg" in {row.source for row in store.iterate()}
+    assert "photos/renamed.jpg" in {here(row.source) for row in store.iterate()}
 
 
 def test_prune_leaves_alone_what_it_does_not_list(store: VectorStore, tiny_model: str) -> None:
@@ -114,9 +122,9 @@ def test_prune_of_a_tar(store: VectorStore) -> None:
             tar.addfile(old.getmember(name), old.extractfile(name))
     Path("photos/new.tar").replace("photos/shard.tar")
     result = prune(store, ["photos/shard.tar"], expand(["photos/shard.tar"]))
-    assert [row.source for row in result.gone] == ["photos/shard.tar/101.jpg"]
+    assert [here(row.source) for row in result.gone] == ["photos/shard.tar/101.jpg"]
     Path("photos/shard.tar").unlink()
-    assert {row.source for row in prune(store, ["photos"], expand(["photos"])).gone} == {
+    assert {here(row.source) for row in prune(store, ["photos"], expand(["photos"])).gone} == {
         f"photos/shard.tar/{n}.jpg" for n in (100, 101, 102)
     }
 
@@ -130,10 +138,10 @@ def test_prune_is_refused_where_not_all_can_be_seen(store: VectorStore) -> None:
         prune(store, ["photos/shard.tar"], expand(["photos/shard.tar"]))
 
 
-def test_own_ids_are_told_by_their_content(here: Path, tiny_model: str) -> None:
+def test_own_ids_are_told_by_their_content(folder: Path, tiny_model: str) -> None:
     with open_store("faiss:./own", "images") as store:
         (source,) = expand(["photos/0000.jpg"])
         Ingestor(store, tiny_model).ingest([replace(source, id="mine")])
         Path("photos/0000.jpg").rename("photos/elsewhere.jpg")
         result = prune(store, ["photos"], expand(["photos"]))
-        assert [(row.id, to) for row, to in result.moved] == [("mine", "photos/elsewhere.jpg")]
+        assert [(row.id, here(to)) for row, to in result.moved] == [("mine", "photos/elsewhere.jpg")]

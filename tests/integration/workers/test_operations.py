@@ -38,7 +38,7 @@ def celery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: str) -> 
 
 def sources(tmp_path: Path) -> list[str]:
     with open_store(f"faiss:{tmp_path / 'ldot-data'}", "images") as store:
-        return sorted(row.source for row in store.iterate())
+        return sorted(str(Path(row.source).relative_to(tmp_path)) for row in store.iterate())
 
 
 def test_enqueue_counts_what_it_saw_and_did_not_ingest(
@@ -125,12 +125,12 @@ def test_delete_by_id_source_and_filter(celery: Callable[..., Result], photo_fol
     photo_folder(4)
     celery("enqueue", "photos")
     with open_store(f"faiss:{tmp_path / 'ldot-data'}", "images") as store:
-        id = next(row.id for row in store.iterate() if row.source == "photos/0000.jpg")
+        id = next(row.id for row in store.iterate() if row.source == str(tmp_path / "photos/0000.jpg"))
     dry = celery("delete", id, "--source", "photos/0001.jpg", "--dry-run")
     assert "2 rows would be deleted" in dry.stdout
     assert "photos/0001.jpg" in dry.stdout
     assert len(sources(tmp_path)) == 4
-    done = celery("delete", id, "--source", "photos/0001.jpg")
+    done = celery("delete", id, "--source", str(tmp_path / "photos/0001.jpg"))
     assert "2 deleted, 0 updated, 0 unchanged, 0 failed" in done.stdout
     assert sources(tmp_path) == ["photos/0002.jpg", "photos/0003.jpg"]
     assert "nothing to delete" in celery("delete", id).stdout
@@ -149,11 +149,12 @@ def test_prune(celery: Callable[..., Result], photo_folder: Folder, tmp_path: Pa
     (folder / "new.jpg").write_bytes(make_photo(60))
     dry = celery("enqueue", "photos", "--prune", "--dry-run")
     assert "1 row would be deleted" in dry.stdout
-    assert "photos/0001.jpg -> photos/renamed.jpg" in dry.stdout
+    assert f"{folder}/0001.jpg -> {folder}/renamed.jpg" in dry.stdout
     assert len(sources(tmp_path)) == 4
     done = celery("enqueue", "photos", "--prune")
     assert done.exit_code == 0, done.stderr
-    assert "1 deleted, 1 updated" in done.stdout
+    assert "1 added, 1 updated, 2 unchanged" in done.stdout
+    assert "1 deleted, 0 updated" in done.stdout
     assert sources(tmp_path) == [f"photos/{name}.jpg" for name in ("0002", "0003", "new", "renamed")]
     assert "Nothing to prune" in celery("enqueue", "photos", "--prune").stdout
     assert celery("enqueue", "photos", "--dry-run").exit_code == 2

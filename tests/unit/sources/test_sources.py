@@ -77,7 +77,7 @@ def test_the_path_stays_as_given_and_a_worker_finds_it(tmp_path: Path, monkeypat
     touch(tmp_path / "photos/a.jpg", b"hello")
     monkeypatch.chdir(tmp_path)
     (source,) = expand(["photos"])
-    assert source.path == source.source == "photos/a.jpg"
+    assert (source.path, source.name, source.source) == ("photos/a.jpg", "photos/a.jpg", str(tmp_path / "photos/a.jpg"))
     monkeypatch.chdir("/")
     assert read(Source.from_dict(json.loads(json.dumps(source.to_dict())))) == b"hello"
 
