@@ -17,6 +17,7 @@ from ldot_milvus.ingest.changes import RowChange, change_rows, prune, rows_to_de
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.ingest.region_data import region_store_to_delete_from
 from ldot_milvus.sources import expand
+from ldot_milvus.sources.tars import find_member
 from ldot_milvus.stores import VectorStore
 from tests.conftest import make_photo
 
@@ -145,3 +146,14 @@ def test_own_ids_are_told_by_their_content(folder: Path, tiny_model: str) -> Non
         Path("photos/0000.jpg").rename("photos/elsewhere.jpg")
         result = prune(store, ["photos"], expand(["photos"]))
         assert [(row.id, here(to)) for row, to in result.moved] == [("mine", "photos/elsewhere.jpg")]
+
+
+def test_a_row_of_a_member_that_is_left_out_today_stays(store: VectorStore, tiny_model: str) -> None:
+    """An earlier version ingested what is now taken for a system folder: its photo exists."""
+    with tarfile.open("old.tar", "w") as tar:
+        for name, seed in (("__MACOSX/a.jpg", 200), ("b.jpg", 201)):
+            Path("member.jpg").write_bytes(make_photo(seed))
+            tar.add("member.jpg", name)
+    members = [find_member(os.path.abspath("old.tar"), name) for name in ("__MACOSX/a.jpg", "b.jpg")]
+    assert Ingestor(store, tiny_model).ingest(members).added == 2
+    assert prune(store, ["old.tar"], expand(["old.tar"])).changes() == []
