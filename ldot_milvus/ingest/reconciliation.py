@@ -144,7 +144,7 @@ def reconcile(store: VectorStore, region_store: RegionStore | None, places: Mapp
     outcome.missing = places.keys() - rows.keys()
     taken: dict[str, list[Record]] = {}  # rows by the sources at which they are new
     for id, row in rows.items():
-        known = () if places[id].new else (row.source, *copies_of(row))
+        known = () if places[id].new else (row.source,)
         for source in places[id].sources:
             if source not in known:
                 taken.setdefault(source, []).append(row)

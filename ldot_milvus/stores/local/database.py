@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.stores.base import SCHEMA_VERSION
-from ldot_milvus.stores.local.transaction import APPLICATION_ID, SCHEMA, Transaction, damaged
+from ldot_milvus.stores.local.transaction import APPLICATION_ID, SCHEMA, SOURCE_INDEX, Transaction, damaged
 
 BUSY_SECONDS = 60.0
 
@@ -140,9 +140,8 @@ class Database:
                     raise
                 time.sleep(0.02)
         with _transaction(connection, "BEGIN IMMEDIATE"):
-            if not self._is_ours(connection):
-                for statement in SCHEMA:
-                    connection.execute(statement)
+            for statement in (SOURCE_INDEX,) if self._is_ours(connection) else SCHEMA:
+                connection.execute(statement)
 
 
 @contextmanager

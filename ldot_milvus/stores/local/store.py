@@ -186,6 +186,8 @@ class FaissStore(VectorStore):
     def _pages(self, where: Where, size: int, with_embeddings: bool) -> Iterator[Record]:
         clause, params = where
         last = ""  # no id is empty
+        # SQLite would read all rows in the order of their ids; the plus sign makes it take the index over the sources.
+        id = "+id" if clause.startswith("(source IN ") else "id"
         while True:
             with self._database.reading() as transaction:
                 collection = self._find(transaction)
@@ -193,9 +195,9 @@ class FaissStore(VectorStore):
                     return
                 page = transaction.select(
                     collection,
-                    (f"id > ? AND {clause}", [last, *params]),
+                    (f"{id} > ? AND {clause}", [last, *params]),
                     with_embeddings=with_embeddings,
-                    tail=f"ORDER BY id LIMIT {size}",
+                    tail=f"ORDER BY {id} LIMIT {size}",
                 )
             yield from (record for _, record in page)
             if len(page) < size:

@@ -25,12 +25,16 @@ APPLICATION_ID = 0x4C444F54  # "LDOT": distinguishes our files from other databa
 
 # Vectors have their own table, so that filters read small rows only. The id of a collection is random, so that an index
 # of a store that was deleted and created again is recognised as outdated.
+SOURCE_INDEX = "CREATE INDEX IF NOT EXISTS records_by_source ON records (collection, source)"
+"""Ingestion looks rows up by source. Files of earlier versions get the index when they are next written to."""
+
 SCHEMA = (
     "CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, dim INTEGER NOT NULL, model TEXT)",
     "CREATE TABLE records (pk INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL, id TEXT NOT NULL, "
     "kind TEXT NOT NULL, namespace TEXT NOT NULL, source TEXT NOT NULL, caption TEXT NOT NULL, "
     "width INTEGER NOT NULL, height INTEGER NOT NULL, metadata TEXT NOT NULL, UNIQUE (collection, id))",
     "CREATE INDEX records_by_collection ON records (collection)",
+    SOURCE_INDEX,
     "CREATE TABLE vectors (pk INTEGER PRIMARY KEY, embedding BLOB NOT NULL)",
     "CREATE TABLE tombstones (seq INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL, pk INTEGER NOT NULL)",
     "CREATE INDEX tombstones_by_collection ON tombstones (collection)",
