@@ -33,6 +33,7 @@ class Database:
         self.path = path
         self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._has_index = False
         self._opened: tuple[int, int] | None = None  # device and inode, to notice that the file was replaced
         _databases.add(self)
 
@@ -62,7 +63,10 @@ class Database:
             connection = self._connect(create=True)
             assert connection is not None
             with _transaction(connection, "BEGIN IMMEDIATE"):
+                if not self._has_index:  # a file of an earlier version gets it with the first write
+                    connection.execute(SOURCE_INDEX)
                 yield Transaction(connection, self.path)
+            self._has_index = True
 
     def close(self) -> None:
         """Close the connection; the next transaction opens another."""
@@ -104,6 +108,7 @@ class Database:
             connection.close()
             raise
         self._connection, self._opened = connection, (stat.st_dev, stat.st_ino)
+        self._has_index = False
         return connection
 
     def _is_ours(self, connection: sqlite3.Connection) -> bool:
@@ -140,8 +145,9 @@ class Database:
                     raise
                 time.sleep(0.02)
         with _transaction(connection, "BEGIN IMMEDIATE"):
-            for statement in (SOURCE_INDEX,) if self._is_ours(connection) else SCHEMA:
-                connection.execute(statement)
+            if not self._is_ours(connection):
+                for statement in SCHEMA:
+                    connection.execute(statement)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def test_a_collection_is_searched_and_added_to(
         Path("photos/new.jpg").write_bytes(make_photo(77))
         ingestor = Ingestor(store, model, device="cpu")
         report = ingestor.ingest(list(expand(["photos"])))
-        assert (report.added, report.unchanged, report.failed) == (1, 6, [])
+        assert (report.added, report.failed) == (1, [])
+        assert report.updated == 6, "their sources were relative; nothing was encoded"
+        assert {row.source for row in store.iterate()} == {str(path.absolute()) for path in Path("photos").iterdir()}
         assert store.model == former[f"fingerprint {model}"], "the collection keeps its name for the model"
         reranked = Retriever(retriever.embedder, store).search("a cat and a dog", k=7, rerank=7)
         assert len([hit for hit in reranked if hit.rerank_score is not None]) == 7
@@ -89,3 +92,15 @@ def test_a_folder_that_training_wrote(former: dict[str, Any]) -> None:
     scores = embedder.reranker.score(["a b c"] * 3, embedder.reranker.keep(features))
     np.testing.assert_allclose(scores, before["rerank"], atol=2e-2)  # kept in half precision
     assert find_model("trained").fingerprint == former["fingerprint trained"]
+
+
+def test_a_local_store_gets_the_index_over_sources_with_its_first_write(former: dict[str, Any]) -> None:
+    def indexes() -> set[str]:
+        with sqlite3.connect("local/store.sqlite") as connection:
+            return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+
+    with open_store("faiss:local", "embedded") as store:
+        assert store.count() == 6
+        assert "records_by_source" not in indexes()
+        store.update(list(store.iterate())[:1])
+        assert "records_by_source" in indexes()
