@@ -42,11 +42,17 @@ def check_broker(broker: str) -> str:
     from kombu.exceptions import OperationalError
     from kombu.utils.url import maybe_sanitize_url
 
-    address = str(maybe_sanitize_url(broker))
-    connection = Connection(  # type: ignore[no-untyped-call]
-        broker, connect_timeout=TIMEOUT, transport_options=dict(SOCKET_LIMITS)
-    )
     try:
+        address = str(maybe_sanitize_url(broker))
+    except ValueError as error:  # its text may contain a part of the password
+        raise StoreError(
+            "LDOT_BROKER is not a valid address: give redis://HOST/0 or amqp://USER:PASSWORD@HOST//, with characters "
+            "such as / and @ in the password written as %2F and %40"
+        ) from error
+    try:
+        connection = Connection(  # type: ignore[no-untyped-call]
+            broker, connect_timeout=TIMEOUT, transport_options=dict(SOCKET_LIMITS)
+        )
         errors = broker_errors(connection)
     except (ImportError, KeyError) as error:
         raise StoreError(

@@ -43,6 +43,9 @@ def test_what_is_broken_does_not_hide_the_rest(tmp_path: Path) -> None:
 
 def test_a_broker_of_no_known_kind() -> None:
     assert "No such transport" in findings(broker="nonsense://x")["broker"].text
+    text = findings(broker="redis://:secret/99@h:6379/0")["broker"].text
+    assert "LDOT_BROKER is not a valid address" in text
+    assert "secret" not in text
 
 
 def test_a_collection_of_another_model(tmp_path: Path) -> None:
