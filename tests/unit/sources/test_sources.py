@@ -14,6 +14,7 @@ from PIL import Image
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import decode
 from ldot_milvus.sources import Source, base, expand, locate, read
+from ldot_milvus.sources.base import source_at
 from ldot_milvus.sources.metadata import load_metadata
 
 
@@ -366,3 +367,30 @@ def test_malformed_metadata_names_file_and_line(tmp_path: Path, line: bytes, rea
     assert str(caught.value).startswith(f"{path}:3: ")
     with pytest.raises(UsageError, match="no such file"):
         load_metadata(str(tmp_path / "gone.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("given", "member", "stored"),
+    [
+        ("a.jpg", None, "{here}/a.jpg"),
+        ("./b//../a.jpg", None, "{here}/a.jpg"),
+        ("//data/./a.jpg", None, "/data/a.jpg"),
+        ("link/../a.jpg", None, "{far}/a.jpg"),  # as the operating system reads it
+        ("link/a.jpg", None, "{here}/link/a.jpg"),
+        ("./s.tar", "./a/../b.jpg", "{here}/s.tar/./a/../b.jpg"),  # a member's name is no path
+        ("..a/..b.jpg", None, "{here}/..a/..b.jpg"),
+        ("s3://bucket/a/../b.jpg", None, "s3://bucket/a/../b.jpg"),
+        ("caf\udce9.jpg", None, "{here}/caf\\xe9.jpg"),
+    ],
+)
+def test_sources_are_absolute_and_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, member: str | None, stored: str
+) -> None:
+    here, far = tmp_path / "here", tmp_path / "far"
+    (far / "inner").mkdir(parents=True)
+    (here / "b").mkdir(parents=True)
+    (here / "link").symlink_to(far / "inner")
+    monkeypatch.chdir(here)
+    source = source_at(given, member=member)
+    monkeypatch.chdir("/")
+    assert Source.from_dict(source.to_dict()).source == stored.format(here=here, far=far)
