@@ -5,8 +5,8 @@ A new family takes one module and one line in :data:`FAMILIES`, or one call of :
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ldot_milvus.errors import ModelError, UsageError
@@ -101,7 +101,6 @@ def _family(name: str, folder: Path) -> type[Any]:
             f"model {name!r} has the unsupported type {model_type!r}; supported types are "
             f"{', '.join(map(repr, sorted(FAMILIES)))}: convert a published checkpoint with ldot convert"
         )
-    module, _, attribute = class_path.partition(":")
-    family = getattr(import_module(module), attribute)
+    family = resolve_name(class_path)
     assert issubclass(family, FilesOnDisk)
     return family

@@ -6,7 +6,7 @@ A new extractor takes one module and one line in :data:`EXTRACTORS`, or one call
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 EXTRACTORS = {
@@ -36,5 +36,4 @@ def extractor_class(kind: str) -> Any:
     """
     if kind not in EXTRACTORS:
         raise ValueError(f"unknown region extractor {kind!r}; use one of {', '.join(map(repr, sorted(EXTRACTORS)))}")
-    module, _, name = EXTRACTORS[kind].partition(":")
-    return getattr(import_module(module), name)
+    return resolve_name(EXTRACTORS[kind])

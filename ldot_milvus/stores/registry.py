@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import ClassVar
 
 from typing_extensions import override
@@ -169,6 +169,5 @@ def register_store(name: str) -> None:
 
 
 def _load(name: str) -> type[StoreAddress]:
-    module, _, cls = name.partition(":")
-    loaded: type[StoreAddress] = getattr(import_module(module), cls)
+    loaded: type[StoreAddress] = resolve_name(name)
     return loaded
