@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Filter = dict[str, Any]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version of new collections: rows outside the namespace "default" have ids of their own (``stores/identity.py``)."""
+
+VERSION = "schema_version"
+"""Name of the property with the schema version of a collection."""
+
 KINDS = ("image", "text")
 
 
@@ -83,6 +88,28 @@ class VectorStore(ABC):
     @abstractmethod
     def dim(self) -> int | None:
         """Dimension of the vectors; None if the collection does not exist. Read from the store at each access."""
+
+    @property
+    @abstractmethod
+    def properties(self) -> dict[str, str]:
+        """Properties of the collection, such as its schema version; empty if it does not exist.
+
+        Read from the store at each access, since another process may set them.
+        """
+
+    @abstractmethod
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Set properties of the collection, together or one after the other; the others keep their values.
+
+        Raises:
+            CollectionNotFound: the collection does not exist.
+        """
+
+    @property
+    def schema_version(self) -> int | None:
+        """Version of the schema by which the rows were written; None if the collection does not exist."""
+        properties = self.properties
+        return int(properties.get(VERSION, 1)) if properties or self.dim is not None else None
 
     @abstractmethod
     def bind(self, model: str, dim: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.stores.base import SCHEMA_VERSION
-from ldot_milvus.stores.local.transaction import APPLICATION_ID, SCHEMA, SOURCE_INDEX, Transaction, damaged
+from ldot_milvus.stores.local.transaction import APPLICATION_ID, SCHEMA, UPGRADE, Transaction, damaged, version_of
 
 BUSY_SECONDS = 60.0
 
@@ -33,7 +33,6 @@ class Database:
         self.path = path
         self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._has_index = False
         self._opened: tuple[int, int] | None = None  # device and inode, to notice that the file was replaced
         _databases.add(self)
 
@@ -63,10 +62,10 @@ class Database:
             connection = self._connect(create=True)
             assert connection is not None
             with _transaction(connection, "BEGIN IMMEDIATE"):
-                if not self._has_index:  # a file of an earlier version gets it with the first write
-                    connection.execute(SOURCE_INDEX)
+                if version_of(connection) < SCHEMA_VERSION:  # with the first write; its collections keep their version
+                    for statement in UPGRADE:
+                        connection.execute(statement)
                 yield Transaction(connection, self.path)
-            self._has_index = True
 
     def close(self) -> None:
         """Close the connection; the next transaction opens another."""
@@ -108,7 +107,6 @@ class Database:
             connection.close()
             raise
         self._connection, self._opened = connection, (stat.st_dev, stat.st_ino)
-        self._has_index = False
         return connection
 
     def _is_ours(self, connection: sqlite3.Connection) -> bool:

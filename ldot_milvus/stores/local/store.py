@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,22 @@ class FaissStore(VectorStore):
     def dim(self) -> int | None:
         collection = self._current()
         return None if collection is None else collection.dim
+
+    @property
+    @override
+    def properties(self) -> dict[str, str]:
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            return {} if collection is None or transaction is None else transaction.properties(collection)
+
+    @override
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """All of them in one transaction."""
+        with self._database.writing() as transaction:
+            collection = self._find(transaction)
+            if collection is None:
+                raise validation.not_found(self, transaction.names())
+            transaction.set_properties(collection, properties)
 
     @override
     def bind(self, model: str, dim: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ from typing import Any
 import numpy as np
 
 from ldot_milvus.errors import StoreError
-from ldot_milvus.stores.base import SCHEMA_VERSION, Array, Record
+from ldot_milvus.stores.base import SCHEMA_VERSION, VERSION, Array, Record
 from ldot_milvus.stores.validation import metadata_json
 
 APPLICATION_ID = 0x4C444F54  # "LDOT": distinguishes our files from other databases
 
 # Vectors have their own table, so that filters read small rows only. The id of a collection is random, so that an index
 # of a store that was deleted and created again is recognised as outdated.
-SOURCE_INDEX = "CREATE INDEX IF NOT EXISTS records_by_source ON records (collection, source)"
-"""Ingestion looks rows up by source. Files of earlier versions get the index when they are next written to."""
+UPGRADE = (
+    "CREATE INDEX IF NOT EXISTS records_by_source ON records (collection, source)",  # ingestion looks rows up by source
+    "CREATE TABLE IF NOT EXISTS properties (collection INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, "
+    "PRIMARY KEY (collection, name)) WITHOUT ROWID",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+"""What version 2 adds to a file of version 1."""
 
 SCHEMA = (
     "CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, dim INTEGER NOT NULL, model TEXT)",
@@ -34,7 +39,6 @@ SCHEMA = (
     "kind TEXT NOT NULL, namespace TEXT NOT NULL, source TEXT NOT NULL, caption TEXT NOT NULL, "
     "width INTEGER NOT NULL, height INTEGER NOT NULL, metadata TEXT NOT NULL, UNIQUE (collection, id))",
     "CREATE INDEX records_by_collection ON records (collection)",
-    SOURCE_INDEX,
     "CREATE TABLE vectors (pk INTEGER PRIMARY KEY, embedding BLOB NOT NULL)",
     "CREATE TABLE tombstones (seq INTEGER PRIMARY KEY AUTOINCREMENT, collection INTEGER NOT NULL, pk INTEGER NOT NULL)",
     "CREATE INDEX tombstones_by_collection ON tombstones (collection)",
@@ -42,7 +46,7 @@ SCHEMA = (
     "INSERT INTO tombstones (collection, pk) VALUES (old.collection, old.pk); "
     "DELETE FROM vectors WHERE pk = old.pk; END",
     f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+    *UPGRADE,
 )
 _FIELDS = "id, kind, namespace, source, caption, width, height, metadata"
 
@@ -91,7 +95,22 @@ class Transaction:
         collection = Collection(secrets.randbits(62), dim, model)
         self._sql.execute("INSERT INTO collections (id, name, dim, model) VALUES (?, ?, ?, ?)",
                           (collection.id, name, dim, model))  # fmt: skip
+        self.set_properties(collection, {VERSION: str(SCHEMA_VERSION)})
         return collection
+
+    def properties(self, collection: Collection) -> dict[str, str]:
+        """Return the properties of a collection."""
+        if version_of(self._sql) < 2:
+            return {VERSION: "1"}
+        selected = self._sql.execute("SELECT name, value FROM properties WHERE collection = ?", (collection.id,))
+        return {VERSION: "1", **dict(selected)}
+
+    def set_properties(self, collection: Collection, properties: Mapping[str, str]) -> None:
+        """Set properties of a collection."""
+        self._sql.executemany(
+            "INSERT OR REPLACE INTO properties (collection, name, value) VALUES (?, ?, ?)",
+            [(collection.id, name, value) for name, value in properties.items()],
+        )
 
     def adopt(self, collection: Collection, model: str) -> None:
         """Set the model of a collection without one."""
@@ -101,6 +120,7 @@ class Transaction:
         """Delete a collection with all its rows."""
         self.delete(collection, ("1", []))
         self._sql.execute("DELETE FROM tombstones WHERE collection = ?", (collection.id,))
+        self._sql.execute("DELETE FROM properties WHERE collection = ?", (collection.id,))
         self._sql.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
 
     def rename(self, collection: Collection, name: str) -> None:
@@ -257,6 +277,11 @@ class Transaction:
         if len(blob) != 4 * dim:
             raise damaged(self._path, "a vector of the wrong length")
         return np.frombuffer(blob, "<f4").astype(np.float32)
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """Return the version of the file's tables."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def damaged(path: Path, detail: str) -> StoreError:

@@ -11,14 +11,17 @@ import numpy as np
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.stores import validation
-from ldot_milvus.stores.base import SCHEMA_VERSION, Array, Record
+from ldot_milvus.stores.base import SCHEMA_VERSION, VERSION, Array, Record
 from ldot_milvus.stores.index_spec import IndexSpec
 
 VECTOR = "embedding"
 FIELDS = ("id", "kind", "namespace", "source", "caption", "width", "height", "metadata")
 """All fields except the vector."""
 
-MODEL = "ldot.model"
+PREFIX = "ldot."
+"""Prefix of the names of our properties on the server."""
+
+MODEL = f"{PREFIX}model"
 """Name of the collection property with the model's fingerprint. The description has it too, but Milvus Lite stores no
 description, and only a property can be set later."""
 
@@ -32,12 +35,20 @@ class Described:
         dim: dimension of the vectors.
         model: fingerprint of the model; None if none is bound.
         index: index type, and search parameters where the caller gave them.
+        properties: see :attr:`VectorStore.properties`.
     """
 
     name: str
     dim: int
     model: str | None
     index: IndexSpec
+    properties: dict[str, str]
+
+
+def new_properties(model: str | None) -> dict[str, str]:
+    """Return the properties of a new collection on the server."""
+    version = {PREFIX + VERSION: str(SCHEMA_VERSION)}
+    return {**version, MODEL: model} if model else version
 
 
 def schema(dim: int, model: str | None) -> Any:
@@ -49,7 +60,7 @@ def schema(dim: int, model: str | None) -> Any:
     """
     from pymilvus import DataType, MilvusClient
 
-    about = json.dumps({"model": model, "dim": dim, "schema_version": SCHEMA_VERSION})
+    about = json.dumps({"model": model, "dim": dim, VERSION: SCHEMA_VERSION})
     made = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
     made.add_field("id", DataType.VARCHAR, is_primary=True, max_length=validation.MAX_ID)
     made.add_field("kind", DataType.VARCHAR, max_length=8)
@@ -82,7 +93,7 @@ def read_description(answer: Mapping[str, Any], index: Mapping[str, Any], addres
         asked: requested name, possibly an alias, for messages.
 
     Raises:
-        StoreError: the collection has another schema or metric.
+        StoreError: the collection has another schema or metric, or a newer version wrote it.
     """
     fields = {field["name"]: field for field in answer["fields"]}
     missing = [name for name in (*FIELDS, VECTOR) if name not in fields]
@@ -98,12 +109,20 @@ def read_description(answer: Mapping[str, Any], index: Mapping[str, Any], addres
             "choose another collection name and ingest again"
         )
     about = _json_object(answer.get("description"))
-    properties = answer.get("properties") or {}
+    on_server = answer.get("properties") or {}
+    properties = {VERSION: str(about.get(VERSION, 1))}
+    properties |= {k.removeprefix(PREFIX): str(v) for k, v in on_server.items() if k.startswith(PREFIX) and k != MODEL}
+    if int(properties[VERSION]) > SCHEMA_VERSION:
+        raise StoreError(
+            f"collection {asked!r} of {address} was made by a newer ldot-milvus (schema version {properties[VERSION]}; "
+            f"this one reads up to {SCHEMA_VERSION}): upgrade ldot-milvus, or choose another collection name"
+        )
     return Described(
         name=str(answer["collection_name"]),
         dim=int(fields[VECTOR]["params"]["dim"]),
-        model=properties.get(MODEL) or about.get("model") or None,
+        model=on_server.get(MODEL) or about.get("model") or None,
         index=IndexSpec(str(index.get("index_type", "FLAT"))),
+        properties=properties,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,9 +24,11 @@ from ldot_milvus.stores.milvus.probing import settle_index
 from ldot_milvus.stores.milvus.schema import (
     FIELDS,
     MODEL,
+    PREFIX,
     VECTOR,
     Described,
     index_params,
+    new_properties,
     read_description,
     record,
     schema,
@@ -87,6 +89,22 @@ class MilvusStore(VectorStore):
     def dim(self) -> int | None:
         described = self._describe()
         return None if described is None else described.dim
+
+    @property
+    @override
+    def properties(self) -> dict[str, str]:
+        described = self._describe()
+        return {} if described is None else dict(described.properties)
+
+    @override
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """All of them in one request."""
+        described = self._describe()
+        if described is None:
+            raise validation.not_found(self, self._names())
+        prefixed = {PREFIX + name: value for name, value in properties.items()}
+        self.server.call("alter_collection_properties", described.name, prefixed)
+        self._known = None
 
     @override
     def bind(self, model: str, dim: int) -> None:
@@ -251,7 +269,7 @@ class MilvusStore(VectorStore):
         """Create the collection and its alias; concurrent calls in several processes agree on one collection."""
         name = f"{self.collection}__1" if self._aliased else self.collection
         spec = settle_index(self.server, self._index, fallback=self._fallback, rows=self._rows_expected)
-        options: dict[str, Any] = {"properties": {MODEL: model}} if model else {}
+        options: dict[str, Any] = {"properties": new_properties(model)}
         if self.server.version < (2, 4):
             # Milvus 2.3 upserts rows into other partitions than those that filters on the partition key search.
             options["num_partitions"] = 1

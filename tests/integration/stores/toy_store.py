@@ -23,6 +23,10 @@ class ToyStore(VectorStore):
 
     model = property(lambda self: self._inner.model)
     dim = property(lambda self: self._inner.dim)
+    properties = property(lambda self: self._inner.properties)
+
+    def set_properties(self, properties):
+        self._inner.set_properties(properties)
 
     def bind(self, model, dim):
         self._inner.bind(model, dim)
