@@ -88,13 +88,15 @@ def _files(settings: Settings) -> tuple[ModelFiles, RerankerFiles | None]:
 def _store(settings: Settings) -> str:
     from ldot_milvus.search.retriever import check_model
     from ldot_milvus.stores import open_store
+    from ldot_milvus.stores.upgrade import outdated
 
     with open_store(settings.store, settings.collection) as store:
         name = f"{settings.collection!r} in {store.address}"
         if store.dim is None:
             return f"no collection {name} yet: the first ingestion creates it"
         check_model(store, _files(settings)[0])
-        return f"collection {name}: {store.count()} rows"
+        rows = f"collection {name}: {store.count()} rows"
+        return f"{rows}; {old}" if (old := outdated(store)) else rows
 
 
 def _indexes(settings: Settings) -> str:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ldot_milvus.cli.common import COLLECTION_HELP, STORE_HELP, one_line_errors, settings_with
 
+if TYPE_CHECKING:
+    from ldot_milvus.stores import VectorStore
+
 
 @click.command()
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
+@click.argument("source", metavar="[FROM]", required=False)
+@click.argument("target", metavar="[TO]", required=False)
 @click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
 @click.option(
     "--regions-from", metavar="ADDRESS", help="Region store of FROM (default: $LDOT_REGION_STORE or beside it)."
 )
 @click.option("--regions-to", metavar="ADDRESS", help="Region store of TO (default: $LDOT_REGION_STORE or beside it).")
 @one_line_errors
-def migrate(source: str, target: str, collection: str | None, regions_from: str | None, regions_to: str | None) -> None:
-    """Copy a collection with its region data to another store.
+def migrate(
+    source: str | None, target: str | None, collection: str | None, regions_from: str | None, regions_to: str | None
+) -> None:
+    """Copy a collection to another store, or upgrade it in place.
 
     FROM and TO are store addresses: faiss:PATH, PATH.db (Milvus Lite) or http://HOST:19530 (Milvus).
 
-    After an interruption, run the command again: rows that TO already has are not sent again. At the end, the row
-    counts and the checksums of a sample are compared.
+    With FROM and TO, the collection and its region data are copied. At the end, the row counts and the checksums of a
+    sample are compared.
+
+    Without TO, the collection in FROM (default: $LDOT_STORE) is upgraded in place to the current schema version. It can
+    be searched meanwhile. Nothing is encoded again.
+
+    After an interruption, run the command again: it continues where it stopped.
     """
     from tqdm import tqdm
 
@@ -32,9 +44,16 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
     from ldot_milvus.stores.regions import region_store_address, region_stores
     from ldot_milvus.stores.registry import parse_address
 
+    settings = settings_with(collection=collection, store=source)
+    source, name = settings.store, settings.collection
+    if target is None:
+        if regions_to is not None:
+            raise UsageError("--regions-to is the region store of TO: name TO, or omit it")
+        with open_store(source, name) as opened:
+            click.echo(_upgrade(opened, region_store_address(source, regions_from)))
+        return
     if parse_address(source).address == parse_address(target).address:
-        raise UsageError(f"FROM and TO are both {source}: name two stores")
-    name = settings_with(collection=collection).collection
+        raise UsageError(f"FROM and TO are both {source}: name two stores, or omit TO to upgrade in place")
     with open_store(source, name) as old, open_store(target, name) as new:
         address_from = region_store_address(source, regions_from)
         address_to = region_store_address(target, regions_to)
@@ -44,6 +63,21 @@ def migrate(source: str, target: str, collection: str | None, regions_from: str 
     existing = result.rows - result.copied
     click.echo(f"{result.rows} rows of {source}: {result.copied} copied, {existing} already in {target}")
     click.echo(f"region data of {result.regions} photos copied; checksums of {result.checked} rows compared: all equal")
+
+
+def _upgrade(store: VectorStore, region_address: str) -> str:
+    """Upgrade a collection in place and return the outcome as one line."""
+    from tqdm import tqdm
+
+    from ldot_milvus.stores.base import SCHEMA_VERSION
+    from ldot_milvus.stores.regions import region_stores
+    from ldot_milvus.stores.upgrade import upgrade
+
+    regions = [region_store for region_store, _ in region_stores(region_address, region_address)]
+    with tqdm(unit=" rows", disable=None) as bar:
+        done = upgrade(store, regions, progress=bar.update)
+    name = f"collection {store.collection!r} of {store.address}"
+    return f"{name} has schema version {SCHEMA_VERSION}: {done.changed} of {done.rows} rows got another id"
 
 
 @click.command()

@@ -10,13 +10,15 @@ from typing import Any
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError, printable
 from ldot_milvus.images import content_id
-from ldot_milvus.ingest.reconciliation import BATCH, at, content_of, copies_of, delete_rows, is_absolute, other_source
+from ldot_milvus.ingest.reconciliation import BATCH, delete_rows, other_source
 from ldot_milvus.ingest.report import Report
+from ldot_milvus.ingest.row_sources import at, copies_of, is_absolute
 from ldot_milvus.sources import Source, read
 from ldot_milvus.sources.base import absolute, scheme
 from ldot_milvus.sources.reading import holds, present
 from ldot_milvus.stores import Record, VectorStore
 from ldot_milvus.stores.base import Filter
+from ldot_milvus.stores.identity import content_of
 from ldot_milvus.stores.regions import RegionStore
 
 

@@ -17,17 +17,19 @@ from ldot_milvus.batches import batched, prefetch
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id, decode
 from ldot_milvus.ingest.clock import Clock
-from ldot_milvus.ingest.reconciliation import CONTENT_ID as CONTENT_ID
-from ldot_milvus.ingest.reconciliation import COPIES, Place, at, reconcile, rewritten
+from ldot_milvus.ingest.reconciliation import Place, reconcile
 from ldot_milvus.ingest.region_data import region_store_of
 from ldot_milvus.ingest.report import Failure as Failure
 from ldot_milvus.ingest.report import Report as Report
+from ldot_milvus.ingest.row_sources import at, copies_of, described, is_absolute
 from ldot_milvus.models.base import Embedder, KeptImage, Reranker
 from ldot_milvus.models.loading import load_reranker
 from ldot_milvus.models.registry import find_model, find_reranker
 from ldot_milvus.sources import Source, read_all
 from ldot_milvus.sources.region_files import regions_of
 from ldot_milvus.stores import Record, VectorStore, validation
+from ldot_milvus.stores.identity import CONTENT_ID, content_of, row_id
+from ldot_milvus.stores.upgrade import require_current
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,8 +50,6 @@ READERS = 4
 
 MAX_REPLACED = 10_000
 """Deleted rows whose descriptions are kept in memory."""
-
-DEFAULT_NAMESPACE = "default"
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Ingestor:
         self.replaced: dict[str, Record] = {}
         stored = store.model
         store.bind(stored if stored in files.former_fingerprints else files.fingerprint, files.dim)
+        require_current(store)
 
     @property
     def embedder(self) -> Embedder:
@@ -187,10 +188,11 @@ class _Chunk:
         self._report = report
         self.clock = Clock(report.seconds)
         self._names: dict[str, list[str]] = {}  # names of the sources of each id, in the order of reading
+        self._rows: dict[str, Record] = {}  # of the first source of each id
         self._refused: dict[str, str] = {}  # reason by id
         self._places: dict[str, Place] = {}  # of photos, by id
         self._elsewhere: set[str] = set()  # ids of photos that were read elsewhere than at the source of their row
-        self._uncounted: set[str] = set()  # those of them that are neither new nor described in another way
+        self._uncounted: set[str] = set()  # those of them that are not new
 
     def prepare(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> list[Opened]:
         """Read one part, update the known rows whose description changed, and return the new ones decoded."""
@@ -251,19 +253,22 @@ class _Chunk:
         with self.clock("write"):
             places = {id: self._places[id] for id in sorted(ids)}
             outcome = reconcile(self._ingestor.store, self._ingestor.region_store, places)
-        missing = outcome.missing & self._uncounted
-        report.updated += len(outcome.moved & self._uncounted)
-        report.unchanged += len(self._uncounted - outcome.moved - missing)
-        report.failed += [Failure(self._names[id][0], "another run has deleted its row: repeat this") for id in missing]
+        lost = outcome.missing & self._uncounted
+        report.failed += [Failure(self._names[id][0], "another run has deleted its row: repeat this") for id in lost]
+        report.failed += [Failure(self._names[id][-1], reason) for id, reason in outcome.refused.items()]
+        report.unchanged -= len(outcome.refused.keys() - self._uncounted)  # a further source, counted before
+        report.updated += len(outcome.updated & self._uncounted)
+        report.unchanged += len(self._uncounted - outcome.updated - lost - outcome.refused.keys())
         report.replaced += len(outcome.replaced)
         self._ingestor.remember(outcome.replaced)
         report.stale += outcome.stale
 
     def _note_place(self, row: Record, size: int) -> None:
+        said = {row.source: (row.caption, row.metadata)}
         earlier = self._places.get(row.id)
-        self._places[row.id] = Place([*(earlier.sources if earlier else ()), row.source], size, False)
         if earlier is not None and row.source not in earlier.sources:
             self._elsewhere.add(row.id)
+        self._places[row.id] = Place({**earlier.sources, **said} if earlier else said, size, False)
 
     def _note_new(self, row: Record) -> None:
         if row.kind == "image":
@@ -282,6 +287,7 @@ class _Chunk:
             row = _row(source, content_id(data))
             try:
                 validation.fields(row)
+                _check_namespace(row, self._rows.setdefault(row.id, row))
             except UsageError as error:
                 report.failed.append(_failure(source, error))
                 continue
@@ -299,27 +305,47 @@ class _Chunk:
         new: list[Unread] = []
         changed: list[tuple[Unread, Record]] = []
         for id, unread in unread_by_id.items():
-            stored, row = known.get(id), unread.row
-            same = stored is not None and _same_content(stored, row)
-            if stored is None or not same or (row.kind == "image" and id not in with_regions):
-                if stored is not None and same:
-                    row = rewritten(row, stored)
-                elif (former := self._ingestor.replaced.pop(id, None)) is not None and _same_content(former, row):
-                    row = at(_with_description(former, row), row.source, [])
+            try:
+                row, outcome = self._decided(unread, known.get(id), id in with_regions)
+                validation.fields(row)
+            except UsageError as error:
+                self._refused[id] = str(error)
+                report.failed.append(_failure(unread.source, error))
+                continue
+            if outcome == "new":
                 new.append(replace(unread, row=row))
                 self._note_new(row)
-                continue
-            moved = row.kind == "image" and stored.source != row.source
-            if moved:
+            elif outcome == "changed":
+                changed.append((unread, row))
+            elif outcome == "elsewhere":
                 self._elsewhere.add(id)
-            described = _with_description(stored, row)
-            if described != stored:
-                changed.append((unread, described))
-            elif moved:
                 self._uncounted.add(id)
             else:
                 report.unchanged += 1
         return new, changed
+
+    def _decided(self, unread: Unread, stored: Record | None, has_regions: bool) -> tuple[Record, str]:
+        """Return the row to write for a source that was read, and what it is: new, changed, elsewhere or unchanged.
+
+        Raises:
+            UsageError: the row with this id belongs to another namespace.
+        """
+        row = unread.row
+        if stored is not None:
+            _check_namespace(row, stored)
+        if stored is None or not _same_content(stored, row):
+            former = self._ingestor.replaced.pop(row.id, None)
+            if former is not None and _same_content(former, row):
+                row = described(at(former, row.source, []), row.source, row.caption, row.metadata)
+            return row, "new"
+        if row.kind == "image" and not has_regions:
+            others = [stored.source] if is_absolute(stored.source) else []
+            stored = at(stored, row.source, [*others, *copies_of(stored)])
+            return described(stored, row.source, row.caption, row.metadata), "new"
+        if row.kind == "image" and stored.source != row.source:
+            return stored, "elsewhere"
+        updated = described(stored, row.source, row.caption, row.metadata)
+        return updated, "unchanged" if updated == stored else "changed"
 
     def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder) -> list[Opened]:
         opened: list[Opened] = []
@@ -349,31 +375,26 @@ def _opened(unread: Unread, embedder: Embedder) -> Opened | InputError:
 
 
 def _row(source: Source, content: str) -> Record:
-    own = {} if source.id in (None, content) else {CONTENT_ID: content}
+    id = source.id or row_id(source.namespace, content)
     return Record(
-        id=source.id or content,
+        id=id,
         kind="text" if source.kind == "text" else "image",
         namespace=source.namespace,
         source=source.source,
         caption=source.caption,
-        metadata={**source.metadata, **own},
+        metadata={**source.metadata, CONTENT_ID: content} if id != content else source.metadata,
     )
 
 
-def _with_description(stored: Record, row: Record) -> Record:
-    """Return the stored row with the namespace, caption and metadata of the new one, where that has any."""
-    copies = {COPIES: stored.metadata[COPIES]} if COPIES in stored.metadata else {}
-    return replace(
-        stored,
-        namespace=stored.namespace if row.namespace == DEFAULT_NAMESPACE else row.namespace,
-        caption=row.caption or stored.caption,
-        metadata={**row.metadata, **copies} if row.metadata else stored.metadata,
-    )
+def _check_namespace(row: Record, other: Record) -> None:
+    """Raise UsageError if a row would take the id of a row of another namespace."""
+    if row.namespace != other.namespace:
+        raise UsageError(f'the id "{row.id}" belongs to a row of another namespace: choose another id')
 
 
 def _same_content(stored: Record, row: Record) -> bool:
     """Whether two rows of one id have the same content; rows differ only where the caller chose the id."""
-    return stored.kind == row.kind and stored.metadata.get(CONTENT_ID) == row.metadata.get(CONTENT_ID)
+    return stored.kind == row.kind and content_of(stored) == content_of(row)
 
 
 def _failure(source: Source, error: InputError | UsageError) -> Failure:

@@ -1,33 +1,26 @@
 """Rows that agree with the files: where a row's photo is now, and which rows have lost theirs.
 
-A row has one source, and its metadata lists further sources with the same content (``content_copies``). A row is
-deleted only if its content is at none of them. ``docs/ingestion.md`` contains the table of cases.
+A row is deleted only if its content is at none of its sources. ``docs/ingestion.md`` contains the table of cases.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ldot_milvus.batches import batched
-from ldot_milvus.errors import printable
+from ldot_milvus.errors import UsageError, printable
+from ldot_milvus.ingest.row_sources import MAX_COPIES, at, copies_of, described, fields_of, is_absolute
 from ldot_milvus.sources.base import scheme
 from ldot_milvus.sources.reading import holds, present
-from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.stores import Record, VectorStore, validation
+from ldot_milvus.stores.identity import content_of
 from ldot_milvus.stores.regions import RegionStore
 
 log = logging.getLogger(__name__)
-
-CONTENT_ID = "content_id"
-"""Metadata field with the SHA-256 of the content in hex, for rows whose id the caller chose."""
-
-COPIES = "content_copies"
-"""Metadata field with further sources of the same content, for rows that have some."""
-
-MAX_COPIES = 8
-"""Further sources that a row lists. If there are more, the row is never deleted for its sources."""
 
 BATCH = 64
 """Rows or sources in one request to a store."""
@@ -38,12 +31,13 @@ class Place:
     """The sources at which a run has read the content of a row.
 
     Attributes:
-        sources: values of the field ``source``, in the order of reading.
+        sources: values of the field ``source``, in the order of reading, with the caption and the fields that each of
+            them gives.
         size: size of the content in bytes.
         new: whether the run has written the row with a new vector.
     """
 
-    sources: Sequence[str]
+    sources: Mapping[str, tuple[str, Mapping[str, Any]]]
     size: int
     new: bool
 
@@ -53,52 +47,18 @@ class Reconciled:
     """Outcome of :func:`reconcile`.
 
     Attributes:
-        moved: ids of rows with another source than before.
+        updated: ids of rows with another source, caption or field than before.
+        refused: the reason by the id of a row that cannot be described as its sources say.
         missing: ids without a row, since another run deleted it.
         replaced: the deleted rows, whose source now holds another photo.
         stale: number of rows that were kept although their source seems to hold another photo.
     """
 
-    moved: set[str] = field(default_factory=set)
+    updated: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     replaced: list[Record] = field(default_factory=list)
     stale: int = 0
-
-
-def content_of(row: Record) -> str:
-    """Return the SHA-256 of the content of a row, in hex."""
-    return str(row.metadata.get(CONTENT_ID, row.id))
-
-
-def copies_of(row: Record) -> list[str]:
-    """Return the further sources that the row lists."""
-    copies = row.metadata.get(COPIES)
-    return [copy for copy in copies if isinstance(copy, str)] if isinstance(copies, list) else []
-
-
-def at(row: Record, source: str, copies: Iterable[str] | None = None) -> Record:
-    """Return the row with another source.
-
-    Args:
-        row: the row.
-        source: its new source.
-        copies: its further sources; None keeps those that it has.
-    """
-    others = [copy for copy in dict.fromkeys(copies_of(row) if copies is None else copies) if copy != source]
-    if len(others) > MAX_COPIES:
-        others = [copy for copy in others if present(copy) != []][:MAX_COPIES]
-    metadata = {name: value for name, value in row.metadata.items() if name != COPIES}
-    return replace(row, source=source, metadata={**metadata, COPIES: others} if others else metadata)
-
-
-def rewritten(row: Record, stored: Record) -> Record:
-    """Return a row that will replace the stored one of the same content, with the sources of both."""
-    return at(row, row.source, [*([stored.source] if is_absolute(stored.source) else []), *copies_of(stored)])
-
-
-def is_absolute(source: str) -> bool:
-    """Whether a row's source is an absolute path or an address; earlier versions stored relative paths too."""
-    return scheme(source) is not None or os.path.isabs(source)
 
 
 def other_source(row: Record, more: Sequence[str] = ()) -> tuple[str | None, bool]:
@@ -126,6 +86,7 @@ def reconcile(store: VectorStore, region_store: RegionStore | None, places: Mapp
     """Bring the rows of photos up to date that are new, or were read elsewhere than at the row's source.
 
     A row gets the place as its source if its content is no longer at the old one; else the place is listed in the row.
+    It gets the captions and fields that its sources give.
     Other rows with that place as their source have lost their photo: they get one of their further sources, or are
     deleted. The rows of ``places`` are written before, so that a crash leaves a row too many and never one too few.
 
@@ -136,11 +97,22 @@ def reconcile(store: VectorStore, region_store: RegionStore | None, places: Mapp
     """
     outcome = Reconciled()
     rows = {row.id: row for ids in batched(places, BATCH) for row in store.get(ids)}
-    changed = {id: new for id, row in rows.items() if (new := _located(row, places[id])) != row}
+    changed: dict[str, Record] = {}
+    for id, row in rows.items():
+        new = _located(row, places[id])
+        try:
+            for source, said in places[id].sources.items():
+                new = described(new, source, *said)
+            validation.fields(new)
+        except UsageError as error:
+            outcome.refused[id] = str(error)
+            continue
+        if new != row:
+            changed[id] = new
     if changed and store.update(list(changed.values())) < len(changed):
         still = {row.id for row in store.get(list(changed))}
         rows = {id: row for id, row in rows.items() if id in still or id not in changed}
-    outcome.moved = {id for id, row in rows.items() if id in changed and row.source != changed[id].source}
+    outcome.updated = {id for id, row in rows.items() if id in changed and _visible(row) != _visible(changed[id])}
     outcome.missing = places.keys() - rows.keys()
     taken: dict[str, list[Record]] = {}  # rows by the sources at which they are new
     for id, row in rows.items():
@@ -170,16 +142,21 @@ def delete_rows(store: VectorStore, region_store: RegionStore | None, rows: Sequ
 
 
 def _located(row: Record, place: Place) -> Record:
-    copies = copies_of(row)
+    copies, first = copies_of(row), next(iter(place.sources))
     if row.source in place.sources:
         source = row.source
     elif not is_absolute(row.source):
-        source = place.sources[0]
+        source = first
     else:
         noted = set(place.sources) <= set(copies)  # a photo with copies is not read twice in every run
         lost = not _may_hold(row.source, place.size) if noted else holds(row.source, content_of(row)) is False
-        source = place.sources[0] if lost else row.source
+        source = first if lost else row.source
     return at(row, source, [*copies, *place.sources])
+
+
+def _visible(row: Record) -> tuple[str, str, Mapping[str, Any]]:
+    """What people see of a row; the list of its copies is not an update."""
+    return row.source, row.caption, fields_of(row)
 
 
 def _may_hold(stored: str, size: int) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, InputError, StoreError
-from ldot_milvus.ingest.ingestor import CHUNK_SIZE, CONTENT_ID, Failure, Ingestor, Report
+from ldot_milvus.ingest.ingestor import CHUNK_SIZE, Failure, Ingestor, Report
 from ldot_milvus.sources import Source, locate
 from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.stores.identity import CONTENT_ID, has_own_id
 from ldot_milvus.stores.migration import migrate
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def rebuild_index(store: VectorStore, *, progress: Callable[[int], object] = lam
     second_pass = migrate(store, successor)
     if second_pass.copied:
         log.info("%d rows were written while the index was built", second_pass.copied)
+    successor.set_properties(store.properties)
     store.replace_by(successor)
     return first_pass.rows
 
@@ -103,7 +105,7 @@ def _source(row: Record) -> Source:
     source = Source(row.source, kind="text") if row.kind == "text" else locate(row.source)
     metadata = {name: value for name, value in row.metadata.items() if name != CONTENT_ID}
     return replace(
-        source, id=row.id if CONTENT_ID in row.metadata else None, caption=row.caption,
+        source, id=row.id if has_own_id(row) else None, caption=row.caption,
         namespace=row.namespace, metadata=metadata,
     )  # fmt: skip
 

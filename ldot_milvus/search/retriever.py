@@ -17,6 +17,7 @@ from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.regions import RegionStore, open_region_store
+from ldot_milvus.stores.upgrade import outdated
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ class Retriever:
             raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
         if not self._checked:  # checked once, since a collection never changes its model
             self._checked = check_model(self.store, self.embedder)
+            if (old := outdated(self.store)) is not None:
+                log.warning("%s", old)
 
         kept: list[KeptImage] = []
         if text is not None:

@@ -5,7 +5,7 @@ possibly later and in another process.
 """
 
 from ldot_milvus.sources.base import MAX_BYTES, Source
-from ldot_milvus.sources.listing import expand
+from ldot_milvus.sources.listing import expand, join_descriptions
 from ldot_milvus.sources.reading import locate, read, read_all
 
-__all__ = ["MAX_BYTES", "Source", "expand", "locate", "read", "read_all"]
+__all__ = ["MAX_BYTES", "Source", "expand", "join_descriptions", "locate", "read", "read_all"]

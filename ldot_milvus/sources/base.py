@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ldot_milvus.errors import printable
+from ldot_milvus.sources.metadata import joined
 
 MAX_BYTES = 256 * 2**20
 """Largest file of one photo, in bytes."""
@@ -65,6 +66,14 @@ class Source:
     def described_by(self, fields: Mapping[str, Any]) -> Source:
         """Return a copy with ``fields`` replaced; their ``metadata`` is merged into the existing metadata."""
         return replace(self, **{**fields, "metadata": {**self.metadata, **fields.get("metadata", {})}})
+
+    def also_described_by(self, other: Source) -> Source:
+        """Return a copy with the captions and fields of both; captions that are together too long are a problem."""
+        mine, theirs = ({"caption": one.caption, "metadata": one.metadata} for one in (self, other))
+        try:
+            return replace(self, **joined(mine, theirs))
+        except ValueError as error:
+            return replace(self, problem=str(error))
 
     def _with_member(self, path: str) -> str:
         return path if self.member is None else f"{path}/{self.member}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ldot_milvus.errors import UsageError, printable, reason
@@ -56,7 +56,8 @@ def expand(
             iterator is exhausted.
 
     Returns:
-        The sources, in the order of ``paths``; those of a folder or a pattern are sorted.
+        The sources, in the order of ``paths``; those of a folder or a pattern are sorted. A photo that is described
+        several times comes several times, see :func:`join_descriptions`.
 
     Raises:
         UsageError: a path does not exist, cannot be read, contains no photo, is a compressed tar, or is a URL although
@@ -68,6 +69,27 @@ def expand(
     skipped = Skipped() if skipped is None else skipped
     listing = _Listing(allow_urls, Selection(exclude, skipped))
     return _with_metadata(paths, listing, Descriptions(metadata) if metadata else None, skipped)
+
+
+def join_descriptions(sources: Iterable[Source]) -> list[Source]:
+    """Join the descriptions of a photo that comes several times, such as in one line of a manifest for each caption.
+
+    Call this before sources are divided into chunks, so that no chunk has only some of the captions.
+
+    Args:
+        sources: the sources of :func:`expand`; all are held in memory.
+
+    Returns:
+        The sources, in the order of their first occurrence, each described photo once. Captions that are together too
+        long are the ``problem`` of their source.
+    """
+    joined: dict[object, Source] = {}
+    for source in sources:
+        key: object = len(joined)
+        if (source.caption or source.metadata) and source.kind != "text" and source.problem is None:
+            key = (source.source, source.offset, source.kind, source.id, source.namespace)
+        joined[key] = joined[key].also_described_by(source) if key in joined else source
+    return list(joined.values())
 
 
 def _with_metadata(

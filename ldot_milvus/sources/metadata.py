@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ldot_milvus.errors import UsageError, printable, reason
@@ -25,7 +25,7 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
 
     Each line is a JSON object with "file" (relative path or base name), and optionally "id", "namespace", and
     "caption" or "captions" (a list). All other keys become the photo's metadata, as do the keys of an object under
-    "metadata".
+    "metadata". Several lines may describe one photo: their captions are joined.
 
     Args:
         path: path of the file.
@@ -34,8 +34,8 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
         The value of "file" to the fields of :class:`~ldot_milvus.sources.Source` that the line sets.
 
     Raises:
-        UsageError: the file cannot be read, a line is not such an object, or a "file" occurs twice; the message names
-            file and line.
+        UsageError: the file cannot be read, a line is not such an object, or two lines give a photo different ids; the
+            message names file and line.
     """
     fields: dict[str, dict[str, Any]] = {}
     try:
@@ -49,13 +49,37 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
                     if not isinstance(name, str) or not name:
                         raise ValueError('"file" is missing: the photo\'s relative path or base name')
                     name = os.path.normpath(name)
-                    if name in fields:
-                        raise ValueError(f"{printable(name)} occurs twice")
-                    fields[name] = source_fields(values, pop_identity(values))
+                    described = source_fields(values, pop_identity(values))
+                    fields[name] = joined(fields[name], described) if name in fields else described
                 except ValueError as error:
                     raise UsageError(f"{printable(path)}:{number}: {error}") from error
     except OSError as error:
         raise UsageError(f"{printable(path)}: {reason(error)}") from error
+    return fields
+
+
+def join_captions(captions: Iterable[str]) -> str:
+    """Join captions, one per line, in their order and without repeated lines."""
+    return "\n".join(dict.fromkeys(line for caption in captions for line in caption.split("\n") if line))
+
+
+def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of two descriptions of one photo: all captions, and the later value of every other field.
+
+    Raises:
+        ValueError: they have different ids or namespaces, or their captions are together too long.
+    """
+    for key in ("id", "namespace"):
+        if first.get(key, second.get(key)) != second.get(key, first.get(key)):
+            raise ValueError(f'it occurs twice, with the {key} "{first[key]}" and "{second[key]}"')
+    fields = {**first, **second, "metadata": {**first.get("metadata", {}), **second.get("metadata", {})}}
+    captions = [fields["caption"] for fields in (first, second) if fields.get("caption")]
+    if len(captions) == 2:
+        fields["caption"] = join_captions(captions)
+        if len(fields["caption"].encode()) > _LIMITS["caption"]:
+            raise ValueError(f"its captions are together longer than {_LIMITS['caption']} bytes")
+    elif captions:
+        fields["caption"] = captions[0]
     return fields
 
 

@@ -13,7 +13,9 @@ import numpy as np
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.stores.base import SCHEMA_VERSION, VERSION
 from ldot_milvus.stores.regions import RegionStore
+from ldot_milvus.stores.upgrade import outdated
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def migrate(
     """Copy every row of ``source`` and its region data into ``target``.
 
     Rows that the target already has are not sent again, so an interrupted migration can be resumed by another call.
-    Other rows of the target are not changed.
+    Other rows of the target are not changed. A new target gets the schema version of the source.
 
     Args:
         source: collection to read.
@@ -63,7 +65,7 @@ def migrate(
     Raises:
         CollectionNotFound: the source collection does not exist.
         ModelMismatch: the target contains vectors of another model.
-        StoreError: after copying, a row is missing or different in the target.
+        StoreError: the target has rows of another schema version; or, after copying, a row is missing or different.
     """
     done = Migration()
     for batch in batched(_rows(source, target), BATCH):
@@ -123,8 +125,14 @@ def _rows(source: VectorStore, target: VectorStore) -> Iterator[Record]:
     """Create the target collection if needed, and iterate over the source's rows with their vectors."""
     if source.dim is None:
         raise CollectionNotFound(f"{source.address} has no collection {source.collection!r}: name it with --collection")
+    version = source.schema_version
     if source.model is not None:
         target.bind(source.model, source.dim)
+    if target.schema_version not in (None, version):
+        if target.count():
+            older = source if target.schema_version == SCHEMA_VERSION else target
+            raise StoreError(f"the collections have different schema versions: {outdated(older)}")
+        target.set_properties({VERSION: str(version)})
     return source.iterate(with_embeddings=True)
 
 

@@ -81,7 +81,7 @@ def enqueue(
     from ldot_milvus.errors import UsageError
     from ldot_milvus.ingest.tasks import INGEST
     from ldot_milvus.models.registry import find_model, find_reranker
-    from ldot_milvus.sources import expand
+    from ldot_milvus.sources import expand, join_descriptions
     from ldot_milvus.sources.metadata import load_metadata
     from ldot_milvus.sources.selection import Skipped
     from ldot_milvus.workers.formatting import skipped_lines
@@ -92,7 +92,7 @@ def enqueue(
     settings = settings_with(collection=collection, model=model, reranker=reranker, store=store)
     find_reranker(settings.reranker, find_model(settings.model))  # refuses an unknown name before any worker sees it
     described, skipped = load_metadata(metadata) if metadata else None, Skipped()
-    sources = list(expand(paths, metadata=described, exclude=exclude, skipped=skipped))
+    sources = join_descriptions(expand(paths, metadata=described, exclude=exclude, skipped=skipped))
     succeeded = True
     if not dry_run:
         succeeded = run_items(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait)

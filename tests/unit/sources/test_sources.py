@@ -348,7 +348,7 @@ def test_an_id_serves_one_photo(tmp_path: Path) -> None:
         (b"[]", "not a JSON object"),
         (b"{}", '"file" is missing'),
         (b'{"file": 3}', '"file" is missing'),
-        (b'{"file": "x.jpg"}', "x.jpg occurs twice"),
+        (b'{"file": "x.jpg", "id": "2"}', 'it occurs twice, with the id "1" and "2"'),
         (b'{"file": "a", "id": 7}', '"id" must be a string'),
         (b'{"file": "a", "id": ""}', '"id" must not be empty'),
         (b'{"file": "a", "id": "%s"}' % (b"x" * 65), "longer than 64"),
@@ -361,7 +361,7 @@ def test_an_id_serves_one_photo(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_metadata_names_file_and_line(tmp_path: Path, line: bytes, reason: str) -> None:
-    path = touch(tmp_path / "m.jsonl", b'{"file": "x.jpg"}\n\n' + line)
+    path = touch(tmp_path / "m.jsonl", b'{"file": "x.jpg", "id": "1"}\n\n' + line)
     with pytest.raises(UsageError, match=reason) as caught:
         load_metadata(path)
     assert str(caught.value).startswith(f"{path}:3: ")
