@@ -87,7 +87,7 @@ def described(row: Record, source: str, caption: str, fields: Mapping[str, Any])
         caption: its caption; an empty one changes nothing.
         fields: its own fields; none change nothing.
     """
-    if caption:
+    if caption and caption != row.caption:
         row = _with_captions(row, {**captions_of(row), source: caption})
     given = {name: value for name, value in fields.items() if name not in _OURS}
     if given:

@@ -129,7 +129,7 @@ def source_fields(values: dict[str, Any], fields: dict[str, Any]) -> dict[str, A
         captions = caption
     if isinstance(captions, list) and all(isinstance(line, str) for line in captions):
         first = [caption] if isinstance(caption, str) and caption and caption not in captions else []
-        captions = "\n".join([*first, *captions])
+        captions = join_captions([*first, *captions])
     if captions is not None:
         fields = {**fields, "caption": captions}
     if isinstance(values.get("metadata"), dict):

@@ -34,4 +34,4 @@ def content_of(row: Record) -> str:
 
 def has_own_id(row: Record) -> bool:
     """Whether the caller chose the id of a row."""
-    return row.id != row_id(row.namespace, content_of(row))
+    return row.id not in (content_of(row), row_id(row.namespace, content_of(row)))

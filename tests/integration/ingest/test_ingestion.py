@@ -15,6 +15,7 @@ from ldot_milvus.images import content_id
 from ldot_milvus.ingest.ingestor import PART_SIZE, Ingestor, Report
 from ldot_milvus.sources import Source, expand
 from ldot_milvus.sources.metadata import load_metadata
+from ldot_milvus.stores.identity import row_id
 from tests.conftest import make_photo
 
 Folder = Callable[[int], Path]
@@ -33,9 +34,10 @@ def test_a_row_is_what_the_design_says(store, tiny_model: str, photo_folder: Fol
     ingestor = Ingestor(store, tiny_model)
     report = ingestor.ingest(list(expand([str(folder)], metadata=load_metadata(str(metadata)))))
     assert (report.added, report.updated, report.unchanged, report.failed) == (3, 0, 0, [])
-    (row,) = store.get([content_id((folder / "0001.jpg").read_bytes())], with_embeddings=True)
+    id = row_id("me", content_id((folder / "0001.jpg").read_bytes()))
+    (row,) = store.get([id], with_embeddings=True)
     assert (row.kind, row.namespace, row.caption, row.width, row.height) == ("image", "me", "a\nb", 80, 60)
-    assert row.metadata == {"album": 7}
+    assert row.metadata == {"album": 7, "content_id": content_id((folder / "0001.jpg").read_bytes())}
     assert row.source == str(folder / "0001.jpg")
     expected = ingestor.embedder.encode_images([folder / "0001.jpg"])[0]
     np.testing.assert_allclose(row.embedding, expected, atol=1e-4)

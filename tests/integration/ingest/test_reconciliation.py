@@ -69,8 +69,8 @@ class Library(RuleBasedStateMachine):
             (self.root / name).mkdir(parents=True)
         (self.top / "elsewhere").mkdir()
         self.store = open_store(self.address.format(self.top), "photos")
-        self.read: set[tuple[str, str]] = set()  # every source that was ingested, with its content at that time
-        self.described: set[str] = set()  # contents whose rows have a caption
+        self.read: set[tuple[str, str, str]] = set()  # every tenant, source and its content when it was ingested
+        self.described: set[tuple[str, str]] = set()  # tenants and contents whose rows have a caption
 
     def teardown(self) -> None:
         os.chdir(self.cwd)
@@ -116,11 +116,12 @@ class Library(RuleBasedStateMachine):
         way=st.sampled_from(["absolute", "relative", "odd"]),
         with_prune=st.booleans(),
         captions=st.booleans(),
+        tenant=st.sampled_from(["default", "default", "ann"]),
         chunk=st.sampled_from([1, 3, 64]),
         seed=st.integers(0, 99),
     )
     def enqueue(
-        self, paths: list[str], cwd: str, way: str, with_prune: bool, captions: bool, chunk: int, seed: int
+        self, paths: list[str], cwd: str, way: str, with_prune: bool, captions: bool, tenant: str, chunk: int, seed: int
     ) -> None:
         os.chdir(self.top / cwd)
         present = [path for path in paths if photos_in(self.root / path)]
@@ -133,13 +134,17 @@ class Library(RuleBasedStateMachine):
             return
         sources = list(expand(given))
         before = photos_at(self.root)
-        order = [replace(s, caption=caption_of(before[s.source])) for s in sources] if captions else list(sources)
+        order = [replace(source, namespace=tenant) for source in sources]
+        if captions:
+            order = [replace(source, caption=caption_of(before[source.source])) for source in order]
         random.Random(seed).shuffle(order)  # chunks are processed in any order
         ingestor = Ingestor(self.store, self.tiny_model)
         total = Report()
         for start in range(0, len(order), chunk):
             total.add(ingestor.ingest(order[start : start + chunk]))
-        assert (total.failed, total.stale) == ([], 0)
+        assert total.failed == []
+        if {row.namespace for row in self.store.iterate()} <= {tenant}:
+            assert total.stale == 0
         if with_prune:
             pruning = prune(self.store, given, sources)
             assert pruning.undecided == []
@@ -147,26 +152,28 @@ class Library(RuleBasedStateMachine):
         now = photos_at(self.root)
         read = {source.source for source in sources}
         contents = {(source, content_id(data)) for source in read for data in now[source]}
-        self.read |= contents
-        for row in self.store.iterate():
+        self.read |= {(tenant, *found) for found in contents}
+        for row in self.store.iterate({"namespace": tenant}):
             if row.source in read or content_of(row) in {content for _, content in contents}:
                 assert holds(now, row), f"{row.source} does not hold the photo of its row"
             if with_prune and row.source.startswith(tuple(f"{path}/" for path in absolute)):
                 assert row.source in now  # a tar below a folder is not listed with it, and its members are not read
         if captions:
             without = {content for source, content in contents if len(now[source]) > 1}
-            self.described |= {content for _, content in contents} - without
+            self.described |= {(tenant, content) for _, content in contents if content not in without}
 
     @invariant()
     def no_photo_is_lost(self) -> None:
         """Every photo that is where it was ingested has a row, which keeps its caption."""
         if hasattr(self, "store"):
             now = {(source, content_id(data)) for source, found in photos_at(self.root).items() for data in found}
-            rows = {row.id: row for row in self.store.iterate()}
-            self.read &= now  # one that was overwritten and came back is ingested again
-            assert {content for _, content in self.read} <= rows.keys()
+            rows = {(row.namespace, content_of(row)): row for row in self.store.iterate()}
+            assert len(rows) == self.store.count()
+            # One that was overwritten and came back is ingested again.
+            self.read = {(tenant, *found) for tenant, *found in self.read if tuple(found) in now}
+            assert {(tenant, content) for tenant, _, content in self.read} <= rows.keys()
             self.described &= rows.keys()
-            assert {id for id in self.described if rows[id].caption != id[:8]} == set()
+            assert {key for key in self.described if rows[key].caption != key[1][:8]} == set()
 
 
 def caption_of(found: set[bytes]) -> str:
