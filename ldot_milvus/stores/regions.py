@@ -106,8 +106,6 @@ class RegionStore:
         loaded: dict[str, Arrays] = {}
         for root in self._roots():
             paths = {self._path(id, root): id for id in unique_ids if id not in loaded}
-            if not paths:
-                break
             with self._explained("read"):
                 files = self._read(list(paths))
             for path, data in files.items():
@@ -115,18 +113,21 @@ class RegionStore:
                     loaded[paths[path]] = load(data)
                 except (SafetensorError, KeyError, ValueError) as error:
                     logger.warning("%s is damaged (%s): ingest the photo again", path, error)
+            if len(loaded) == len(unique_ids):
+                break
         return {id: loaded[id] for id in unique_ids if id in loaded}
 
     def has(self, ids: Sequence[str]) -> set[str]:
         """Return the ids that have arrays; an empty file, which a crash can leave, does not count."""
+        unique_ids = list(dict.fromkeys(ids))
         present: set[str] = set()
         for root in self._roots():
-            missing = [id for id in dict.fromkeys(ids) if id not in present]
-            if not missing:
-                break
+            missing = [id for id in unique_ids if id not in present]
             with self._explained("read"):
                 sizes = self._map(self._size, [self._path(id, root) for id in missing])
             present.update(id for id, size in zip(missing, sizes, strict=True) if size)
+            if len(present) == len(unique_ids):
+                break
         return present
 
     def delete(self, ids: Sequence[str]) -> None:
