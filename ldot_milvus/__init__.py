@@ -15,6 +15,7 @@ from ldot_milvus.errors import (
     LdotError,
     ModelError,
     ModelMismatch,
+    RegionStoreNotFound,
     StoreError,
     TrainingError,
     UsageError,
@@ -78,9 +79,9 @@ _MODULES = {
 __all__ = [
     "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
-    "Record", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError", "TrainingError",
-    "UsageError", "VectorStore", "__version__", "expand", "load_embedder", "load_metadata", "load_model",
-    "load_reranker", "open_store", "register_family", "register_store",
+    "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError",
+    "TrainingError", "UsageError", "VectorStore", "__version__", "expand", "load_embedder", "load_metadata",
+    "load_model", "load_reranker", "open_store", "register_family", "register_store",
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     }
     unreachable = False
     for part, check in checks.items():
-        if unreachable and part == "indexes":
+        if unreachable and part in ("indexes", "region store"):
             yield Finding(part, False, "not checked: the store does not answer")
             continue
         try:
@@ -108,12 +108,14 @@ def _indexes(settings: Settings) -> str:
 
 
 def _region_store(settings: Settings) -> str:
-    from ldot_milvus.stores.regions import open_region_store
+    from ldot_milvus.stores import open_store
+    from ldot_milvus.stores.region_place import open_region_store
 
     reranker = _files(settings)[1]
     if reranker is None:
         return "not needed: no re-ranker"
-    store = open_region_store(settings.store, reranker.fingerprint, settings.region_store, reranker.former_fingerprints)
+    with open_store(settings.store, settings.collection) as collection:
+        store = open_region_store(collection, reranker, settings.region_store)
     store.has(["0" * 64])
     if store.folder is not None:
         try:

@@ -66,6 +66,12 @@ class ModelMismatch(StoreError):
     code = "model_mismatch"
 
 
+class RegionStoreNotFound(StoreError):
+    """The collection's region data is at a place that this process does not reach."""
+
+    code = "region_store_not_found"
+
+
 def printable(path: str) -> str:
     """Return a path as one line of valid UTF-8 for messages, with other bytes and control characters escaped."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -123,11 +123,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run(tmp_path: Path) -> Run:
     """Run a command in an empty folder, as a user does: ``run("ldot", "search", ...)``."""
 
-    def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def command(
+        *arguments: str, env: dict[str, str] | None = None, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
         program = str(Path(sys.executable).parent / arguments[0])
         return subprocess.run(
             [program, *arguments[1:]],
-            cwd=tmp_path,
+            cwd=cwd,
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,

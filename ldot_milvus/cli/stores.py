@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @click.argument("target", metavar="[TO]", required=False)
 @click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
 @click.option(
-    "--regions-from", metavar="ADDRESS", help="Region store of FROM (default: $LDOT_REGION_STORE or beside it)."
+    "--regions-from", metavar="ADDRESS", help="Region store of FROM (default: $LDOT_REGION_STORE or its own)."
 )
-@click.option("--regions-to", metavar="ADDRESS", help="Region store of TO (default: $LDOT_REGION_STORE or beside it).")
+@click.option("--regions-to", metavar="ADDRESS", help="Region store of TO (default: $LDOT_REGION_STORE or its own).")
 @one_line_errors
 def migrate(
     source: str | None, target: str | None, collection: str | None, regions_from: str | None, regions_to: str | None
@@ -41,7 +41,8 @@ def migrate(
     from ldot_milvus.errors import UsageError
     from ldot_milvus.stores import open_store
     from ldot_milvus.stores.migration import migrate as copy
-    from ldot_milvus.stores.regions import region_store_address, region_stores
+    from ldot_milvus.stores.region_place import RegionPlace
+    from ldot_milvus.stores.regions import RegionStore, region_stores
     from ldot_milvus.stores.registry import parse_address
 
     settings = settings_with(collection=collection, store=source)
@@ -50,16 +51,18 @@ def migrate(
         if regions_to is not None:
             raise UsageError("--regions-to is the region store of TO: name TO, or omit it")
         with open_store(source, name) as opened:
-            click.echo(_upgrade(opened, region_store_address(source, regions_from)))
+            click.echo(_upgrade(opened, RegionPlace(opened, regions_from).find(to_write=True)))
         return
     if parse_address(source).address == parse_address(target).address:
         raise UsageError(f"FROM and TO are both {source}: name two stores, or omit TO to upgrade in place")
     with open_store(source, name) as old, open_store(target, name) as new:
-        address_from = region_store_address(source, regions_from)
-        address_to = region_store_address(target, regions_to)
+        place_to = RegionPlace(new, regions_to)
+        address_from, address_to = RegionPlace(old, regions_from).find(), place_to.find()
         regions = region_stores(address_from, address_to) if address_from != address_to else []
         with tqdm(total=old.count(), unit=" rows", disable=None) as bar:
             result = copy(old, new, regions, progress=bar.update)
+        if RegionStore(address_to, "").fingerprints():
+            place_to.claim()
     existing = result.rows - result.copied
     click.echo(f"{result.rows} rows of {source}: {result.copied} copied, {existing} already in {target}")
     click.echo(f"region data of {result.regions} photos copied; checksums of {result.checked} rows compared: all equal")

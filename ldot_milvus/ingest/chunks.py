@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ldot_milvus.batches import batched
-from ldot_milvus.errors import LdotError, ModelMismatch, StoreError, first_line, printable
+from ldot_milvus.errors import LdotError, ModelMismatch, RegionStoreNotFound, StoreError, first_line, printable
 from ldot_milvus.ingest.journal import FailedItem, Journal, Run
 from ldot_milvus.ingest.journal.base import item_key, sums_of
 from ldot_milvus.ingest.report import Failure, Report
@@ -206,9 +206,9 @@ def _performed(chunk: Chunk, perform: Perform[Any]) -> Report | None:
     try:
         return perform(chunk.items)
     except LdotError as error:
-        if isinstance(error, StoreError) and not isinstance(error, ModelMismatch):
+        if isinstance(error, StoreError) and not isinstance(error, (ModelMismatch, RegionStoreNotFound)):
             raise
-        return _failed(chunk, str(error))  # unknown model, or model mismatch: retrying would not help
+        return _failed(chunk, str(error))  # unknown or other model, other region store: retrying would not help
     except Exception as error:
         if len(chunk.items) == 1:
             log.exception("%s", chunk.items[0].name)

@@ -18,7 +18,6 @@ from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id, decode
 from ldot_milvus.ingest.clock import Clock
 from ldot_milvus.ingest.reconciliation import Place, reconcile
-from ldot_milvus.ingest.region_data import region_store_of
 from ldot_milvus.ingest.report import Failure as Failure
 from ldot_milvus.ingest.report import Report as Report
 from ldot_milvus.ingest.row_sources import at, copies_of, described, is_absolute
@@ -29,6 +28,7 @@ from ldot_milvus.sources import Source, read_all
 from ldot_milvus.sources.region_files import regions_of
 from ldot_milvus.stores import Record, VectorStore, validation
 from ldot_milvus.stores.identity import CONTENT_ID, content_of, row_id
+from ldot_milvus.stores.region_place import RegionPlace, region_store_at
 from ldot_milvus.stores.upgrade import require_current
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Ingestor:
         model: packaged name, folder or hub id of the embedder.
         reranker: re-ranker whose region data is stored: None for the model's own, "none" for none, else a folder or hub
             id.
-        region_store: address of the region data; None takes the setting, else the default beside the store.
+        region_store: address of the region data; None takes the setting, else the recorded place, else the default.
         device: torch device such as ``cuda:0``; None chooses one.
         dtype: torch dtype such as ``float16``; None chooses one for the device.
 
@@ -77,6 +77,7 @@ class Ingestor:
         UsageError: no model or re-ranker of that name.
         ModelError: the files of a model are missing or incomplete.
         ModelMismatch: the collection contains vectors of another model.
+        RegionStoreNotFound: the region data of the collection is at another place.
 
     Attributes:
         store: collection to write to.
@@ -98,7 +99,8 @@ class Ingestor:
         files = find_model(model)
         kept = find_reranker(reranker, files)
         self.store = store
-        self.region_store = region_store_of(store, kept, region_store)
+        self._kept_by, self._place = kept, RegionPlace(store, region_store)
+        self.region_store = None if kept is None else self._place.open(kept, to_write=True)
         self._files, self._reranker_name = files, reranker
         self._device, self._dtype = device, dtype
         self._embedder: Embedder | None = None
@@ -106,7 +108,9 @@ class Ingestor:
         self._loading = threading.Lock()
         self.replaced: dict[str, Record] = {}
         stored = store.model
-        store.bind(stored if stored in files.former_fingerprints else files.fingerprint, files.dim)
+        # The former fingerprints are compared last, because hashing the weights for them takes time.
+        former = stored not in (None, files.fingerprint) and stored in files.former_fingerprints
+        store.bind(stored if stored is not None and former else files.fingerprint, files.dim)
         require_current(store)
 
     @property
@@ -127,6 +131,13 @@ class Ingestor:
             if self._reranker is None:
                 self._reranker = load_reranker(self._reranker_name, embedder)
             return self._reranker
+
+    def _claim_region_store(self) -> None:
+        """Agree with other processes on the place of the region data, before anything is encoded."""
+        if self._kept_by is not None:
+            address = self._place.claim()
+            if self.region_store is None or self.region_store.address != address:
+                self.region_store = region_store_at(address, self._kept_by)
 
     def remember(self, rows: Sequence[Record]) -> None:
         """Add rows to :attr:`replaced`, which keeps the last :data:`MAX_REPLACED`."""
@@ -150,6 +161,8 @@ class Ingestor:
             StoreError: a store cannot be used.
             ModelError: the model cannot be loaded.
         """
+        if any(source.kind != "text" for source in sources):
+            self._claim_region_store()
         report = Report()
         chunk = _Chunk(self, report)
         ahead, readers, writer = (ThreadPoolExecutor(count, "ldot") for count in (1, READERS, 1))

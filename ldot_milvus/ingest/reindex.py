@@ -13,6 +13,7 @@ from ldot_milvus.sources import Source, locate
 from ldot_milvus.stores import Record, VectorStore
 from ldot_milvus.stores.identity import CONTENT_ID, has_own_id
 from ldot_milvus.stores.migration import migrate
+from ldot_milvus.stores.region_place import RegionPlace, keep_record
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def reembed(
         model: packaged name, folder or hub id of the new embedder.
         reranker: re-ranker whose region data is stored: None for the model's own, "none" for none, else a folder or hub
             id.
-        region_store: address of the region data; None takes the setting, else the default beside the store.
+        region_store: address of the region data, which may be a new one; None takes the setting, else the recorded
+            place, else the default.
         device: torch device such as ``cuda:0``; None chooses one.
         dtype: torch dtype such as ``float16``; None chooses one for the device.
         progress: called with the number of rows of each finished batch.
@@ -77,8 +79,10 @@ def reembed(
         StoreError: photos cannot be read any more; the old collection is unchanged.
     """
     _check_exists(store)
+    place = RegionPlace(store, region_store)
+    regions = place.given or place.find()  # a given one is new to the successor, so it may be another than before
     successor = store.successor()
-    ingestor = Ingestor(successor, model, reranker=reranker, region_store=region_store, device=device, dtype=dtype)
+    ingestor = Ingestor(successor, model, reranker=reranker, region_store=regions, device=device, dtype=dtype)
     report = Report()
     for rows in batched(store.iterate(), CHUNK_SIZE):
         sources: list[Source] = []
@@ -96,6 +100,7 @@ def reembed(
             f"{first.reason}), so collection {store.collection!r} is unchanged: restore the photos or delete their "
             "rows, then try again"
         )
+    keep_record(store, successor)
     store.replace_by(successor)
     return report
 

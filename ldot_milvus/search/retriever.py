@@ -16,7 +16,8 @@ from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, Mode
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Match, VectorStore, open_store
-from ldot_milvus.stores.regions import RegionStore, open_region_store
+from ldot_milvus.stores.region_place import RegionPlace
+from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Retriever:
     Args:
         embedder: model that also filled ``store``; the first search checks this.
         store: collection to search.
-        region_store: region data of the collection; None takes the setting, else the default beside the store.
+        region_store: region data of the collection; None takes the setting, else the recorded place, else the default.
         reranker: None for the embedder's own, "none" for none, a folder or hub id, or a loaded re-ranker.
 
     Raises:
@@ -82,11 +83,8 @@ class Retriever:
         self.embedder = embedder
         self.store = store
         self.reranker = load_reranker(reranker, embedder)
-        self.region_store = region_store
-        if region_store is None and self.reranker is not None:
-            self.region_store = open_region_store(
-                store.address, self.reranker.fingerprint, former=self.reranker.former_fingerprints
-            )
+        self._region_store = region_store
+        self._place = RegionPlace(store) if region_store is None and self.reranker is not None else None
         self._checked = False
 
     @classmethod
@@ -100,6 +98,21 @@ class Retriever:
         settings = Settings()
         embedder = load_embedder(settings.model, device=settings.device, dtype=settings.dtype)
         return cls(embedder, open_store(), reranker=settings.reranker)
+
+    @property
+    def region_store(self) -> RegionStore | None:
+        """Region data of the collection; None without a re-ranker.
+
+        Raises:
+            RegionStoreNotFound: the collection records a place that this process does not reach.
+            StoreError: a store cannot be used.
+        """
+        if self._region_store is None and self._place is not None and self.reranker is not None:
+            found = self._place.open(self.reranker)
+            if not self._place.settled:
+                return found
+            self._region_store = found
+        return self._region_store
 
     def search(
         self,
@@ -130,6 +143,7 @@ class Retriever:
             InputError: the query image cannot be read.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
+            RegionStoreNotFound: hits are to be re-ranked, and this process does not reach their region data.
         """
         if (text is None) == (image is None):
             raise UsageError("search takes a text or an image: give exactly one of them")
@@ -169,25 +183,26 @@ class Retriever:
         return await asyncio.to_thread(self.search, text, **arguments)
 
     def _by_images(self, text: str, hits: list[Hit]) -> list[Hit]:
-        kept = self._kept([hit.id for hit in hits])
+        region_store = self.region_store
+        assert region_store is not None
+        kept = self._kept(region_store, [hit.id for hit in hits])
         scored = [hit for hit in hits if hit.id in kept]
         unscored = [hit for hit in hits if hit.id not in kept]
         if unscored:
-            assert self.region_store is not None
             log.warning(
-                "%d of %d photos have no region data in %s and are ranked last: ingest them again (first: %s)",
-                len(unscored), len(hits), self.region_store.address, unscored[0].source,
+                "%d of %d photos have no region data in %s and are ranked last: ingest them again, or set "
+                "LDOT_REGION_STORE to the place of their region data (first: %s)",
+                len(unscored), len(hits), region_store.address, unscored[0].source,
             )  # fmt: skip
         return self._ordered(scored, [text] * len(scored), [kept[hit.id] for hit in scored]) + unscored
 
     def _by_texts(self, kept: KeptImage, hits: list[Hit]) -> list[Hit]:
         return self._ordered(hits, [hit.caption for hit in hits], [kept] * len(hits))
 
-    def _kept(self, ids: Sequence[str]) -> dict[str, KeptImage]:
+    def _kept(self, region_store: RegionStore, ids: Sequence[str]) -> dict[str, KeptImage]:
         """Return the region data of these ids, without ids whose data is missing, damaged or of another re-ranker."""
-        assert self.region_store is not None
         assert self.reranker is not None
-        kept = dict(self.region_store.get(ids))
+        kept = dict(region_store.get(ids))
         for id in list(kept):
             try:
                 self.reranker.check(kept[id])
@@ -221,7 +236,8 @@ def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
         ModelMismatch: fingerprint or dimension is that of another model.
     """
     stored = store.model
-    if stored not in (None, model.fingerprint, *model.former_fingerprints):
+    # The former fingerprints are compared last, because hashing the weights for them takes time.
+    if stored not in (None, model.fingerprint) and stored not in model.former_fingerprints:
         raise ModelMismatch(
             f"collection {store.collection!r} in {store.address} was filled with a model other than {model.name!r}: "
             "name the model that filled it (LDOT_MODEL, --model), or ingest into another collection"

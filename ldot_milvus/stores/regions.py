@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
-from ldot_milvus.stores.registry import absolute_path, parse_address
+from ldot_milvus.stores.registry import absolute_path
 
 logger = logging.getLogger(__name__)
 
@@ -32,42 +32,6 @@ _T = TypeVar("_T")
 
 Arrays = Mapping[str, NDArray[Any]]
 """Region data of one photo: named arrays."""
-
-
-def region_store_address(store: str, address: str | None = None) -> str:
-    """Return the absolute address of the region data of a vector store.
-
-    Args:
-        store: address of the vector store.
-        address: address of the region data, a folder or any fsspec address; None takes the setting
-            ``LDOT_REGION_STORE``, else the default beside the vector store (:mod:`~ldot_milvus.stores.registry`).
-
-    Raises:
-        UsageError: the default is needed and ``store`` has an unknown form.
-    """
-    if address is None:
-        from ldot_milvus.settings import Settings
-
-        address = Settings().region_store
-    return absolute_region_address(parse_address(store).region_store if address is None else address)
-
-
-def open_region_store(
-    store: str, fingerprint: str, address: str | None = None, former: Iterable[str] = ()
-) -> RegionStore:
-    """Open the region store of a vector store; nothing is created or read yet.
-
-    Args:
-        store: address of the vector store.
-        fingerprint: fingerprint of the re-ranker.
-        address: address of the region data, see :func:`region_store_address`.
-        former: earlier fingerprints of the re-ranker, see :class:`RegionStore`.
-
-    Raises:
-        UsageError: see :func:`region_store_address`.
-        StoreError: an fsspec address cannot be opened.
-    """
-    return RegionStore(region_store_address(store, address), fingerprint, former)
 
 
 def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionStore]]:
@@ -99,20 +63,23 @@ class RegionStore:
         address: absolute address, without the re-ranker's folder.
     """
 
-    def __init__(self, address: str, fingerprint: str, former: Iterable[str] = ()) -> None:
+    def __init__(self, address: str, fingerprint: str, former: Callable[[], Sequence[str]] = tuple) -> None:
         """Open the store; nothing is created or read yet.
 
         Args:
             address: a folder, or any fsspec address such as ``memory://regions`` or ``s3://bucket/regions``.
             fingerprint: fingerprint of the re-ranker; its first 16 characters name the folder.
-            former: fingerprints under which earlier versions stored the same data; read if a photo is missing.
+            former: returns fingerprints under which earlier versions stored the same data; called if a photo is missing
+                and there are folders of other fingerprints.
         """
         self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
         if _is_fsspec(address):
             self._fs, root = _connect(address)
-        names = dict.fromkeys(_safe(name[:16]) for name in (fingerprint, *former))
-        self._root, *self._former = (f"{root.rstrip('/')}/{name}" for name in names)
+        self._base = root.rstrip("/")
+        self._root = self._folder(fingerprint)
+        self._former = former
+        self._former_roots: list[str] | None = None  # None: not needed so far
 
     @property
     def folder(self) -> str | None:
@@ -137,7 +104,7 @@ class RegionStore:
         """
         unique_ids = list(dict.fromkeys(ids))
         loaded: dict[str, Arrays] = {}
-        for root in (self._root, *self._former):
+        for root in self._roots():
             paths = {self._path(id, root): id for id in unique_ids if id not in loaded}
             with self._explained("read"):
                 files = self._read(list(paths))
@@ -146,36 +113,72 @@ class RegionStore:
                     loaded[paths[path]] = load(data)
                 except (SafetensorError, KeyError, ValueError) as error:
                     logger.warning("%s is damaged (%s): ingest the photo again", path, error)
+            if len(loaded) == len(unique_ids):
+                break
         return {id: loaded[id] for id in unique_ids if id in loaded}
 
     def has(self, ids: Sequence[str]) -> set[str]:
         """Return the ids that have arrays; an empty file, which a crash can leave, does not count."""
+        unique_ids = list(dict.fromkeys(ids))
         present: set[str] = set()
-        for root in (self._root, *self._former):
-            missing = [id for id in dict.fromkeys(ids) if id not in present]
+        for root in self._roots():
+            missing = [id for id in unique_ids if id not in present]
             with self._explained("read"):
                 sizes = self._map(self._size, [self._path(id, root) for id in missing])
             present.update(id for id, size in zip(missing, sizes, strict=True) if size)
+            if len(present) == len(unique_ids):
+                break
         return present
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the arrays of these ids; missing ids are ignored."""
-        paths = [self._path(id, root) for root in (self._root, *self._former) for id in dict.fromkeys(ids)]
+        paths = [self._path(id, root) for root in self._roots() for id in dict.fromkeys(ids)]
         with self._explained("written"):
             self._map(self._remove, paths)
 
     def fingerprints(self) -> list[str]:
         """Return the first 16 characters of the fingerprint of every re-ranker with region data at this address."""
-        root = self._root.rpartition("/")[0]
         with self._explained("read"):
             try:
                 if self._fs is None:
-                    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-                entries = self._fs.ls(root, detail=True)
+                    return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
+                entries = self._fs.ls(self._base, detail=True)
             except FileNotFoundError:
                 return []
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
         return sorted(folder.rpartition("/")[2] for folder in folders)
+
+    def mark(self, mark: str, about: str) -> None:
+        """Mark the address with a file, by which :meth:`marked` recognises it under every name.
+
+        Args:
+            mark: random id, of letters and digits.
+            about: content of the file, for people.
+        """
+        with self._explained("written"):
+            # A file for each mark: processes that mark an address at once replace nothing of each other.
+            self._write(self._mark_path(mark), f"region data of {about}\n".encode(), durable=True)
+
+    def marked(self, mark: str) -> bool:
+        """Return whether the address has this mark."""
+        path = self._mark_path(mark)
+        with self._explained("read"):
+            return path in self._read([path])
+
+    def _mark_path(self, mark: str) -> str:
+        return f"{self._base}/ldot-{mark}.txt"
+
+    def _folder(self, fingerprint: str) -> str:
+        return f"{self._base}/{_safe(fingerprint[:16])}"
+
+    def _roots(self) -> Iterator[str]:
+        """Yield the folder of the re-ranker, then those of its former fingerprints, where there are any folders."""
+        yield self._root
+        if self._former_roots is None:
+            others = {f"{self._base}/{name}" for name in self.fingerprints()} - {self._root}
+            former = [self._folder(fingerprint) for fingerprint in self._former()] if others else []
+            self._former_roots = [root for root in dict.fromkeys(former) if root in others]
+        yield from self._former_roots
 
     def _path(self, id: str, root: str | None = None) -> str:
         name = _safe(id)
@@ -206,7 +209,7 @@ class RegionStore:
                 raise result
         return contents
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes, *, durable: bool = False) -> None:
         if self._fs is not None:
             try:
                 self._fs.pipe_file(path, data)
@@ -224,7 +227,9 @@ class RegionStore:
                 file = open(temporary, "xb")  # noqa: SIM115
             with file:
                 file.write(data)
-            # No fsync: it would cost more than computing the regions of a lost file again.
+                if durable:  # not region data: it would cost more than computing the regions of a lost file again
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):

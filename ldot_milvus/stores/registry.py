@@ -82,7 +82,10 @@ class StoreAddress(ABC):
 
     @property
     def region_store(self) -> str:
-        """Default address of the region data, used unless ``LDOT_REGION_STORE`` is set."""
+        """Default address of the region data, used unless ``LDOT_REGION_STORE`` is set or a collection records a place.
+
+        If the store has a journal beside it, the region data too is expected beside it, and no collection records it.
+        """
         return os.path.join(DEFAULT_FOLDER, "regions")
 
     @property

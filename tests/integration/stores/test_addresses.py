@@ -12,7 +12,8 @@ from ldot_milvus.ingest.journal import Run, open_journal
 from ldot_milvus.ingest.target import Target
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Record, open_store
-from ldot_milvus.stores.regions import RegionStore, open_region_store
+from ldot_milvus.stores.region_place import RegionPlace
+from ldot_milvus.stores.regions import RegionStore, absolute_region_address
 from ldot_milvus.stores.registry import parse_address
 
 ROWS = [Record("a", np.ones(4, np.float32))]
@@ -43,7 +44,7 @@ def test_each_form(address: str, store: str, regions: str, journal: str | None, 
     expected = [text and text.replace("HOME", str(home)) for text in (store, regions, journal)]
     parsed = parse_address(address)
     with open_store(address, "photos") as opened:
-        found = [opened.address, open_region_store(opened.address, "m").address, parsed.journal]
+        found = [opened.address, absolute_region_address(parsed.region_store), parsed.journal]
     assert found == expected
     assert parse_address(parsed.address).address == parsed.address == opened.address
     assert not list(home.iterdir())
@@ -61,7 +62,7 @@ def test_a_store_stays_where_it_was_opened(address: str, home: Path, monkeypatch
     (home / "elsewhere").mkdir()
     with open_store(address, "photos") as store:
         monkeypatch.chdir(home / "elsewhere")
-        regions = open_region_store(store.address, "m")
+        regions = RegionStore(RegionPlace(store).find(), "m")
         regions.put({"a": {"features": np.ones((1, 4), np.float16)}})
         assert store.upsert(ROWS) == store.count() == 1
         with store.successor() as successor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
+from ldot_milvus.errors import ModelMismatch, RegionStoreNotFound, StoreError, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.ingest.reindex import rebuild_index, reembed
 from ldot_milvus.models.registry import find_model
@@ -17,6 +18,7 @@ from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record, VectorStore, open_store
 from ldot_milvus.stores.base import Array
 from ldot_milvus.stores.migration import checksum, migrate
+from ldot_milvus.stores.region_place import RegionPlace, RegionRecord
 from ldot_milvus.stores.regions import RegionStore
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
@@ -92,6 +94,24 @@ def test_the_command(run, tmp_path: Path) -> None:
     assert "name two stores" in same.stderr
 
 
+def test_the_command_records_where_the_region_data_is(run, address: str, tmp_path: Path) -> None:
+    """Beside Milvus Lite it needs no record."""
+    name = f"m{secrets.token_hex(6)}"
+    with open_store(f"faiss:{tmp_path}/one", name) as store:
+        fill(store, 20)
+    RegionStore(str(tmp_path / "one" / "regions"), "model-a").put({"00003": regions(3)})
+    done = run("ldot", "migrate", "faiss:./one", address, "--collection", name)
+    assert "region data of 1 photos copied" in done.stdout, done
+    (tmp_path / "elsewhere").mkdir()
+    back = run("ldot", "migrate", address, "faiss:../two", "--collection", name, cwd=tmp_path / "elsewhere")
+    assert "region data of 1 photos copied" in back.stdout, back
+    with open_store(address, name) as store:
+        record = RegionRecord.of(store)
+        assert (record and record.address) == (None if address.endswith(".db") else f"{tmp_path}/ldot-data/regions")
+        rebuild_index(store)
+        assert RegionRecord.of(store) == record
+
+
 @pytest.mark.parametrize(
     "index",
     [
@@ -129,6 +149,16 @@ def test_a_new_model_reads_the_photos_again(
         for id, row in new.items():
             assert row.source == old[id].source
             assert not np.allclose(row.embedding, old[id].embedding)
+        assert RegionRecord.of(store) is None
+        assert reembed(store, other_model, region_store=f"{tmp_path}/new").added == 5
+        assert RegionPlace(store).find() == f"{tmp_path}/new"
+        shutil.rmtree(tmp_path / "new")  # lost: the photos are read again, into a new place
+        with pytest.raises(RegionStoreNotFound):
+            reembed(store, other_model)
+        assert reembed(store, other_model, region_store=f"{tmp_path}/newer").added == 5
+        record = RegionRecord.of(store)
+        assert reembed(store, other_model, reranker="none").added == 5
+        assert RegionRecord.of(store) == record is not None
         next(folder.iterdir()).unlink()
         with pytest.raises(StoreError, match=r"1 of 5 photos could not be read again.*is unchanged"):
             reembed(store, tiny_model)

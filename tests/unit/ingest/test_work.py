@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ldot_milvus.errors import InputError, ModelMismatch, StoreError, UsageError
+from ldot_milvus.errors import InputError, ModelMismatch, RegionStoreNotFound, StoreError, UsageError
 from ldot_milvus.ingest.chunks import (
     MAX_ATTEMPTS,
     Chunk,
@@ -196,7 +196,9 @@ def test_an_error_that_nobody_expected_is_pinned_on_its_item(journal: Journal) -
     assert progress.complete
 
 
-@pytest.mark.parametrize("error", [UsageError("unknown model"), ModelMismatch("another model's")])
+@pytest.mark.parametrize(
+    "error", [UsageError("unknown model"), ModelMismatch("another model's"), RegionStoreNotFound("elsewhere")]
+)
 def test_what_waiting_does_not_help_fails_the_whole_chunk(journal: Journal, error: Exception) -> None:
     _, (chunk,) = started(journal, 3)
 

@@ -125,7 +125,7 @@ def test_what_an_earlier_version_kept_is_read_under_its_fingerprint(address: str
     """Region data of an earlier version stays readable; new data is written under the new fingerprint."""
     before = RegionStore(address, "former fingerprint")
     before.put({"old": regions(seed=1), "both": regions(seed=1)})
-    store = RegionStore(address, FINGERPRINT, ["former fingerprint"])
+    store = RegionStore(address, FINGERPRINT, lambda: ["former fingerprint"])
     store.put({"both": regions(seed=2), "new": regions(seed=3)})
     found = store.get(["new", "old", "gone", "both"])
     assert list(found) == ["new", "old", "both"]
