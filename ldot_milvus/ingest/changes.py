@@ -187,10 +187,10 @@ def _listed(paths: Sequence[str], sources: Iterable[Source]) -> dict[str, list[S
     roots = {absolute(path) for path in paths}
     listed: dict[str, list[Source]] = {}
     for source in sources:
-        location = absolute(source.path, source.base)
-        unlisted = location in roots or (os.path.isdir(location) and not os.path.islink(location))
-        if source.problem is not None and source.member is None and unlisted:
-            raise UsageError(f"{source.name}: {source.problem}; nothing is pruned, because it cannot be listed")
+        if source.problem is not None and source.member is None:
+            location = absolute(source.path, source.base)
+            if location in roots or (os.path.isdir(location) and not os.path.islink(location)):
+                raise UsageError(f"{source.name}: {source.problem}; nothing is pruned, because it cannot be listed")
         listed.setdefault(source.source, []).append(source)
     return listed
 
