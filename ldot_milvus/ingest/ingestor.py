@@ -109,8 +109,13 @@ class Ingestor:
         store.bind(stored if stored in files.former_fingerprints else files.fingerprint, files.dim)
 
     @property
+    def least_side(self) -> int | None:
+        """The model's ``least_side``, known before the model is loaded."""
+        return self._files.least_side
+
+    @property
     def embedder(self) -> Embedder:
-        """The model, loaded on first use; a run without new items never loads it."""
+        """The model, loaded on first use; a run that decodes no new photo and has no new text never loads it."""
         with self._loading:  # a worker with a thread pool processes several chunks at once
             if self._embedder is None:
                 self._embedder = self._files.load(device=self._device, dtype=self._dtype)
@@ -208,9 +213,8 @@ class _Chunk:
                 self._report.updated += updated
         if not new:
             return []
-        embedder = self._ingestor.embedder
         with self.clock("decode"):
-            return self._open(new, readers, embedder)
+            return self._open(new, readers)
 
     def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, KeptImage]]:
         """Return the rows of one part with their vectors, and the region data of the photos by id."""
@@ -321,9 +325,9 @@ class _Chunk:
                 report.unchanged += 1
         return new, changed
 
-    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder) -> list[Opened]:
+    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor) -> list[Opened]:
         opened: list[Opened] = []
-        for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, embedder), new), strict=True):
+        for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, self._ingestor), new), strict=True):
             if isinstance(outcome, InputError):
                 failure = _failure(unread.source, outcome)
                 self._report.failed.append(failure)
@@ -333,16 +337,16 @@ class _Chunk:
         return opened
 
 
-def _opened(unread: Unread, embedder: Embedder) -> Opened | InputError:
+def _opened(unread: Unread, ingestor: Ingestor) -> Opened | InputError:
     source, row = unread.source, unread.row
     try:
         if source.kind == "text":
             return row, None
         if source.kind == "regions":
             regions, width, height = regions_of(source, unread.data)
-            embedder.image_features([regions])  # raises InputError for regions of another extractor
+            ingestor.embedder.image_features([regions])  # raises InputError for regions of another extractor
             return replace(row, width=width, height=height), regions
-        photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
+        photo = decode(unread.data, name=source.name, draft_to=ingestor.least_side)
         return replace(row, width=photo.width, height=photo.height), photo.image
     except InputError as error:
         return error
