@@ -17,6 +17,7 @@ from ldot_milvus.batches import batched, prefetch
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import content_id, decode
 from ldot_milvus.ingest.clock import Clock
+from ldot_milvus.ingest.near_duplicates import Hashes, NearDuplicates
 from ldot_milvus.ingest.reconciliation import CONTENT_ID as CONTENT_ID
 from ldot_milvus.ingest.reconciliation import COPIES, Place, at, reconcile, rewritten
 from ldot_milvus.ingest.region_data import region_store_of
@@ -105,13 +106,9 @@ class Ingestor:
         self._reranker: Reranker | None = None
         self._loading = threading.Lock()
         self.replaced: dict[str, Record] = {}
+        self.hashes = Hashes()
         stored = store.model
         store.bind(stored if stored in files.former_fingerprints else files.fingerprint, files.dim)
-
-    @property
-    def least_side(self) -> int | None:
-        """The model's ``least_side``, known before the model is loaded."""
-        return self._files.least_side
 
     @property
     def embedder(self) -> Embedder:
@@ -138,7 +135,7 @@ class Ingestor:
         for id in list(self.replaced)[:-MAX_REPLACED]:
             del self.replaced[id]
 
-    def ingest(self, sources: Sequence[Source]) -> Report:
+    def ingest(self, sources: Sequence[Source], *, skip_near_duplicates: bool = False) -> Report:
         """Ingest one chunk of sources.
 
         Photos are identified by the SHA-256 of their contents unless the source has an id. The same contents twice, in
@@ -146,6 +143,8 @@ class Ingestor:
 
         Args:
             sources: photos, texts and precomputed regions.
+            skip_near_duplicates: leave out new photos that show the same as a row of their namespace, or as an earlier
+                photo of the chunk, see :mod:`~ldot_milvus.ingest.near_duplicates`.
 
         Returns:
             Counts, failures and seconds by stage.
@@ -155,7 +154,9 @@ class Ingestor:
             ModelError: the model cannot be loaded.
         """
         report = Report()
-        chunk = _Chunk(self, report)
+        near = NearDuplicates(self.store, self.hashes, set(self.replaced)) if skip_near_duplicates else None
+        least_side = self._files.least_side
+        chunk = _Chunk(self, report, least_side if near is None else near.least_side(least_side))
         ahead, readers, writer = (ThreadPoolExecutor(count, "ldot") for count in (1, READERS, 1))
         written: Future[None] | None = None
         try:
@@ -167,6 +168,9 @@ class Ingestor:
                     break
                 if opened:
                     records, kept = chunk.encode(opened)
+                    if near is not None:
+                        with chunk.clock("compare"):
+                            records, kept = near.leave_out(opened, records, kept)
                     if written is not None:
                         written.result()
                     written = writer.submit(chunk.write, records, kept)
@@ -177,6 +181,8 @@ class Ingestor:
                 # Without waiting: a chunk can be stopped although one of its photos hangs.
                 threads.shutdown(wait=False, cancel_futures=True)
         report.failed += chunk.failed_duplicates()
+        if near is not None:
+            near.count(report, chunk._names)
         chunk.reconcile()
         return report
 
@@ -187,9 +193,10 @@ class _Chunk:
     One thread prepares, one encodes and one writes; each changes other fields of the report.
     """
 
-    def __init__(self, ingestor: Ingestor, report: Report) -> None:
+    def __init__(self, ingestor: Ingestor, report: Report, draft_to: int | None) -> None:
         self._ingestor = ingestor
         self._report = report
+        self._draft_to = draft_to
         self.clock = Clock(report.seconds)
         self._names: dict[str, list[str]] = {}  # names of the sources of each id, in the order of reading
         self._refused: dict[str, str] = {}  # reason by id
@@ -327,7 +334,8 @@ class _Chunk:
 
     def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor) -> list[Opened]:
         opened: list[Opened] = []
-        for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, self._ingestor), new), strict=True):
+        outcomes = readers.map(lambda unread: _opened(unread, self._ingestor, self._draft_to), new)
+        for unread, outcome in zip(new, outcomes, strict=True):
             if isinstance(outcome, InputError):
                 failure = _failure(unread.source, outcome)
                 self._report.failed.append(failure)
@@ -337,7 +345,7 @@ class _Chunk:
         return opened
 
 
-def _opened(unread: Unread, ingestor: Ingestor) -> Opened | InputError:
+def _opened(unread: Unread, ingestor: Ingestor, draft_to: int | None) -> Opened | InputError:
     source, row = unread.source, unread.row
     try:
         if source.kind == "text":
@@ -346,7 +354,7 @@ def _opened(unread: Unread, ingestor: Ingestor) -> Opened | InputError:
             regions, width, height = regions_of(source, unread.data)
             ingestor.embedder.image_features([regions])  # raises InputError for regions of another extractor
             return replace(row, width=width, height=height), regions
-        photo = decode(unread.data, name=source.name, draft_to=ingestor.least_side)
+        photo = decode(unread.data, name=source.name, draft_to=draft_to)
         return replace(row, width=photo.width, height=photo.height), photo.image
     except InputError as error:
         return error
