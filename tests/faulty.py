@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-import ldot_milvus.ingest.ingestor
+import ldot_milvus.ingest.pipeline
 import ldot_milvus.stores.local.store
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.ingestor import Ingestor
@@ -26,7 +26,7 @@ __all__ = ["app"]
 POISON = b"poison"
 MARKS = Path(os.environ.get("LDOT_TEST_MARKS", "/nonexistent"))
 
-decode, upsert, end = ldot_milvus.ingest.ingestor.decode, FaissStore.upsert, SqliteJournal.end
+decode, upsert, end = ldot_milvus.ingest.pipeline.decode, FaissStore.upsert, SqliteJournal.end
 
 
 def once(name: str) -> bool:
@@ -122,4 +122,4 @@ for fault in filter(None, os.environ.get("LDOT_TEST_FAULTS", "").split(",")):
     elif fault == "die_before_acknowledging":
         SqliteJournal.end = die_before_acknowledging
     else:
-        ldot_milvus.ingest.ingestor.decode = globals()[fault]
+        ldot_milvus.ingest.pipeline.decode = globals()[fault]

@@ -9,7 +9,7 @@ COLOURS = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "white
 
 
 class ToyFiles(ModelFiles):
-    dim = 3
+    dim, least_side = 3, 8
 
     def own_reranker(self):
         return ToyRerankerFiles(self.name, self.folder, self)
@@ -19,7 +19,7 @@ class ToyFiles(ModelFiles):
 
 
 class ToyEmbedder:
-    least_side, vocabulary_size, former_fingerprints = 8, None, ()
+    least_side, vocabulary_size, former_fingerprints = ToyFiles.least_side, None, ()
 
     def __init__(self, files):
         self.name, self.dim, self.fingerprint = files.name, files.dim, files.fingerprint

@@ -30,7 +30,8 @@ def duplicates(
     """
     from tqdm import tqdm
 
-    from ldot_milvus.search.duplicates import THRESHOLD, find_duplicates
+    from ldot_milvus.search.duplicates import find_duplicates
+    from ldot_milvus.search.nearness import THRESHOLD
     from ldot_milvus.stores import open_store
 
     threshold = THRESHOLD if threshold is None else threshold

@@ -247,13 +247,17 @@ def _note_end(chunk: Chunk, journal: Journal, report: Report) -> None:
         name: getattr(report, name)
         for name in ("added", "updated", "unchanged", "deleted", "replaced", "stale", "bytes")
     }
-    counts["failed"] = len(report.failed)
+    counts["failed"], counts["near_duplicates"] = len(report.failed), len(report.near_duplicates)
     sums = sums_of(len(chunk.items), counts, report.seconds, (failure.reason for failure in report.failed))
     journal.end(chunk.run_id, chunk.id, sums, failed, succeeded)
 
 
 def _log(chunk: Chunk, report: Report) -> None:
-    values = {**report.to_dict(), "failed": len(report.failed)}
+    values = {
+        **report.to_dict(), "failed": len(report.failed), "near_duplicates": len(report.near_duplicates)
+    }  # fmt: skip
+    for one in report.near_duplicates:
+        log.info("not ingested, since it shows the same: %s", one)
     stages = {stage: round(seconds, 3) for stage, seconds in values.pop("seconds").items()}
     counts = ", ".join(f"{count} {name}" for name, count in values.items() if count) or "nothing"
     log.info(

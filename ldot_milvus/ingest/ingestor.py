@@ -10,34 +10,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Union
 
 from ldot_milvus.batches import batched, prefetch
-from ldot_milvus.errors import InputError, UsageError
-from ldot_milvus.images import content_id, decode
-from ldot_milvus.ingest.clock import Clock
-from ldot_milvus.ingest.reconciliation import Place, reconcile
+from ldot_milvus.ingest.near_duplicates import Hashes, NearDuplicates
+from ldot_milvus.ingest.pipeline import Pipeline
 from ldot_milvus.ingest.report import Failure as Failure
 from ldot_milvus.ingest.report import Report as Report
-from ldot_milvus.ingest.row_sources import at, copies_of, described, is_absolute
-from ldot_milvus.models.base import Embedder, KeptImage, Reranker
+from ldot_milvus.models.base import Embedder, Reranker
 from ldot_milvus.models.loading import load_reranker
 from ldot_milvus.models.registry import find_model, find_reranker
-from ldot_milvus.sources import Source, read_all
-from ldot_milvus.sources.region_files import regions_of
-from ldot_milvus.stores import Record, VectorStore, validation
-from ldot_milvus.stores.identity import CONTENT_ID, content_of, row_id
+from ldot_milvus.sources import Source
+from ldot_milvus.stores import Record, VectorStore
 from ldot_milvus.stores.region_place import RegionPlace, region_store_at
 from ldot_milvus.stores.upgrade import require_current
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from ldot_milvus.regions import Regions
-
-Opened = tuple[Record, Union["Image", "Regions", None]]
-"""A new row and the photo or regions that the embedder encodes; None for a text."""
 
 CHUNK_SIZE = 64
 """Photos in a chunk, which is one task of a worker."""
@@ -50,15 +35,6 @@ READERS = 4
 
 MAX_REPLACED = 10_000
 """Deleted rows whose descriptions are kept in memory."""
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A new row, and the bytes of its source before decoding."""
-
-    source: Source
-    row: Record
-    data: bytes
 
 
 class Ingestor:
@@ -107,6 +83,7 @@ class Ingestor:
         self._reranker: Reranker | None = None
         self._loading = threading.Lock()
         self.replaced: dict[str, Record] = {}
+        self.hashes = Hashes()
         stored = store.model
         # The former fingerprints are compared last, because hashing the weights for them takes time.
         former = stored not in (None, files.fingerprint) and stored in files.former_fingerprints
@@ -115,7 +92,7 @@ class Ingestor:
 
     @property
     def embedder(self) -> Embedder:
-        """The model, loaded on first use; a run without new items never loads it."""
+        """The model, loaded on first use; a run that decodes no new photo and has no new text never loads it."""
         with self._loading:  # a worker with a thread pool processes several chunks at once
             if self._embedder is None:
                 self._embedder = self._files.load(device=self._device, dtype=self._dtype)
@@ -145,7 +122,7 @@ class Ingestor:
         for id in list(self.replaced)[:-MAX_REPLACED]:
             del self.replaced[id]
 
-    def ingest(self, sources: Sequence[Source]) -> Report:
+    def ingest(self, sources: Sequence[Source], *, skip_near_duplicates: bool = False) -> Report:
         """Ingest one chunk of sources.
 
         Photos are identified by the SHA-256 of their contents unless the source has an id. The same contents twice, in
@@ -153,6 +130,8 @@ class Ingestor:
 
         Args:
             sources: photos, texts and precomputed regions.
+            skip_near_duplicates: leave out new photos that show the same as a row of their namespace, or as an earlier
+                photo of the chunk, see :mod:`~ldot_milvus.ingest.near_duplicates`.
 
         Returns:
             Counts, failures and seconds by stage.
@@ -164,7 +143,9 @@ class Ingestor:
         if any(source.kind != "text" for source in sources):
             self._claim_region_store()
         report = Report()
-        chunk = _Chunk(self, report)
+        near = NearDuplicates(self.store, self.hashes, set(self.replaced)) if skip_near_duplicates else None
+        least_side = self._files.least_side
+        chunk = Pipeline(self, report, least_side if near is None else near.least_side(least_side))
         ahead, readers, writer = (ThreadPoolExecutor(count, "ldot") for count in (1, READERS, 1))
         written: Future[None] | None = None
         try:
@@ -176,6 +157,9 @@ class Ingestor:
                     break
                 if opened:
                     records, kept = chunk.encode(opened)
+                    if near is not None:
+                        with chunk.clock("compare"):
+                            records, kept = near.leave_out(opened, records, kept)
                     if written is not None:
                         written.result()
                     written = writer.submit(chunk.write, records, kept)
@@ -186,230 +170,7 @@ class Ingestor:
                 # Without waiting: a chunk can be stopped although one of its photos hangs.
                 threads.shutdown(wait=False, cancel_futures=True)
         report.failed += chunk.failed_duplicates()
+        if near is not None:
+            near.count(report, chunk.names)
         chunk.reconcile()
         return report
-
-
-class _Chunk:
-    """State that the threads of one chunk share.
-
-    One thread prepares, one encodes and one writes; each changes other fields of the report.
-    """
-
-    def __init__(self, ingestor: Ingestor, report: Report) -> None:
-        self._ingestor = ingestor
-        self._report = report
-        self.clock = Clock(report.seconds)
-        self._names: dict[str, list[str]] = {}  # names of the sources of each id, in the order of reading
-        self._rows: dict[str, Record] = {}  # of the first source of each id
-        self._refused: dict[str, str] = {}  # reason by id
-        self._places: dict[str, Place] = {}  # of photos, by id
-        self._elsewhere: set[str] = set()  # ids of photos that were read elsewhere than at the source of their row
-        self._uncounted: set[str] = set()  # those of them that are not new
-
-    def prepare(self, sources: Sequence[Source], readers: ThreadPoolExecutor) -> list[Opened]:
-        """Read one part, update the known rows whose description changed, and return the new ones decoded."""
-        with self.clock("read"):
-            new, changed = self._new_and_changed(sources)
-        if changed:
-            with self.clock("write"):
-                updated = self._ingestor.store.update([row for _, row in changed])
-                if updated < len(changed):  # another run has deleted some of the rows
-                    kept = {row.id for row in self._ingestor.store.get([row.id for _, row in changed])}
-                    lost = [unread for unread, row in changed if row.id not in kept]
-                    for unread in lost:
-                        self._note_new(unread.row)
-                    new += lost
-                self._report.updated += updated
-        if not new:
-            return []
-        embedder = self._ingestor.embedder
-        with self.clock("decode"):
-            return self._open(new, readers, embedder)
-
-    def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, KeptImage]]:
-        """Return the rows of one part with their vectors, and the region data of the photos by id."""
-        embedder, reranker = self._ingestor.embedder, self._ingestor.reranker
-        photos = [(row, photo) for row, photo in opened if photo is not None]
-        texts = [row for row, photo in opened if photo is None]
-        with self.clock("regions"):
-            features = embedder.image_features([photo for _, photo in photos])
-        with self.clock("encode"):
-            vectors = embedder.encode_features(features)
-            kept = [] if reranker is None else reranker.keep(features)
-            text_vectors = embedder.encode_texts([row.caption for row in texts])
-        records = [replace(row, embedding=vector) for (row, _), vector in zip(photos, vectors, strict=True)]
-        records += [replace(row, embedding=vector) for row, vector in zip(texts, text_vectors, strict=True)]
-        if reranker is None:
-            return records, {}
-        return records, {row.id: image for (row, _), image in zip(photos, kept, strict=True)}
-
-    def write(self, records: list[Record], kept: dict[str, KeptImage]) -> None:
-        """Write region data before rows, so that every row a search returns can be re-ranked."""
-        with self.clock("write"):
-            if self._ingestor.region_store is not None:
-                self._ingestor.region_store.put(kept)
-            self._ingestor.store.upsert(records)
-        self._report.added += len(records)
-
-    def failed_duplicates(self) -> list[Failure]:
-        """Return a failure for each further source with the contents of a photo that could not be decoded."""
-        duplicates = [Failure(name, reason) for id, reason in self._refused.items() for name in self._names[id][1:]]
-        self._report.unchanged -= len(duplicates)
-        return duplicates
-
-    def reconcile(self) -> None:
-        """Bring rows and files into agreement, after everything else is written."""
-        report, ids = self._report, self._elsewhere - self._refused.keys()
-        if not ids:
-            return
-        with self.clock("write"):
-            places = {id: self._places[id] for id in sorted(ids)}
-            outcome = reconcile(self._ingestor.store, self._ingestor.region_store, places)
-        lost = outcome.missing & self._uncounted
-        report.failed += [Failure(self._names[id][0], "another run has deleted its row: repeat this") for id in lost]
-        report.failed += [Failure(self._names[id][-1], reason) for id, reason in outcome.refused.items()]
-        report.unchanged -= len(outcome.refused.keys() - self._uncounted)  # a further source, counted before
-        report.updated += len(outcome.updated & self._uncounted)
-        report.unchanged += len(self._uncounted - outcome.updated - lost - outcome.refused.keys())
-        report.replaced += len(outcome.replaced)
-        self._ingestor.remember(outcome.replaced)
-        report.stale += outcome.stale
-
-    def _note_place(self, row: Record, size: int) -> None:
-        said = {row.source: (row.caption, row.metadata)}
-        earlier = self._places.get(row.id)
-        if earlier is not None and row.source not in earlier.sources:
-            self._elsewhere.add(row.id)
-        self._places[row.id] = Place({**earlier.sources, **said} if earlier else said, size, False)
-
-    def _note_new(self, row: Record) -> None:
-        if row.kind == "image":
-            self._places[row.id] = replace(self._places[row.id], new=True)
-            self._elsewhere.add(row.id)
-
-    def _new_and_changed(self, sources: Sequence[Source]) -> tuple[list[Unread], list[tuple[Unread, Record]]]:
-        """Read and hash the sources; return the new ones, and the known ones with the rows of another description."""
-        store, regions, report = self._ingestor.store, self._ingestor.region_store, self._report
-        unread_by_id: dict[str, Unread] = {}
-        for source, data in zip(sources, read_all(sources), strict=True):
-            if isinstance(data, InputError):
-                report.failed.append(_failure(source, data))
-                continue
-            report.bytes += len(data)
-            row = _row(source, content_id(data))
-            try:
-                validation.fields(row)
-                _check_namespace(row, self._rows.setdefault(row.id, row))
-            except UsageError as error:
-                report.failed.append(_failure(source, error))
-                continue
-            names = self._names.setdefault(row.id, [])
-            names.append(source.name)
-            if row.kind == "image":
-                self._note_place(row, len(data))
-            if len(names) > 1:
-                report.unchanged += 1
-            else:
-                unread_by_id[row.id] = Unread(source, row, data)
-        known = {row.id: row for row in store.get(list(unread_by_id))}
-        photos = [id for id, row in known.items() if row.kind == "image"]
-        with_regions = set(photos) if regions is None else regions.has(photos)
-        new: list[Unread] = []
-        changed: list[tuple[Unread, Record]] = []
-        for id, unread in unread_by_id.items():
-            try:
-                row, outcome = self._decided(unread, known.get(id), id in with_regions)
-                validation.fields(row)
-            except UsageError as error:
-                self._refused[id] = str(error)
-                report.failed.append(_failure(unread.source, error))
-                continue
-            if outcome == "new":
-                new.append(replace(unread, row=row))
-                self._note_new(row)
-            elif outcome == "changed":
-                changed.append((unread, row))
-            elif outcome == "elsewhere":
-                self._elsewhere.add(id)
-                self._uncounted.add(id)
-            else:
-                report.unchanged += 1
-        return new, changed
-
-    def _decided(self, unread: Unread, stored: Record | None, has_regions: bool) -> tuple[Record, str]:
-        """Return the row to write for a source that was read, and what it is: new, changed, elsewhere or unchanged.
-
-        Raises:
-            UsageError: the row with this id belongs to another namespace.
-        """
-        row = unread.row
-        if stored is not None:
-            _check_namespace(row, stored)
-        if stored is None or not _same_content(stored, row):
-            former = self._ingestor.replaced.pop(row.id, None)
-            if former is not None and _same_content(former, row):
-                row = described(at(former, row.source, []), row.source, row.caption, row.metadata)
-            return row, "new"
-        if row.kind == "image" and not has_regions:
-            others = [stored.source] if is_absolute(stored.source) else []
-            stored = at(stored, row.source, [*others, *copies_of(stored)])
-            return described(stored, row.source, row.caption, row.metadata), "new"
-        if row.kind == "image" and stored.source != row.source:
-            return stored, "elsewhere"
-        updated = described(stored, row.source, row.caption, row.metadata)
-        return updated, "unchanged" if updated == stored else "changed"
-
-    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder) -> list[Opened]:
-        opened: list[Opened] = []
-        for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, embedder), new), strict=True):
-            if isinstance(outcome, InputError):
-                failure = _failure(unread.source, outcome)
-                self._report.failed.append(failure)
-                self._refused[unread.row.id] = failure.reason
-            else:
-                opened.append(outcome)
-        return opened
-
-
-def _opened(unread: Unread, embedder: Embedder) -> Opened | InputError:
-    source, row = unread.source, unread.row
-    try:
-        if source.kind == "text":
-            return row, None
-        if source.kind == "regions":
-            regions, width, height = regions_of(source, unread.data)
-            embedder.image_features([regions])  # raises InputError for regions of another extractor
-            return replace(row, width=width, height=height), regions
-        photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
-        return replace(row, width=photo.width, height=photo.height), photo.image
-    except InputError as error:
-        return error
-
-
-def _row(source: Source, content: str) -> Record:
-    id = source.id or row_id(source.namespace, content)
-    return Record(
-        id=id,
-        kind="text" if source.kind == "text" else "image",
-        namespace=source.namespace,
-        source=source.source,
-        caption=source.caption,
-        metadata={**source.metadata, CONTENT_ID: content} if id != content else source.metadata,
-    )
-
-
-def _check_namespace(row: Record, other: Record) -> None:
-    """Raise UsageError if a row would take the id of a row of another namespace."""
-    if row.namespace != other.namespace:
-        raise UsageError(f'the id "{row.id}" belongs to a row of another namespace: choose another id')
-
-
-def _same_content(stored: Record, row: Record) -> bool:
-    """Whether two rows of one id have the same content; rows differ only where the caller chose the id."""
-    return stored.kind == row.kind and content_of(stored) == content_of(row)
-
-
-def _failure(source: Source, error: InputError | UsageError) -> Failure:
-    """Return the failure, without the source's name in its reason."""
-    return Failure(source.name, str(error).removeprefix(f"{source.name}: "))

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ldot_milvus.errors import printable
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -20,6 +22,22 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class NearDuplicate:
+    """One photo that was left out, since it shows the same as another.
+
+    Attributes:
+        source: name of the photo's source, for people.
+        of: source of the row, or of the photo of the same chunk, that shows the same.
+    """
+
+    source: str
+    of: str
+
+    def __str__(self) -> str:
+        return f"{self.source} [of {printable(self.of)}]"
+
+
 @dataclass
 class Report:
     """Outcome of one or more chunks.
@@ -32,6 +50,7 @@ class Report:
         replaced: further rows deleted, because their source now holds another photo.
         stale: rows kept, although their source seems to hold another photo.
         failed: sources that could not be ingested.
+        near_duplicates: photos that were left out, if this was asked for.
         bytes: bytes read from the sources.
         seconds: seconds of each stage: wait, read, decode, regions, encode, write. Stages overlap.
     """
@@ -43,13 +62,15 @@ class Report:
     replaced: int = 0
     stale: int = 0
     failed: list[Failure] = field(default_factory=list)
+    near_duplicates: list[NearDuplicate] = field(default_factory=list)
     bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        """Number of processed items, failed ones included."""
-        return self.added + self.updated + self.unchanged + self.deleted + len(self.failed)
+        """Number of processed items, failed ones and near-duplicates included."""
+        written = self.added + self.updated + self.unchanged + self.deleted
+        return written + len(self.failed) + len(self.near_duplicates)
 
     def add(self, other: Report) -> None:
         """Add another chunk's report to this one."""
@@ -60,6 +81,7 @@ class Report:
         self.replaced += other.replaced
         self.stale += other.stale
         self.failed += other.failed
+        self.near_duplicates += other.near_duplicates
         self.bytes += other.bytes
         self.seconds = dict(Counter(self.seconds) + Counter(other.seconds))
 
@@ -71,4 +93,5 @@ class Report:
     def from_dict(cls, values: dict[str, Any]) -> Report:
         """Build a report from the values that :meth:`to_dict` returned."""
         failed = [Failure(**failure) for failure in values["failed"]]
-        return cls(**{**values, "failed": failed})
+        near_duplicates = [NearDuplicate(**one) for one in values.get("near_duplicates", [])]
+        return cls(**{**values, "failed": failed, "near_duplicates": near_duplicates})

@@ -1,4 +1,4 @@
-"""Target of a chunk: collection and models as stored in messages and journals, and the same opened."""
+"""Target of a chunk: collection, models and rules as stored in messages and journals, and the same opened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A collection, and the models that fill it.
+    """A collection, the models that fill it, and what is left out of it.
 
     Attributes:
         store: absolute address of the vector store, valid in every working directory.
@@ -30,6 +30,8 @@ class Target:
         model: packaged name, folder or hub id of the embedder.
         region_store: address of the region data; None for the default beside the store.
         reranker: None for the model's own, "none" for none, else a folder or hub id.
+        skip_near_duplicates: whether new photos are left out that show the same as a row. Versions that do not know it
+            add them.
     """
 
     store: str
@@ -37,6 +39,7 @@ class Target:
     model: str
     region_store: str | None = None
     reranker: str | None = None
+    skip_near_duplicates: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Target:
@@ -58,8 +61,8 @@ class Target:
     def from_dict(cls, values: Mapping[str, Any]) -> Target:
         """Build a target from the values that :meth:`to_dict` returned in this version or another.
 
-        Unknown names are ignored and missing optional ones are None, because the broker and the journal may contain
-        chunks, runs and failures of other versions.
+        Unknown names are ignored and missing optional ones have their defaults, because the broker and the journal may
+        contain chunks, runs and failures of other versions.
         """
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})

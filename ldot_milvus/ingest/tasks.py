@@ -17,7 +17,7 @@ from ldot_milvus.errors import UsageError
 if TYPE_CHECKING:
     from ldot_milvus.ingest.changes import RowChange
     from ldot_milvus.ingest.ingestor import Report
-    from ldot_milvus.ingest.target import OpenTarget
+    from ldot_milvus.ingest.target import OpenTarget, Target
     from ldot_milvus.sources import Source
 
 
@@ -74,11 +74,12 @@ class Task(ABC, Generic[ItemT]):
         """Build an item from the values that its ``to_dict`` returned."""
 
     @abstractmethod
-    def performer(self, opened: OpenTarget) -> Perform[ItemT]:
+    def performer(self, opened: OpenTarget, target: Target) -> Perform[ItemT]:
         """Return the function that processes items of this task at a target.
 
         Args:
-            opened: the target.
+            opened: the open store and models of the target. Targets that differ only in what is left out share them.
+            target: the target.
 
         Raises:
             LdotError: the target is unavailable, or cannot be used for this task.
@@ -102,8 +103,8 @@ class IngestTask(Task["Source"]):
         return Source.from_dict(values)
 
     @override
-    def performer(self, opened: OpenTarget) -> Perform[Source]:
-        return opened.ingestor.ingest
+    def performer(self, opened: OpenTarget, target: Target) -> Perform[Source]:
+        return partial(opened.ingestor.ingest, skip_near_duplicates=target.skip_near_duplicates)
 
 
 class ChangeTask(Task["RowChange"]):
@@ -123,11 +124,10 @@ class ChangeTask(Task["RowChange"]):
         return RowChange.from_dict(values)
 
     @override
-    def performer(self, opened: OpenTarget) -> Perform[RowChange]:
+    def performer(self, opened: OpenTarget, target: Target) -> Perform[RowChange]:
         from ldot_milvus.ingest.changes import change_rows
         from ldot_milvus.ingest.region_data import region_store_to_delete_from
 
-        target = opened.target
         regions = region_store_to_delete_from(opened.store, target.model, target.reranker, target.region_store)
         return partial(change_rows, opened.store, region_store=regions)
 

@@ -46,7 +46,7 @@ class Embedder(Protocol):
             bound to it.
         former_fingerprints: fingerprints to which earlier versions of ldot-milvus bound this model's collections.
         least_side: minimum length in pixels of both sides of a photo that is decoded at a reduced size; None if
-            photos must be decoded at full size.
+            photos must be decoded at full size (:attr:`ModelFiles.least_side`).
         vocabulary_size: size of the vocabulary whose token ids are accepted instead of texts; None if the model
             accepts texts only.
         reranker: the model's own re-ranker, on the same device; None if it has none.
@@ -220,6 +220,11 @@ class ModelFiles(FilesOnDisk, ABC):
     def former_fingerprints(self) -> tuple[str, ...]:
         """Fingerprints to which earlier versions of ldot-milvus bound this model's collections."""
         return ()
+
+    @property
+    def least_side(self) -> int | None:
+        """The embedder's ``least_side``. Photos are decoded before the model is loaded, in case none can be read."""
+        return None
 
     @property
     def summary(self) -> str:

@@ -6,6 +6,7 @@ A new extractor takes one module and one line in :data:`EXTRACTORS`, or one call
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
@@ -15,8 +16,14 @@ EXTRACTORS = {
 }
 """Maps the "kind" of an extractor to ``module:class``, a :class:`~ldot_milvus.regions.base.RegionExtractor`."""
 
+LeastSide = Callable[[Mapping[str, Any]], int | None]
+"""Computes an extractor's ``least_side`` from the options in ``region_extractor``."""
 
-def register_extractor(kind: str, extractor: str) -> None:
+LEAST_SIDES: dict[str, LeastSide] = {"grid": lambda options: 2 * int(options.get("size", 224))}
+"""Maps the "kind" of an extractor to its ``least_side``, which is needed before its module, and torch, is imported."""
+
+
+def register_extractor(kind: str, extractor: str, least_side: LeastSide | None = None) -> None:
     """Register an extractor in this process.
 
     Args:
@@ -24,8 +31,28 @@ def register_extractor(kind: str, extractor: str) -> None:
         extractor: ``module:class``, imported for the first photo. The class needs a class method ``from_pretrained``
             with the folder or hub id of the weights as its first argument, and the other keys of
             ``region_extractor``, ``device`` and ``dtype`` as keyword arguments.
+        least_side: called with ``region_extractor`` before the module is imported; returns the extractor's
+            ``least_side``. Without it, photos are decoded at full size.
     """
     EXTRACTORS[kind] = extractor
+    if least_side is None:
+        LEAST_SIDES.pop(kind, None)
+    else:
+        LEAST_SIDES[kind] = least_side
+
+
+def least_side_of(config: Mapping[str, Any]) -> int | None:
+    """Return the ``least_side`` of an extractor without importing its module; None: decode photos at full size.
+
+    Args:
+        config: a model's ``region_extractor``. For an option of a wrong type the result is None, since the extractor
+            refuses it when it is loaded.
+    """
+    known = LEAST_SIDES.get(str(config.get("kind")))
+    try:
+        return None if known is None else known(config)
+    except (TypeError, ValueError):
+        return None
 
 
 def extractor_class(kind: str) -> Any:

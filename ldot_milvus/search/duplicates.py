@@ -15,25 +15,17 @@ import numpy as np
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, InputError, UsageError
 from ldot_milvus.images import decode
+from ldot_milvus.search.nearness import THRESHOLD, look_the_same, neighbours, unit, vectors_of
 from ldot_milvus.search.perceptual_hash import DECODE_AT, PerceptualHash, perceptual_hash
 from ldot_milvus.sources import Source, locate
 from ldot_milvus.sources.reading import THREADS, read_all
-from ldot_milvus.stores.base import Array, Filter, Record, VectorStore
-
-THRESHOLD = 0.9
-"""Default least cosine of two vectors."""
-
-MAX_DISTANCE = 10
-"""Largest number of different bits, of 64, between the hashes of two photos."""
+from ldot_milvus.stores.base import Record, VectorStore
 
 VECTOR_ALONE = 0.985
 """Least cosine of the vectors of two photos of which one cannot be read."""
 
 _BATCH = 512  # rows searched at a time: FAISS is several times slower with fewer
-_ROWS = 4096  # rows that one search may return for all its queries
 _VECTORS = 512  # vectors of neighbours in memory at a time
-_NEIGHBOURS = (8, 64, 512)  # rows that a search asks for: more if all of them might be duplicates
-_SLACK = 0.99  # some indexes compute inner products from rounded vectors
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def find_duplicates(
             for cosine, a, b in pairs:
                 hash_a, hash_b = photos.hash(a.id), photos.hash(b.id)
                 if hash_a and hash_b:
-                    if hash_a.distance(hash_b) <= MAX_DISTANCE:
+                    if look_the_same(hash_a, hash_b):
                         groups.join(a.id, b.id)
                 elif cosine < VECTOR_ALONE:
                     continue
@@ -127,40 +119,22 @@ def _near_pairs(
     by_namespace = sorted(batch, key=lambda record: record.namespace)
     for namespace, group in groupby(by_namespace, key=lambda record: record.namespace):
         rows = list(group)
-        queries = _vectors(rows)
-        units = _unit(queries)
-        ids = _neighbours(store, queries, threshold, {"namespace": namespace} if split else None)
+        queries = vectors_of(rows)
+        units = unit(queries)
+        # If a duplicate's vector is the longer one of the two, their product is at least the threshold times the
+        # squared length of the query's. (If it is the shorter one, its own search finds the pair.)
+        least = threshold * np.square(queries).sum(axis=1)
+        ids = set[str]().union(*neighbours(store, queries, least, {"namespace": namespace} if split else None))
         for some in batched(sorted(ids), _VECTORS):
             others = store.get(some, with_embeddings=True)
             if not others:  # deleted meanwhile
                 continue
-            cosines = units @ _unit(_vectors(others)).T
+            cosines = units @ unit(vectors_of(others)).T
             yield [
                 (float(cosines[i, j]), rows[i], others[j])
                 for i, j in np.argwhere(cosines.round(6) >= threshold)
                 if rows[i].id != others[j].id and others[j].namespace == namespace
             ]
-
-
-def _neighbours(store: VectorStore, queries: Array, threshold: float, filter: Filter | None) -> set[str]:
-    """Return the ids of the rows that may be duplicates of a query, among others.
-
-    Stores rank by inner product. If a duplicate's vector is the longer one of the two, their product is at least the
-    threshold times the squared length of the query's. (If it is the shorter one, its own search finds the pair.) So the
-    rows with smaller products are left out, and while the last row found has a larger one, more rows are asked for.
-    """
-    ids: set[str] = set()
-    least = _SLACK * threshold * np.square(queries).sum(axis=1)
-    pending = list(range(len(queries)))
-    for k in _NEIGHBOURS:
-        more = []
-        for some in batched(pending, _ROWS // k):
-            for i, matches in zip(some, store.search(queries[some], k, filter=filter), strict=True):
-                ids.update(match.record.id for match in matches if match.score >= least[i])
-                if len(matches) == k and matches[-1].score >= least[i]:
-                    more.append(i)
-        pending = more
-    return ids
 
 
 class _Photos:
@@ -236,19 +210,8 @@ def _best_first(store: VectorStore, ids: list[str], photos: _Photos) -> list[Dup
     if not records:
         return []
     records.sort(key=lambda r: (photos.hash(r.id) is None, -r.width * r.height, -photos.size(r.id), r.source, r.id))
-    vectors = _unit(_vectors(records))
+    vectors = unit(vectors_of(records))
     return [
         Duplicate(replace(record, embedding=None), round(float(cosine), 6), photos.hash(record.id) is not None)
         for record, cosine in zip(records, vectors @ vectors[0], strict=True)
     ]
-
-
-def _vectors(records: list[Record]) -> Array:
-    return np.stack([record.embedding for record in records if record.embedding is not None])
-
-
-def _unit(vectors: Array) -> Array:
-    """Scale vectors to the length 1; a vector of zeros stays as it is, and its cosines are 0."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Array = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return scaled

@@ -6,6 +6,7 @@ Every ``celery`` command imports this module, so it imports nothing heavy.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     metavar="N",
     help="Number of photos per chunk.",
 )
+@click.option(
+    "--skip-near-duplicates",
+    is_flag=True,
+    help="Leave out new photos that show the same as a photo of the collection (docs/ingestion.md).",
+)
 @click.option("--wait/--no-wait", default=True, help="Wait for the workers and print a summary (the default).")
 @click.option("--prune", is_flag=True, help="Then delete the rows of photos that these folders no longer contain.")
 @click.option("--dry-run", is_flag=True, help="With --prune: list the rows to delete; ingest and delete nothing.")
@@ -63,6 +69,7 @@ def enqueue(
     reranker: str | None,
     store: str | None,
     chunk_size: int,
+    skip_near_duplicates: bool,
     wait: bool,
     prune: bool,
     dry_run: bool,
@@ -79,6 +86,7 @@ def enqueue(
     Exit status: 0 if all photos succeeded, 1 if some failed (they are listed), 2 if nothing was done.
     """
     from ldot_milvus.errors import UsageError
+    from ldot_milvus.ingest.target import Target
     from ldot_milvus.ingest.tasks import INGEST
     from ldot_milvus.models.registry import find_model, find_reranker
     from ldot_milvus.sources import expand, join_descriptions
@@ -95,7 +103,8 @@ def enqueue(
     sources = join_descriptions(expand(paths, metadata=described, exclude=exclude, skipped=skipped))
     succeeded = True
     if not dry_run:
-        succeeded = run_items(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait)
+        target = replace(Target.of(settings), skip_near_duplicates=True) if skip_near_duplicates else None
+        succeeded = run_items(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait, target=target)
     if skipped.counts:
         click.echo(skipped_lines(skipped))
     if prune:

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import FailedItem, Progress, Run
+    from ldot_milvus.ingest.report import NearDuplicate
     from ldot_milvus.ingest.target import Target
     from ldot_milvus.sources.selection import Skipped
+
+MAX_NAMES = 3
+"""Number of near-duplicates that a summary names."""
 
 MAX_LISTED = 20
 """Number of names that a list shows."""
@@ -39,7 +43,21 @@ def outcome(progress: Progress) -> str:
 
     task = TASKS.get(progress.run.task)
     names = task.counters if task else ("failed",)  # a task of another version
-    return ", ".join(f"{int(progress.sums.get(name, 0))} {name}" for name in names)
+    counts = [f"{int(progress.sums.get(name, 0))} {name}" for name in names]
+    near_duplicates = int(progress.sums.get("near_duplicates", 0))
+    return ", ".join(counts + ([counted(near_duplicates, "near-duplicate")] if near_duplicates else []))
+
+
+def near_duplicates_line(count: int, examples: Sequence[NearDuplicate]) -> str:
+    """Format how many near-duplicates were left out.
+
+    Args:
+        count: their number.
+        examples: the first of them; empty if workers have left them out, which name them in their logs.
+    """
+    names = ", ".join(map(str, examples)) + ", ..." * (count > len(examples))
+    where = names if examples else "named in the logs of the workers"
+    return f"Seen and not ingested: near-duplicates: {count:,} ({where})"
 
 
 def skipped_lines(skipped: Skipped) -> str:

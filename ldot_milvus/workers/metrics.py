@@ -89,7 +89,7 @@ class Exporter:
             up.add_metric(["journal"], 0)
         if sums is not None:
             photos = CounterMetricFamily("ldot_photos", "Photos processed, by outcome.", labels=["outcome"])
-            for outcome in ("added", "updated", "unchanged", "failed"):
+            for outcome in ("added", "updated", "unchanged", "failed", "near_duplicates"):
                 photos.add_metric([outcome], sums.get(outcome, 0))
             yield photos
             yield CounterMetricFamily("ldot_deleted_rows", "Rows deleted.", value=sums.get("deleted", 0))

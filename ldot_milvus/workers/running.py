@@ -10,13 +10,21 @@ import click
 
 from ldot_milvus.workers.broker import check_broker
 from ldot_milvus.workers.command import application, invocation
-from ldot_milvus.workers.formatting import counted, describe_target, failure_lines, outcome
+from ldot_milvus.workers.formatting import (
+    MAX_NAMES,
+    counted,
+    describe_target,
+    failure_lines,
+    near_duplicates_line,
+    outcome,
+)
 from ldot_milvus.workers.sending import send_all
 from ldot_milvus.workers.waiting import Update, updates
 
 if TYPE_CHECKING:
     from ldot_milvus.ingest.chunks import Chunk
     from ldot_milvus.ingest.journal import Journal, Run
+    from ldot_milvus.ingest.report import NearDuplicate
     from ldot_milvus.ingest.target import Target
     from ldot_milvus.ingest.tasks import Item, Task
     from ldot_milvus.settings import Settings
@@ -66,9 +74,10 @@ def run_items(
     journal = journal_of(settings)
     chunks = list(chunks_of(run, items, chunk_size or task.chunk_size))
     described = counted(len(items), task.noun)
+    near_duplicates: list[NearDuplicate] = []
     if not settings.broker:
         click.echo(f"No broker is set (LDOT_BROKER): {task.doing} {described} in this process.")
-        _show_progress(run, task, _process_here(settings, journal, run, task, chunks))
+        _show_progress(run, task, _process_here(settings, journal, run, task, chunks, near_duplicates))
     else:
         check_broker(settings.broker)
         journal.start(run)
@@ -90,22 +99,29 @@ def run_items(
             click.echo(f"\nThe workers continue. Follow the run with: {hint}", err=True)
             raise SystemExit(130) from None
     place = describe_target(run.target) if target else f"{settings.collection} in {settings.store}"
-    return _summarise(journal, run, task, place, invocation(ctx))
+    return _summarise(journal, run, task, place, invocation(ctx), near_duplicates)
 
 
 def _process_here(
-    settings: Settings, journal: Journal, run: Run, task: Task[Any], chunks: Sequence[Chunk]
+    settings: Settings,
+    journal: Journal,
+    run: Run,
+    task: Task[Any],
+    chunks: Sequence[Chunk],
+    near_duplicates: list[NearDuplicate],
 ) -> Iterator[Update]:
-    """Process the chunks in this process."""
+    """Process the chunks in this process, and note the first near-duplicates, which the journal only counts."""
     from ldot_milvus.ingest.chunks import process_chunks_inline
     from ldot_milvus.ingest.target import OpenTarget
 
     with OpenTarget(run.target, settings) as opened:
-        perform = task.performer(opened)  # refuses a collection of another model before the journal records the run
+        # Before the journal records the run, since this refuses a collection of another model.
+        perform = task.performer(opened, run.target)
         journal.start(run)
         done = 0
         for report in process_chunks_inline(chunks, journal, perform):
             done += report.total
+            near_duplicates += report.near_duplicates[: MAX_NAMES - len(near_duplicates)]
             yield Update(done)
 
 
@@ -122,7 +138,9 @@ def _show_progress(run: Run, task: Task[Any], progress: Iterable[Update]) -> Non
             bar.refresh()
 
 
-def _summarise(journal: Journal, run: Run, task: Task[Any], place: str, command: str) -> bool:
+def _summarise(
+    journal: Journal, run: Run, task: Task[Any], place: str, command: str, near_duplicates: Sequence[NearDuplicate]
+) -> bool:
     """Print the counts and the failures of a run; return whether nothing failed."""
     progress = journal.progress(run.id)
     assert progress is not None
@@ -130,7 +148,9 @@ def _summarise(journal: Journal, run: Run, task: Task[Any], place: str, command:
     click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {task.unit}/s)")
     if task.name == "ingest" and progress.sums.get("unchanged", 0) == run.items:
         click.echo("Nothing new: the collection already contained every photo.")
-    replaced, stale = (int(progress.sums.get(name, 0)) for name in ("replaced", "stale"))
+    replaced, stale, near = (int(progress.sums.get(name, 0)) for name in ("replaced", "stale", "near_duplicates"))
+    if near:
+        click.echo(near_duplicates_line(near, near_duplicates))
     if replaced:
         click.echo(f"{counted(replaced, 'old row')} deleted, since another photo now has the same source.")
     if stale:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:
         if refusal is not None:
             raise refusal
         try:
-            return chunk.task.performer(_opened(target))(items)
+            return chunk.task.performer(_opened(replace(target, skip_near_duplicates=False)), target)(items)
         except SoftTimeLimitExceeded as error:
             raise TimeoutError(f"it took longer than {app.conf.task_soft_time_limit:g} s") from error
 

@@ -64,8 +64,8 @@ class Progress:
 
     Attributes:
         run: the run.
-        sums: sums over the finished chunks: items, added, updated, unchanged, deleted, failed, bytes, and
-            ``seconds:STAGE``.
+        sums: sums over the finished chunks: items, added, updated, unchanged, deleted, failed,
+            near_duplicates, bytes, and ``seconds:STAGE``.
         working: number of chunks that were started and are not finished.
         changed: time when a chunk was last started or finished, in seconds since 1970.
         trouble: message about what the workers wait for, such as an unavailable store; empty without trouble.

@@ -62,7 +62,7 @@ class LightningDOTEmbedder:
     @property
     def least_side(self) -> int | None:
         """Minimum length in pixels of both sides of a photo decoded at a reduced size; None: decode at full size."""
-        return None if self.bundle.extractor is None else self.bundle.extractor.least_side
+        return self.bundle.files.least_side
 
     @property
     def vocabulary_size(self) -> int:

@@ -20,6 +20,7 @@ from typing_extensions import override
 from ldot_milvus.errors import ModelError
 from ldot_milvus.models.base import Embedder, ModelFiles, RerankerFiles
 from ldot_milvus.models.registry import find_model
+from ldot_milvus.regions.registry import least_side_of
 
 if TYPE_CHECKING:
     from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
@@ -83,6 +84,11 @@ class LightningDOTFiles(ModelFiles):
             return ()
         weights = [*self._weights, own.folder / "model.safetensors"]
         return (self._digest(json.dumps(self.config, sort_keys=True), weights),)
+
+    @property
+    @override
+    def least_side(self) -> int | None:
+        return None if self.extractor_config is None else least_side_of(self.extractor_config)
 
     @property
     @override

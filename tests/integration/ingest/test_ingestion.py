@@ -126,6 +126,25 @@ def test_bad_files_are_reported_and_the_rest_goes_in(store, tiny_model: str, pho
     assert all(str(folder) not in reason for reason in reasons.values())
 
 
+def test_what_cannot_be_decoded_loads_no_model(store, tiny_model: str, photo_folder: Folder) -> None:
+    """Nor does a rerun over it, and a part of such files before or after a part of photos loads it only there."""
+    folder = photo_folder(3)
+    for number in range(2 * PART_SIZE):
+        (folder / f"a{number}.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes([number]) * 100)
+    (folder / "truncated.jpg").write_bytes(make_photo(9)[:400])
+    (folder / "features.npz").write_bytes(b"no regions")
+    sources = [*expand([str(folder)]), Source(str(folder / "features.npz"), kind="regions")]
+    Ingestor(store, tiny_model).ingest(sources[:3])
+    again = Ingestor(store, tiny_model)
+    report = again.ingest(sources)
+    assert (report.added, report.unchanged, len(report.failed)) == (0, 3, 2 * PART_SIZE + 2)
+    assert again._embedder is None
+    (folder / "zz.jpg").write_bytes(make_photo(10))
+    report = again.ingest(list(expand([str(folder)])))
+    assert (report.added, report.unchanged, len(report.failed)) == (1, 3, 2 * PART_SIZE + 1)
+    assert again._embedder is not None
+
+
 def test_another_model_is_refused_before_anything_is_read(
     store, tiny_model: str, other_model: str, photo_folder: Folder
 ) -> None:

@@ -40,8 +40,10 @@ sources = st.builds(
 )  # fmt: skip
 changes = st.builds(RowChange, id=texts, source=st.none() | texts)
 targets = st.builds(
-    Target, store=texts, collection=texts, model=texts, region_store=st.none() | texts, reranker=st.none() | texts
-)
+    Target, store=texts, collection=texts, model=texts, region_store=st.none() | texts, reranker=st.none() | texts,
+    skip_near_duplicates=st.booleans(),
+)  # fmt: skip
+
 work = st.tuples(st.just(INGEST), st.lists(sources, max_size=3)) | st.tuples(
     st.just(CHANGE), st.lists(changes, max_size=3)
 )
@@ -130,6 +132,7 @@ def test_an_earlier_version_reads_what_is_written_now(text: str) -> None:
     else:
         new = json.loads(FailedItem.from_json(text).to_json())
     assert new["target"].pop("reranker") is None
+    assert new["target"].pop("skip_near_duplicates") is False
     assert new == old
 
 
@@ -218,8 +221,8 @@ def test_an_opened_target_performs_every_task(tmp_path: Path, tiny_model: str, m
     target = Target(f"faiss:{tmp_path / 'store'}", "images", tiny_model)
     with OpenTarget(target, Settings()) as opened:
         assert opened.ingestor is opened.ingestor
-        assert INGEST.performer(opened)([Source(str(tmp_path / "a.jpg"))]).added == 1
+        assert INGEST.performer(opened, target)([Source(str(tmp_path / "a.jpg"))]).added == 1
         (row,) = opened.store.iterate()
-        assert CHANGE.performer(opened)([RowChange(row.id, "b.jpg")]).updated == 1
-        assert CHANGE.performer(opened)([RowChange(row.id)]).deleted == 1
+        assert CHANGE.performer(opened, target)([RowChange(row.id, "b.jpg")]).updated == 1
+        assert CHANGE.performer(opened, target)([RowChange(row.id)]).deleted == 1
         assert opened.store.count() == 0

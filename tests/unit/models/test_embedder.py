@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from PIL import Image
 
 from ldot_milvus import LightningDOTEmbedder, load_model
 from ldot_milvus.errors import InputError, LdotError, ModelError, UsageError
-from ldot_milvus.regions import Regions
+from ldot_milvus.regions import BottomUpExtractor, Regions, registry
 from tests.conftest import make_photo
 
 
@@ -81,6 +85,48 @@ def test_threads_return_the_same_vectors(tiny: LightningDOTEmbedder) -> None:
     with ThreadPoolExecutor(8) as pool:
         for alone, vectors in zip(map(tiny.encode_texts, texts), pool.map(tiny.encode_texts, texts), strict=True):
             np.testing.assert_allclose(vectors, alone, atol=1e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"size": 64}, {"size": 224, "mirror": True}])
+def test_the_size_of_decoding_is_known_before_loading(
+    tiny: LightningDOTEmbedder, tiny_model: str, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """By the files alone, in a process without torch, and it is that of the embedder and of its extractor."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["region_extractor"] = {"kind": "grid", **options}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = (
+        "import sys; from ldot_milvus.models.registry import find_model; print(find_model(sys.argv[1]).least_side); "
+        "assert 'torch' not in sys.modules"
+    )
+    known = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout
+    embedder = LightningDOTEmbedder(str(folder), device="cpu")
+    assert int(known) == embedder.least_side == embedder.bundle.extractor.least_side
+
+
+@pytest.mark.parametrize(
+    ("config", "side"),
+    [
+        ({"kind": "grid", "size": 100}, 200),
+        ({"kind": "grid", "size": "wide"}, None),  # refused when it is loaded
+        ({"kind": "grid", "size": None}, None),
+        ({"kind": "bottom_up"}, BottomUpExtractor.least_side),
+        ({"kind": "unknown"}, None),
+        ({}, None),
+        ({"kind": "own", "cells": 3}, 192),
+        ({"kind": "own without"}, None),
+    ],
+)
+def test_least_sides_of_extractors(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object], side: int | None
+) -> None:
+    for table in ("EXTRACTORS", "LEAST_SIDES"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    registry.register_extractor("own", "no_module:Own", lambda options: 64 * options["cells"])
+    registry.register_extractor("own without", "no_module:Own")
+    assert registry.least_side_of(config) == side
 
 
 @pytest.mark.parametrize("texts", [[""], ["fine", " \t\n"], "one string"])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from ldot_milvus.images import decode
-from ldot_milvus.search.duplicates import MAX_DISTANCE
+from ldot_milvus.search.nearness import MAX_DISTANCE
 from ldot_milvus.search.perceptual_hash import DECODE_AT, perceptual_hash
 from tests.conftest import PHOTOS
 from tests.variants import VARIANTS, encoded
