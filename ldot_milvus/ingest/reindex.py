@@ -41,7 +41,8 @@ def rebuild_index(store: VectorStore, *, progress: Callable[[int], object] = lam
     second_pass = migrate(store, successor)
     if second_pass.copied:
         log.info("%d rows were written while the index was built", second_pass.copied)
-    successor.set_properties(store.properties)
+    if successor.dim is not None:  # a collection without rows and model has no successor yet
+        successor.set_properties(store.properties)
     store.replace_by(successor)
     return first_pass.rows
 

@@ -23,6 +23,7 @@ SYSTEM_FOLDERS = frozenset({
     "$recycle.bin", "recycler", "recycled", "system volume information",  # Windows
     "__macosx",  # zip archives of macOS
     "lost+found",
+    "ldot-data",  # our own, in the folder that is ingested with "enqueue ."
 })  # fmt: skip
 """Names, in lower case, of folders in which systems keep thumbnails, deleted files and snapshots."""
 

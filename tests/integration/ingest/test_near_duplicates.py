@@ -23,7 +23,6 @@ from ldot_milvus.ingest import near_duplicates
 from ldot_milvus.ingest.ingestor import Ingestor, Report
 from ldot_milvus.ingest.near_duplicates import Hashes, NearDuplicates
 from ldot_milvus.ingest.reconciliation import content_of
-from ldot_milvus.ingest.region_data import region_store_of
 from ldot_milvus.search.nearness import look_the_same
 from ldot_milvus.search.perceptual_hash import perceptual_hash
 from ldot_milvus.sources import Source, expand
@@ -106,7 +105,7 @@ def test_variants_of_rows_and_of_each_other(
         assert report.added + report.unchanged == 4
         assert report.total == len(list(folder.iterdir()))
         assert names(store) == sorted(["0.jpg", "1.jpg", "2.jpg", first])
-    regions = region_store_of(store, Ingestor(store, tiny_model)._files.own_reranker(), None)
+    regions = Ingestor(store, tiny_model).region_store
     contents = [content_id(path.read_bytes()) for path in folder.iterdir()]
     assert regions is not None
     assert regions.has(contents) == {row.id for row in store.iterate()}
