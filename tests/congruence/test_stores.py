@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldot_milvus.errors import LdotError
+from ldot_milvus.errors import CollectionNotFound, LdotError
 from ldot_milvus.stores import Record, VectorStore, open_store, register_store
-from ldot_milvus.stores.base import Filter
+from ldot_milvus.stores.base import SCHEMA_VERSION, VERSION, Filter
 from ldot_milvus.stores.milvus.store import MilvusStore
+from ldot_milvus.stores.regions import RegionStore
+from ldot_milvus.stores.upgrade import upgrade
+from tests.integration.stores.test_upgrade import fill_version_1, ids
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
@@ -331,3 +334,26 @@ def test_what_one_writes_another_finds(address: str) -> None:
         one.delete(["a"])
         assert [m.record.id for m in one.search(VECTOR[None], 5)[0]] == ["b"]
         drop(one)
+
+
+def test_properties(pair: Pair) -> None:
+    """Each store keeps them beside the model, and a collection that does not exist has none."""
+    for store in pair:
+        assert store.properties == {VERSION: str(SCHEMA_VERSION)}
+        store.set_properties({"a": '{"b": "ü \\"c\\""}', VERSION: "1"})
+        store.set_properties({"a": "d"})
+        assert store.properties == {VERSION: "1", "a": "d"}
+        assert (store.schema_version, store.model, store.dim) == (1, "model-a", DIM)
+        with open_store(store.address, "none") as missing:
+            assert (missing.properties, missing.schema_version) == ({}, None)
+            with pytest.raises(CollectionNotFound):
+                missing.set_properties({"a": "b"})
+
+
+def test_an_upgrade_in_place(pair: Pair, tmp_path: Path) -> None:
+    for number, store in enumerate(pair):
+        regions = RegionStore(str(tmp_path / f"regions{number}"), "r" * 32)
+        expected = fill_version_1(store, regions, model="model-a")
+        assert upgrade(store, [regions]).changed == 11
+        assert ids(store) == expected
+    assert list(pair[0].iterate()) == list(pair[1].iterate())

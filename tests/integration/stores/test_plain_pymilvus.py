@@ -39,6 +39,6 @@ def test_the_example_finds_what_the_retriever_finds(mini, milvus_url: str, tmp_p
         assert both
         assert all(row["height"] > row["width"] for row in both)
         about = json.loads(client.describe_collection("plain_example")["description"])
-        assert about == {"model": mini.fingerprint, "dim": mini.dim, "schema_version": 1}
+        assert about == {"model": mini.fingerprint, "dim": mini.dim, "schema_version": 2}
         client.drop_alias("plain_example")
         client.drop_collection("plain_example__1")

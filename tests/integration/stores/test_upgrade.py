@@ -33,7 +33,9 @@ def content(number: int) -> str:
     return f"{number:064x}"
 
 
-def fill_version_1(store: VectorStore, regions: RegionStore, count: int = 5) -> dict[tuple[str, str], str]:
+def fill_version_1(
+    store: VectorStore, regions: RegionStore, count: int = 5, model: str = "m" * 32
+) -> dict[tuple[str, str], str]:
     """Write rows as 0.1.0 did; return the id that each photo and text has in version 2, by namespace and content."""
     rng = np.random.default_rng(0)
     rows = [Record(content(n), namespace=("default", "ann", "bob")[n % 3], caption=f"{n}") for n in range(3 * count)]
@@ -42,8 +44,9 @@ def fill_version_1(store: VectorStore, regions: RegionStore, count: int = 5) -> 
         Record("theirs", namespace="bob"),
     ]
     rows += [Record(content(10**7), namespace="ann", kind="text", caption="a text")]
-    store.bind("m" * 32, DIM)
-    vectors = rng.standard_normal((len(rows), DIM)).astype(np.float32)
+    dim = store.dim or DIM
+    store.bind(model, dim)
+    vectors = rng.standard_normal((len(rows), dim)).astype(np.float32)
     for start in range(0, len(rows), 500):
         store.upsert([
             Record(**{**vars(row), "embedding": vector, "width": 3})
