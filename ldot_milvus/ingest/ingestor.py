@@ -24,6 +24,7 @@ from ldot_milvus.ingest.report import Failure as Failure
 from ldot_milvus.ingest.report import Report as Report
 from ldot_milvus.models.base import Embedder, KeptImage, Reranker
 from ldot_milvus.models.loading import load_reranker
+from ldot_milvus.models.passes import image_features, least_side
 from ldot_milvus.models.registry import find_model, find_reranker
 from ldot_milvus.sources import Source, read_all
 from ldot_milvus.sources.region_files import regions_of
@@ -208,9 +209,9 @@ class _Chunk:
                 self._report.updated += updated
         if not new:
             return []
-        embedder = self._ingestor.embedder
+        embedder, reranker = self._ingestor.embedder, self._ingestor.reranker
         with self.clock("decode"):
-            return self._open(new, readers, embedder)
+            return self._open(new, readers, embedder, reranker)
 
     def encode(self, opened: Sequence[Opened]) -> tuple[list[Record], dict[str, KeptImage]]:
         """Return the rows of one part with their vectors, and the region data of the photos by id."""
@@ -218,10 +219,10 @@ class _Chunk:
         photos = [(row, photo) for row, photo in opened if photo is not None]
         texts = [row for row, photo in opened if photo is None]
         with self.clock("regions"):
-            features = embedder.image_features([photo for _, photo in photos])
+            features, own = image_features(embedder, reranker, [photo for _, photo in photos])
         with self.clock("encode"):
             vectors = embedder.encode_features(features)
-            kept = [] if reranker is None else reranker.keep(features)
+            kept = [] if reranker is None else reranker.keep(own)
             text_vectors = embedder.encode_texts([row.caption for row in texts])
         records = [replace(row, embedding=vector) for (row, _), vector in zip(photos, vectors, strict=True)]
         records += [replace(row, embedding=vector) for row, vector in zip(texts, text_vectors, strict=True)]
@@ -321,9 +322,13 @@ class _Chunk:
                 report.unchanged += 1
         return new, changed
 
-    def _open(self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder) -> list[Opened]:
+    def _open(
+        self, new: Sequence[Unread], readers: ThreadPoolExecutor, embedder: Embedder, reranker: Reranker | None
+    ) -> list[Opened]:
         opened: list[Opened] = []
-        for unread, outcome in zip(new, readers.map(lambda unread: _opened(unread, embedder), new), strict=True):
+        for unread, outcome in zip(
+            new, readers.map(lambda unread: _opened(unread, embedder, reranker), new), strict=True
+        ):
             if isinstance(outcome, InputError):
                 failure = _failure(unread.source, outcome)
                 self._report.failed.append(failure)
@@ -333,16 +338,16 @@ class _Chunk:
         return opened
 
 
-def _opened(unread: Unread, embedder: Embedder) -> Opened | InputError:
+def _opened(unread: Unread, embedder: Embedder, reranker: Reranker | None) -> Opened | InputError:
     source, row = unread.source, unread.row
     try:
         if source.kind == "text":
             return row, None
         if source.kind == "regions":
             regions, width, height = regions_of(source, unread.data)
-            embedder.image_features([regions])  # raises InputError for regions of another extractor
+            image_features(embedder, reranker, [regions])  # raises InputError for regions of another extractor
             return replace(row, width=width, height=height), regions
-        photo = decode(unread.data, name=source.name, draft_to=embedder.least_side)
+        photo = decode(unread.data, name=source.name, draft_to=least_side(embedder, reranker))
         return replace(row, width=photo.width, height=photo.height), photo.image
     except InputError as error:
         return error
