@@ -106,7 +106,7 @@ class ContrastiveEmbedder:
         batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
         return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: training of a re-ranker may go on from the states
     def image_features(self, images: Sequence[ImageInput]) -> list[PatchFeatures]:
         """Run the vision transformer over photos.
 
