@@ -47,6 +47,16 @@ def register_family(model_type: str, files: str) -> None:
     FAMILIES[model_type] = files
 
 
+def family_of(model_type: str) -> type[Any] | None:
+    """Return the class that reads the files of a ``model_type``; None if it is not registered."""
+    class_path = FAMILIES.get(model_type)
+    if class_path is None:
+        return None
+    family = resolve_name(class_path)
+    assert issubclass(family, FilesOnDisk)
+    return family
+
+
 def find_model(name: str) -> ModelFiles:
     """Find the files of an embedding model, without loading it.
 
@@ -126,14 +136,12 @@ def _local_folder(name: str) -> Path | None:
 
 def _family(name: str, folder: Path) -> type[Any]:
     model_type = read_config(name, folder).get("model_type")
-    class_path = FAMILIES.get(str(model_type))
-    if class_path is None and model_type in UNSUPPORTED:
+    family = family_of(str(model_type))
+    if family is None and model_type in UNSUPPORTED:
         raise ModelError(f"model {name!r}: {UNSUPPORTED[model_type]}")
-    if class_path is None:
+    if family is None:
         raise ModelError(
             f"model {name!r} has the unsupported type {model_type!r}; supported types are "
             f"{', '.join(map(repr, sorted(FAMILIES)))}: convert a published checkpoint with ldot convert"
         )
-    family = resolve_name(class_path)
-    assert issubclass(family, FilesOnDisk)
     return family

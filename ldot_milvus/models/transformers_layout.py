@@ -78,7 +78,7 @@ class TransformersFiles(ModelFiles):
                 where = "a folder that has them"
             raise ModelError(
                 f"model {self.name!r} has no {WEIGHTS}, and pickled weights are not loaded, because loading one runs "
-                f"the code in it: name {where}, or convert its pytorch_model.bin with ldot convert"
+                f"the code in it: name {where}, or convert its pytorch_model.bin in a folder with ldot convert"
             )
         try:
             names = set(json.loads((self.folder / INDEX).read_text())["weight_map"].values())

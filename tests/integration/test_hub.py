@@ -138,7 +138,7 @@ print(embedder.name, embedder.encode_texts(["a dog"]).shape)
         ),
         ("some/siglip@v2", "no revision 'v2': give a branch, a tag, a commit or refs/pr/NUMBER"),
         ("some/gated", "'some/gated' is gated: accept its terms on .*some/gated, .* HF_TOKEN"),
-        ("some/pickled", r"no model\.safetensors, .*some/pickled@refs/pr/NUMBER, or convert .* with ldot convert"),
+        ("some/pickled", r"no model\.safetensors, .*some/pickled@refs/pr/NUMBER, or convert .*ldot convert"),
         ("siglip", "unknown model 'siglip'.*owner/name@REVISION"),
         ("some/siglip@", "unknown model 'some/siglip@'"),
         ("some/sig lip", "unknown model 'some/sig lip'"),

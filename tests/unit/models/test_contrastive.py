@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from PIL import Image
 from torch.nn.functional import normalize
 
+from ldot_milvus.cli import main
 from ldot_milvus.errors import InputError, ModelError, UsageError
 from ldot_milvus.models.contrastive.embedder import ContrastiveEmbedder
 from ldot_milvus.models.loading import load_embedder, load_reranker
@@ -259,6 +261,26 @@ def test_pickles_are_refused(siglip: Path, tmp_path: Path) -> None:
     torch.save(transformers.SiglipModel.from_pretrained(siglip).state_dict(), copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no model\.safetensors.*a folder that has them.*ldot convert"):
         find_model(str(copy))
+
+
+@pytest.mark.parametrize("make", [families.siglip, families.clip, families.blip])
+def test_pickles_are_converted(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make(tmp_path / "model")
+    network = find_model(str(folder)).network
+    state = getattr(transformers, network).from_pretrained(folder).state_dict()
+    position = torch.arange(3)[None]  # a buffer that older versions of transformers wrote
+    torch.save({**state, "text_model.embeddings.position_ids": position}, folder / "pytorch_model.bin")
+    vectors = load_embedder(str(folder), device="cpu").encode_texts(TEXTS)
+    (folder / "model.safetensors").unlink()
+    converted = CliRunner().invoke(main, ["convert", str(folder / "pytorch_model.bin"), str(tmp_path / "new")])
+    assert converted.exit_code == 0, converted.output
+    assert f"dropped  text_model.embeddings.position_ids\n{tmp_path / 'new'}: {network} of" in converted.output
+    np.testing.assert_array_equal(load_embedder(str(tmp_path / "new"), device="cpu").encode_texts(TEXTS), vectors)
+    state.popitem()
+    torch.save(state, folder / "pytorch_model.bin")
+    refused = CliRunner().invoke(main, ["convert", str(folder / "pytorch_model.bin"), str(tmp_path / "other")])
+    assert refused.exit_code == 2
+    assert "missing" in refused.output
 
 
 def test_there_is_no_reranker_of_its_own(siglip: Path) -> None:
