@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,21 @@ def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | 
     unknown = f"unknown {what} {name!r}: give {known}a folder, or a hub id (owner/name or owner/name@REVISION)"
     if repository.count("/") != 1 or repository.startswith(("/", ".")) or (at and not revision):
         raise UsageError(unknown)
-    from huggingface_hub import snapshot_download
-
-    options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        return Path(snapshot_download(repository, allow_patterns=None if files is None else list(files), **options))
+        return _downloaded(repository, revision, None if files is None else tuple(files))
     except (
         Exception
     ) as error:  # its HTTP library, whose errors come through, differs between versions of the hub's client
         raise UsageError(_explained(error, what, repository, revision) or f"{unknown}; {first_line(error)}") from error
+
+
+@cache
+def _downloaded(repository: str, revision: str, files: tuple[str, ...] | None) -> Path:
+    """Download once a process: a branch that moves meanwhile would give one process two models of one name."""
+    from huggingface_hub import snapshot_download
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    return Path(snapshot_download(repository, allow_patterns=None if files is None else list(files), **options))
 
 
 def _explained(error: Exception, what: str, repository: str, revision: str) -> str | None:
