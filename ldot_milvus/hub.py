@@ -2,32 +2,94 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ldot_milvus.errors import UsageError
+from ldot_milvus.errors import UsageError, first_line
 
 
 def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | None = None) -> Path:
-    """Return the local folder of a hub repository, downloading it if necessary.
+    """Return the local folder of a hub repository, downloading the files that the hub's cache lacks.
 
     Args:
-        name: hub id, ``owner/name``.
+        name: hub id, ``owner/name``, optionally with a branch, tag, commit or pull request: ``owner/name@refs/pr/5``.
         what: "model" or "detector", for the message.
         known: other valid kinds of names, for the message.
-        files: names of the files to download; None downloads all.
+        files: names and patterns of the files to download; None downloads all.
 
     Raises:
-        UsageError: ``name`` is not a hub id, or the hub cannot be reached or has no such repository.
+        UsageError: ``name`` is not a hub id, the hub has no such repository or revision or refuses it, it cannot be
+            reached and the cache has no complete copy, or the files cannot be written.
     """
-    unknown = f"unknown {what} {name!r}: give {known}a folder, or a hub id (owner/name)"
-    if name.count("/") != 1 or name.startswith(("/", ".")):
+    repository, at, revision = name.partition("@")
+    unknown = f"unknown {what} {name!r}: give {known}a folder, or a hub id (owner/name or owner/name@REVISION)"
+    if repository.count("/") != 1 or repository.startswith(("/", ".")) or (at and not revision):
         raise UsageError(unknown)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(name, allow_patterns=None if files is None else list(files)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        cause = str(error).splitlines()[0].split(". ")[0]
-        raise UsageError(f"{unknown}; the hub reports: {cause}") from error
+        return _downloaded(repository, revision, None if files is None else tuple(files))
+    except (
+        Exception
+    ) as error:  # its HTTP library, whose errors come through, differs between versions of the hub's client
+        raise UsageError(_explained(error, what, repository, revision) or f"{unknown}; {first_line(error)}") from error
+
+
+@cache
+def _downloaded(repository: str, revision: str, files: tuple[str, ...] | None) -> Path:
+    """Download once a process: a branch that moves meanwhile would give one process two models of one name."""
+    from huggingface_hub import snapshot_download
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    return Path(snapshot_download(repository, allow_patterns=None if files is None else list(files), **options))
+
+
+def _explained(error: Exception, what: str, repository: str, revision: str) -> str | None:
+    """Say in one line what failed and what to do; None if ``error`` says that the name is no hub id."""
+    from huggingface_hub import constants, errors
+
+    the = f"{what} {repository + (f'@{revision}' if revision else '')!r}"
+    if isinstance(error, errors.HFValidationError):
+        return None
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{the} is gated: accept its terms on {constants.ENDPOINT}/{repository}, and log in with hf auth login or "
+            "set HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{the}: the repository has no revision {revision or 'main'!r}: give a branch, a tag, a commit or "
+            f"refs/pr/NUMBER of {constants.ENDPOINT}/{repository}"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"unknown {the}: {constants.ENDPOINT} has no such repository, or it is private: check the spelling, or log "
+            "in with hf auth login"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if constants.HF_HUB_OFFLINE:
+            return (
+                f"{the} is not complete in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download "
+                "it: unset HF_HUB_OFFLINE once, or give a folder"
+            )
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        return (
+            f"{the} is not complete in the cache, and the hub at {constants.ENDPOINT} does not answer "
+            f"({type(cause).__name__}: {first_line(cause)}): check the network and HTTPS_PROXY, or give "
+            "a folder"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{the} does not fit on the disk of the cache {constants.HF_HUB_CACHE}: free space there, or "
+            "set HF_HOME to another disk"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return (
+            f"{the}: the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror}): set HF_HOME to a folder "
+            "that can"
+        )
+    return (
+        f"{the} cannot be downloaded from {constants.ENDPOINT} ({type(error).__name__}: {first_line(error)}): try "
+        "again, check the network and HTTPS_PROXY, or give a folder"
+    )

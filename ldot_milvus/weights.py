@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,18 +99,41 @@ class QuantizedStorage:
                 source, state = None, load_quantized(path)
         with_info = kwargs.pop("output_loading_info", False)
         state_argument = {"state_dict": state} if state else {}
-        # By default transformers prints a table and continues with random weights if tensors are missing, and reads a
-        # pickle if there is no safetensors file.
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
-        with _without_report():
-            model, info = super().from_pretrained(source, *args, config=config, **state_argument, **kwargs)  # type: ignore[misc]
-        refuse_misfits(
+        model, info = load_exactly(
+            lambda **options: super(QuantizedStorage, cls).from_pretrained(source, *args, config=config, **options),  # type: ignore[misc]
             str(pretrained_model_name_or_path),
-            missing=info["missing_keys"],
-            unknown=info["unexpected_keys"],
-            misshapen=[key[0] for key in info["mismatched_keys"]],
+            **state_argument,
+            **kwargs,
         )
         return (model, info) if with_info else model
+
+
+def load_exactly(load: Callable[..., Any], source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """Load a model by transformers, from safetensors only, and refuse weights that do not fit.
+
+    Args:
+        load: calls a class's ``from_pretrained`` with the arguments that it gets.
+        source: file or folder of the weights, for the message.
+        kwargs: arguments of ``load``.
+
+    Returns:
+        The model, and transformers' report about the tensors.
+
+    Raises:
+        ModelError: tensors are missing, unknown or of another shape. The message names them.
+    """
+    # By default transformers prints a table and continues with random weights if tensors are missing, and reads a
+    # pickle if there is no safetensors file.
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    with _without_report():
+        model, info = load(**kwargs)
+    refuse_misfits(
+        source,
+        missing=info["missing_keys"],
+        unknown=info["unexpected_keys"],
+        misshapen=[key[0] for key in info["mismatched_keys"]],
+    )
+    return model, info
 
 
 @contextmanager

@@ -22,15 +22,22 @@ from ldot_milvus.cli.common import one_line_errors
 def convert(source: str, target: str, config: str | None, detector: str | None, pretraining: bool) -> None:
     """Convert a published checkpoint into a model folder.
 
-    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker. DST is the new folder,
+    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker, or the pytorch_model.bin in
+    the folder of a BLIP, SigLIP or CLIP model, which is written as safetensors. DST is the new folder,
     which --model and LDOT_MODEL accept. Convert a re-ranker into the subfolder "reranker" of its dual encoder.
 
     Prints every tensor that was renamed or dropped. A checkpoint with missing or unknown tensors is refused. If
     --detector is a folder, it is copied into DST, so that DST contains everything that ingestion needs.
     """
     from ldot_milvus.models.lightningdot.convert import convert as convert_checkpoint
+    from ldot_milvus.models.transformers_convert import convert_transformers, is_transformers_checkpoint
 
-    report = convert_checkpoint(source, target, config=_read_json(config), pretraining=pretraining, detector=detector)
+    if is_transformers_checkpoint(source):
+        report = convert_transformers(source, target)
+    else:
+        report = convert_checkpoint(
+            source, target, config=_read_json(config), pretraining=pretraining, detector=detector
+        )
     for old, new in report.renamed.items():
         click.echo(f"renamed  {old} -> {new}")
     for name in report.dropped:

@@ -15,6 +15,7 @@ from ldot_milvus.evaluation.photos import Caption, Pair
 from ldot_milvus.evaluation.ranking import Indices, Scores, search_both_ways
 from ldot_milvus.images import decode
 from ldot_milvus.models.loading import load_reranker
+from ldot_milvus.models.passes import image_features, least_side
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
@@ -128,23 +129,23 @@ def _encode(embedder: Embedder, pairs: Sequence[Pair], reranker: Reranker | None
     images = np.empty((len(pairs), embedder.dim), np.float32)
     kept: list[KeptImage] = []
     for start in range(0, len(pairs), PHOTO_BLOCK):
-        loaded = [_load(embedder, pair) for pair in pairs[start : start + PHOTO_BLOCK]]
-        features = embedder.image_features(loaded)
+        loaded = [_load(embedder, reranker, pair) for pair in pairs[start : start + PHOTO_BLOCK]]
+        features, own = image_features(embedder, reranker, loaded)
         images[start : start + len(loaded)] = embedder.encode_features(features)
         if reranker is not None:
-            kept += reranker.keep(features)
+            kept += reranker.keep(own)
         if start % (10 * PHOTO_BLOCK) == 0:
             log.info("photos: %d of %d", start, len(pairs))
     log.info("texts: %d", len(captions))
     return _Encoded(captions, owner, embedder.encode_texts(captions), images, kept)
 
 
-def _load(embedder: Embedder, pair: Pair) -> Image | Regions:
+def _load(embedder: Embedder, reranker: Reranker | None, pair: Pair) -> Image | Regions:
     loaded = pair.load()
     if isinstance(loaded, bytes):
-        return decode(loaded, name=pair.name, draft_to=embedder.least_side).image
+        return decode(loaded, name=pair.name, draft_to=least_side(embedder, reranker)).image
     try:
-        embedder.image_features([loaded])  # refuses regions of another extractor
+        image_features(embedder, reranker, [loaded])  # refuses regions of another extractor
     except InputError as error:
         raise InputError(f"{printable(pair.name)}: {error}") from error
     return loaded

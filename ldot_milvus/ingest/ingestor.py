@@ -144,7 +144,7 @@ class Ingestor:
             self._claim_region_store()
         report = Report()
         near = NearDuplicates(self.store, self.hashes, set(self.replaced)) if skip_near_duplicates else None
-        least_side = self._files.least_side
+        least_side = (self._kept_by or self._files).least_side
         chunk = Pipeline(self, report, least_side if near is None else near.least_side(least_side))
         ahead, readers, writer = (ThreadPoolExecutor(count, "ldot") for count in (1, READERS, 1))
         written: Future[None] | None = None

@@ -22,6 +22,7 @@ from ldot_milvus.ingest.reconciliation import Place, reconcile
 from ldot_milvus.ingest.report import Failure, Report
 from ldot_milvus.ingest.row_sources import at, copies_of, described, is_absolute
 from ldot_milvus.models.base import KeptImage
+from ldot_milvus.models.passes import image_features
 from ldot_milvus.sources import Source, read_all
 from ldot_milvus.sources.region_files import regions_of
 from ldot_milvus.stores import Record, validation
@@ -89,10 +90,10 @@ class Pipeline:
         photos = [(row, photo) for row, photo in opened if photo is not None]
         texts = [row for row, photo in opened if photo is None]
         with self.clock("regions"):
-            features = embedder.image_features([photo for _, photo in photos])
+            features, own = image_features(embedder, reranker, [photo for _, photo in photos])
         with self.clock("encode"):
             vectors = embedder.encode_features(features)
-            kept = [] if reranker is None else reranker.keep(features)
+            kept = [] if reranker is None else reranker.keep(own)
             text_vectors = embedder.encode_texts([row.caption for row in texts])
         records = [replace(row, embedding=vector) for (row, _), vector in zip(photos, vectors, strict=True)]
         records += [replace(row, embedding=vector) for row, vector in zip(texts, text_vectors, strict=True)]
@@ -236,7 +237,9 @@ def _opened(unread: Unread, ingestor: Ingestor, draft_to: int | None) -> Opened 
             return row, None
         if source.kind == "regions":
             regions, width, height = regions_of(source, unread.data)
-            ingestor.embedder.image_features([regions])  # raises InputError for regions of another extractor
+            image_features(
+                ingestor.embedder, ingestor.reranker, [regions]
+            )  # raises InputError for regions of another extractor
             return replace(row, width=width, height=height), regions
         photo = decode(unread.data, name=source.name, draft_to=draft_to)
         return replace(row, width=photo.width, height=photo.height), photo.image

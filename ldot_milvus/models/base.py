@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,8 @@ class Reranker(Protocol):
         """Convert image features to the region data that is stored for re-ranking.
 
         Args:
-            features: from the embedder for which the re-ranker was loaded.
+            features: from the embedder for which the re-ranker was loaded, or from the re-ranker's own pass
+                (:class:`SecondPassReranker`).
 
         Returns:
             The region data of each image, in order.
@@ -165,12 +166,47 @@ class Reranker(Protocol):
         ...
 
 
+class SecondPassReranker(Reranker, Protocol):
+    """A re-ranker that reads the pixels itself, for embedders whose image features it cannot read.
+
+    ``RerankerFiles.load`` returns one where that is so. :meth:`Reranker.keep` then takes the output of
+    :meth:`image_features`, and ingestion passes over the pixels twice; :func:`image_features` chooses.
+
+    Attributes:
+        least_side: as :attr:`Embedder.least_side`.
+    """
+
+    @property
+    def least_side(self) -> int | None: ...  # noqa: D102
+
+    def image_features(self, images: Sequence[ImageInput]) -> list[ImageFeatures]:
+        """Compute the input of :meth:`Reranker.keep`.
+
+        Raises:
+            InputError: an image cannot be read, or is given in a form that the re-ranker does not read.
+        """
+        ...
+
+
 class FilesOnDisk:
-    """A model's folder. The ``model_type`` in its ``config.json`` names the family; files are read on demand."""
+    """A model's folder. The ``model_type`` in its ``config.json`` names the family; files are read on demand.
+
+    Attributes:
+        hub_files: names and patterns of the files that are downloaded of a hub repository; empty for all.
+    """
+
+    hub_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
+
+    def check(self) -> None:
+        """Refuse what cannot work, without loading anything. It is called whenever a model is found by its name.
+
+        Raises:
+            ModelError: files are missing, or the configuration is not supported.
+        """
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -260,6 +296,19 @@ class RerankerFiles(FilesOnDisk, ABC):
     def __init__(self, name: str, folder: Path, model: ModelFiles) -> None:
         super().__init__(name, folder)
         self.model = model
+
+    def check(self) -> None:
+        """Refuse what cannot work, above all :attr:`model` if its image features are not what the re-ranker reads.
+
+        Raises:
+            ModelError: files are missing, the configuration is not supported, or the re-ranker cannot be combined with
+                the model: the message names both, and a model that would work.
+        """
+
+    @property
+    def least_side(self) -> int | None:
+        """The ``least_side`` of photos for both stages: the model's, unless the re-ranker makes a pass of its own."""
+        return self.model.least_side
 
     @cached_property
     def fingerprint(self) -> str:

@@ -69,6 +69,12 @@ def load_model(name: str = "ldot-mini", *, device: str | None = None, dtype: str
     return load_bundle(find_lightningdot(name), device=device, dtype=dtype)
 
 
+def device_of(embedder: Embedder) -> tuple[str | None, str | None]:
+    """Return the device and dtype of an embedder, as arguments of ``load``; None for what it does not say."""
+    device, dtype = getattr(embedder, "device", None), getattr(embedder, "dtype", None)
+    return None if device is None else str(device), None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def choose_device(name: str | None) -> torch.device:
     """Return the named device; None selects CUDA, else MPS, else the CPU.
 

@@ -16,10 +16,21 @@ from ldot_milvus.models.base import FilesOnDisk, ModelFiles, RerankerFiles, read
 PACKAGED = Path(__file__).parents[1] / "pretrained"
 
 FAMILIES = {
+    "blip": "ldot_milvus.models.blip.files:BlipFiles",
+    "chinese_clip": "ldot_milvus.models.contrastive.files:ChineseClipFiles",
+    "clip": "ldot_milvus.models.contrastive.files:ClipFiles",
     "lightningdot": "ldot_milvus.models.lightningdot.files:LightningDOTFiles",
     "lightningdot-reranker": "ldot_milvus.models.lightningdot.files:LightningDOTRerankerFiles",
+    "metaclip_2": "ldot_milvus.models.contrastive.files:MetaClip2Files",
+    "siglip": "ldot_milvus.models.contrastive.files:SiglipFiles",
 }
 """Maps the ``model_type`` of a ``config.json`` to ``module:class``, a :class:`ModelFiles` or :class:`RerankerFiles`."""
+
+UNSUPPORTED = {
+    "siglip2": "SigLIP 2 with photos of their own aspect ratio (NaFlex) is not supported: take a checkpoint of a fixed "
+    "resolution, such as google/siglip2-base-patch16-224",
+}
+"""Maps a ``model_type`` that people may try to what to do instead."""
 
 NO_RERANKER = "none"
 """The re-ranker name that turns re-ranking off."""
@@ -36,21 +47,32 @@ def register_family(model_type: str, files: str) -> None:
     FAMILIES[model_type] = files
 
 
+def family_of(model_type: str) -> type[Any] | None:
+    """Return the class that reads the files of a ``model_type``; None if it is not registered."""
+    class_path = FAMILIES.get(model_type)
+    if class_path is None:
+        return None
+    family = resolve_name(class_path)
+    assert issubclass(family, FilesOnDisk)
+    return family
+
+
 def find_model(name: str) -> ModelFiles:
     """Find the files of an embedding model, without loading it.
 
     Args:
-        name: packaged name, folder or hub id. A hub model is downloaded once.
+        name: packaged name, folder or hub id, with an optional ``@REVISION``. A hub model is downloaded once.
 
     Raises:
         UsageError: no model has that name.
-        ModelError: the folder belongs to a re-ranker or to an unknown family.
+        ModelError: the folder belongs to a re-ranker or to an unknown family, or lacks files.
     """
-    folder = _folder(name)
-    family = _family(name, folder)
+    family, folder = _found(name)
     if not issubclass(family, ModelFiles):
         raise ModelError(f"{name!r} is a re-ranker, not an embedding model: name it with LDOT_RERANKER or --reranker")
-    return family(name, folder)
+    files = family(name, folder)
+    files.check()
+    return files
 
 
 def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
@@ -66,41 +88,60 @@ def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
 
     Raises:
         UsageError: no re-ranker has that name.
-        ModelError: the folder belongs to an unknown family.
+        ModelError: the folder belongs to an unknown family or lacks files, or the re-ranker cannot be combined with the
+            model.
     """
     if name is None:
         return model.own_reranker()
     if name == NO_RERANKER:
         return None
-    folder = _folder(name)
-    family = _family(name, folder)
+    family, folder = _found(name)
     if issubclass(family, RerankerFiles):
-        return family(name, folder, model)
-    own = find_model(name).own_reranker()
-    if own is None:
-        raise UsageError(f"model {name!r} has no re-ranker: name another one, or 'none' to use the dot product alone")
-    return type(own)(name, own.folder, model)
+        files: RerankerFiles = family(name, folder, model)
+    else:
+        own = find_model(name).own_reranker()
+        if own is None:
+            raise UsageError(
+                f"model {name!r} has no re-ranker: name another one, or 'none' to use the dot product alone"
+            )
+        files = type(own)(name, own.folder, model)
+    files.check()
+    return files
 
 
-def _folder(name: str) -> Path:
+def _found(name: str) -> tuple[type[Any], Path]:
+    """Return a model's family and folder."""
+    folder = _local_folder(name)
+    if folder is not None:
+        return _family(name, folder), folder
+    known = f"a packaged name ({_packaged_names()}), "
+    # The configuration alone first: it names the family, which knows what it reads of the rest.
+    family = _family(name, hub_folder(name, "model", known=known, files=["config.json"]))
+    return family, hub_folder(name, "model", known=known, files=family.hub_files or None)
+
+
+def _packaged_names() -> str:
+    return ", ".join(sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))) or "none"
+
+
+def _local_folder(name: str) -> Path | None:
     packaged = PACKAGED / name
     if packaged.parent == PACKAGED and (packaged / "config.json").exists():
         return packaged
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()
-    known = ", ".join(sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))) or "none"
-    return hub_folder(name, "model", known=f"a packaged name ({known}), ")
+    return None
 
 
 def _family(name: str, folder: Path) -> type[Any]:
     model_type = read_config(name, folder).get("model_type")
-    class_path = FAMILIES.get(str(model_type))
-    if class_path is None:
+    family = family_of(str(model_type))
+    if family is None and model_type in UNSUPPORTED:
+        raise ModelError(f"model {name!r}: {UNSUPPORTED[model_type]}")
+    if family is None:
         raise ModelError(
             f"model {name!r} has the unsupported type {model_type!r}; supported types are "
             f"{', '.join(map(repr, sorted(FAMILIES)))}: convert a published checkpoint with ldot convert"
         )
-    family = resolve_name(class_path)
-    assert issubclass(family, FilesOnDisk)
     return family

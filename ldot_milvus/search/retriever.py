@@ -14,6 +14,7 @@ from typing import Any
 from ldot_milvus.errors import InputError, ModelMismatch, UsageError
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.loading import load_embedder, load_reranker
+from ldot_milvus.models.passes import image_features
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
@@ -166,10 +167,11 @@ class Retriever:
             vectors = self.embedder.encode_texts([text])
         else:
             assert image is not None
-            features = self.embedder.image_features([image])
+            reranker = self.reranker if rerank else None
+            features, own = image_features(self.embedder, reranker, [image])
             vectors = self.embedder.encode_features(features)
-            if rerank and self.reranker is not None:
-                kept = self.reranker.keep(features)
+            if reranker is not None:
+                kept = reranker.keep(own)
         matches = self.store.search(vectors, max(k, rerank), kind=kind, filter=filter)[0]
         hits = [_hit(match) for match in matches]
         if rerank and hits:

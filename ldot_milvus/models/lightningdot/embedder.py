@@ -38,6 +38,7 @@ class LightningDOTEmbedder:
         bundle: the loaded components of the model.
         name: packaged name, folder or hub id, for messages.
         dim: width of the vectors.
+        device, dtype: where the networks run and in which precision.
 
     Raises:
         UsageError: the name, device or dtype is unknown.
@@ -48,6 +49,7 @@ class LightningDOTEmbedder:
         self.bundle = model if isinstance(model, Bundle) else load_model(model, device=device, dtype=dtype)
         self.name = self.bundle.files.name
         self.dim: int = self.bundle.encoder.config.embedding_dim
+        self.device, self.dtype = self.bundle.device, self.bundle.dtype
 
     @property
     def fingerprint(self) -> str:

@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 RERANKER = "reranker"
 REGIONS = "regions"
 
+HUB_FILES = (
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
+)  # fmt: skip
+
 
 class LightningDOTFiles(ModelFiles):
     """The files of a dual encoder, its region extractor and its optional re-ranker."""
+
+    hub_files = (*HUB_FILES, f"{RERANKER}/*", f"{REGIONS}/*")
 
     @property
     @override
@@ -120,6 +127,19 @@ class LightningDOTFiles(ModelFiles):
 class LightningDOTRerankerFiles(RerankerFiles):
     """The files of a cross-attention re-ranker over the regions of a LightningDOT model: its own, or another one."""
 
+    hub_files = HUB_FILES
+
+    @override
+    def check(self) -> None:
+        if not isinstance(self.model, LightningDOTFiles):
+            raise self._misfit(self.model.name)
+
+    def _misfit(self, model: str) -> ModelError:
+        return ModelError(
+            f"re-ranker {self.name!r} reads LightningDOT's regions, and model {model!r} has none: use it with a "
+            "LightningDOT model, or take a BLIP retrieval model as the re-ranker"
+        )
+
     @property
     def keeps_features(self) -> bool:
         """True if region data are the extractor's output (published); False if they are the re-ranker's embedding."""
@@ -150,10 +170,7 @@ class LightningDOTRerankerFiles(RerankerFiles):
         from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
 
         if not isinstance(embedder, LightningDOTEmbedder):
-            raise ModelError(
-                f"re-ranker {self.name!r} reads LightningDOT's regions, and {embedder.name!r} has none: "
-                "use it with a LightningDOT model"
-            )
+            raise self._misfit(embedder.name)
         bundle = embedder.bundle
         model = load_reranker_model(self, bundle.device, bundle.dtype)
         width = bundle.encoder.config.region_dim

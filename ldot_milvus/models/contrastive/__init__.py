@@ -1,0 +1,1 @@
+"""Dual encoders that transformers implements: SigLIP, SigLIP 2, CLIP, Chinese-CLIP and MetaCLIP 2."""

@@ -1,0 +1,161 @@
+"""Models from the hub: pinned revisions, only the files that are read, the cache, and one line for what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import transformers
+
+from ldot_milvus.errors import UsageError
+from ldot_milvus.hub import hub_folder
+from ldot_milvus.models.registry import find_model
+from tests import families
+from tests.hub_server import FakeHub
+
+Ask = Callable[..., str]
+
+FIND = """
+import json, sys
+from ldot_milvus.errors import LdotError
+from ldot_milvus.models.registry import find_model
+try:
+    files = find_model(sys.argv[1])
+    print(json.dumps({"fingerprint": files.fingerprint, "folder": str(files.folder), "torch": "torch" in sys.modules}))
+except LdotError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = families.siglip(tmp_path_factory.mktemp("families") / "siglip")
+    for name in ("README.md", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "onnx/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not read")
+    return folder
+
+
+@pytest.fixture
+def hub(siglip: Path, tmp_path: Path) -> Iterator[FakeHub]:
+    hub = FakeHub()
+    without = shutil.copytree(siglip, tmp_path / "without", ignore=shutil.ignore_patterns("*.safetensors"))
+    other = shutil.copytree(siglip, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
+    families.random_weights(transformers.SiglipModel.from_pretrained(siglip), 7).save_pretrained(
+        other, max_shard_size="40KB"
+    )
+    hub.revisions = {
+        ("some/siglip", "main"): siglip, ("some/siglip", "v1"): other, ("some/pickled", "main"): without,
+        ("some/pickled", "refs/pr/5"): siglip, ("some/gated", "main"): siglip,
+    }  # fmt: skip
+    hub.gated = {"some/gated"}
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def ask(hub: FakeHub, tmp_path: Path) -> Ask:
+    """Find a model in a process of its own, since the hub's client reads its environment when it is imported."""
+
+    def find(name: str, program: str = FIND, **env: str) -> str:
+        found = subprocess.run(
+            [sys.executable, "-c", program, name],
+            env={
+                **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+                "HF_HUB_DISABLE_XET": "1", **env,
+            },
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        (line,) = found.stdout.splitlines()
+        return line
+
+    return find
+
+
+def test_only_what_is_read_is_downloaded_once(hub: FakeHub, ask: Ask, siglip: Path) -> None:
+    found = json.loads(ask("some/siglip"))
+    assert sorted(hub.fetched) == [
+        "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip
+    assert found["fingerprint"] == find_model(str(siglip)).fingerprint  # the same as of the folder
+    assert not found["torch"]
+    assert json.loads(ask("some/siglip")) == found
+    assert len(hub.fetched) == 5
+
+
+def test_a_revision(hub: FakeHub, ask: Ask, siglip: Path) -> None:
+    main, tag = json.loads(ask("some/siglip")), json.loads(ask("some/siglip@v1"))
+    assert main["fingerprint"] != tag["fingerprint"]
+    assert len([name for name in hub.fetched if name.startswith("model-")]) > 1
+    pull_request = json.loads(ask("some/pickled@refs/pr/5"))
+    assert pull_request["fingerprint"] == main["fingerprint"]
+    commit = Path(tag["folder"]).name
+    assert len(commit) == 40
+    assert json.loads(ask(f"some/siglip@{commit}")) == tag
+
+
+def test_offline_and_unreachable_use_the_cache(hub: FakeHub, ask: Ask) -> None:
+    found = json.loads(ask("some/siglip@v1"))
+    nowhere = "http://127.0.0.1:9"
+    assert json.loads(ask("some/siglip@v1", HF_HUB_OFFLINE="1")) == found
+    assert json.loads(ask("some/siglip@v1", HF_ENDPOINT=nowhere)) == found
+    offline = ask("some/siglip", HF_HUB_OFFLINE="1")
+    assert offline.startswith("UsageError model 'some/siglip' is not complete in the cache")
+    assert "HF_HUB_OFFLINE" in offline
+    unreachable = ask("some/siglip", HF_ENDPOINT=nowhere)
+    assert unreachable.startswith("UsageError model 'some/siglip' is not complete in the cache")
+    assert f"{nowhere} does not answer" in unreachable
+    assert "HTTPS_PROXY" in unreachable
+
+
+def test_a_model_from_the_hub_encodes(ask: Ask) -> None:
+    program = """
+import sys
+from ldot_milvus.models.loading import load_embedder, load_reranker
+embedder = load_embedder(sys.argv[1], device="cpu")
+load_reranker("none", embedder)
+print(embedder.name, embedder.encode_texts(["a dog"]).shape)
+"""
+    assert ask("some/pickled@refs/pr/5", program) == "some/pickled@refs/pr/5 (1, 32)"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "some/siglipp",
+            "unknown model 'some/siglipp': .* has no such repository, .*: check the spelling",
+        ),
+        ("some/siglip@v2", "no revision 'v2': give a branch, a tag, a commit or refs/pr/NUMBER"),
+        ("some/gated", "'some/gated' is gated: accept its terms on .*some/gated, .* HF_TOKEN"),
+        ("some/pickled", r"no model\.safetensors, .*some/pickled@refs/pr/NUMBER, or convert .*ldot convert"),
+        ("siglip", "unknown model 'siglip'.*owner/name@REVISION"),
+        ("some/siglip@", "unknown model 'some/siglip@'"),
+        ("some/sig lip", "unknown model 'some/sig lip'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(ask: Ask, name: str, message: str) -> None:
+    assert re.search(message, ask(name))
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(errno.ENOSPC, "free space"), (errno.EROFS, "cannot be written"), (errno.EIO, "try again")]
+)
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, number: int, word: str) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UsageError, match=f"'some/model@v1'.*{word}") as error:
+        hub_folder("some/model@v1", "model")
+    assert "\n" not in str(error.value)
