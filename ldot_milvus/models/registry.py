@@ -16,6 +16,7 @@ from ldot_milvus.models.base import FilesOnDisk, ModelFiles, RerankerFiles, read
 PACKAGED = Path(__file__).parents[1] / "pretrained"
 
 FAMILIES = {
+    "edje-reranker": "ldot_milvus.models.edje.files:EdjeFiles",
     "lightningdot": "ldot_milvus.models.lightningdot.files:LightningDOTFiles",
     "lightningdot-reranker": "ldot_milvus.models.lightningdot.files:LightningDOTRerankerFiles",
 }
