@@ -7,6 +7,6 @@ ldot-mini's grid regions. Then, in this order:
 2. ``inputs``: for a query, text and stored tokens become one sequence;
 3. ``joint_encoder``: a BERT reads the sequence, and its first state gives the score.
 
-``files`` describes a re-ranker's folder, ``reranker`` is what search and ingestion call, ``configuration`` defines sizes
-and options, and ``convert`` converts the authors' checkpoints.
+``files`` describes a re-ranker's folder, ``reranker`` is what search and ingestion call, ``configuration`` defines
+sizes and options, and ``convert`` converts the authors' checkpoints.
 """

@@ -24,15 +24,17 @@ class Mlp(nn.Module):
         return projected
 
 
-class TokenProjection(Mlp):
+class TokenProjection(nn.Module):
     """The uncompressed adapter: each token by itself, all of them kept."""
 
     def __init__(self, config: EdjeConfig) -> None:
-        super().__init__(config, config.bert_config.hidden_size)
+        super().__init__()
+        self.mlp = Mlp(config, config.bert_config.hidden_size)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002  (tokens do not see each other)
-        """Convert tokens (B, L, token_dim) to (B, L, H)."""
-        return super().forward(tokens)
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Convert tokens (B, L, token_dim) to (B, L, H). They do not see each other, so ``mask`` has no effect."""
+        projected: Tensor = self.mlp(tokens)
+        return projected
 
 
 class TokenCompression(nn.Module):

@@ -28,8 +28,8 @@ HEADS = {"microsoft/MiniLM-L12-H384-uncased": (384, 12)}
 
 _RENAMED = [
     (r"^language_model\.bert\.", "bert."),
-    (r"^vision_projection\.0\.", "adapter.fc1."),
-    (r"^vision_projection\.2\.", "adapter.fc2."),
+    (r"^vision_projection\.0\.", "adapter.mlp.fc1."),
+    (r"^vision_projection\.2\.", "adapter.mlp.fc2."),
     (r"^vision_projection\.", "adapter."),
     (r"^classification_head\.0\.dense\.", "bert.pooler.dense."),
     (r"^classification_head\.1\.", "classifier."),
@@ -130,7 +130,7 @@ def edje_config(state: Mapping[str, Tensor], trained: Mapping[str, Any], known: 
         ModelError: a tensor that determines a size is missing, or numbers of heads are unknown.
     """
     compressed = "adapter.query" in state
-    token_dim = _size(state, "adapter.key.weight" if compressed else "adapter.fc1.weight", 1)
+    token_dim = _size(state, "adapter.key.weight" if compressed else "adapter.mlp.fc1.weight", 1)
     width = _size(state, "bert.embeddings.word_embeddings.weight", 1)
     heads = known.get("num_attention_heads")
     published_width, published_heads = HEADS.get(str(trained.get("language_model_path")), (0, 0))
@@ -143,8 +143,8 @@ def edje_config(state: Mapping[str, Tensor], trained: Mapping[str, Any], known: 
     unknown = [name for name, value in missing.items() if value is None]
     if unknown:
         raise ModelError(
-            f"the checkpoint does not say the number of attention heads: give a JSON file with {json.dumps(unknown)[1:-1]} "
-            "by --config"
+            "the checkpoint does not say the number of attention heads: give a JSON file with "
+            f"{json.dumps(unknown)[1:-1]} by --config"
         )
     vision_eps = 1e-5 if re.search(r"(?<!sig)(clip|vit)", str(trained.get("siglip_path")).lower()) else 1e-6
     options = ("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "pad_token_id")
@@ -162,7 +162,7 @@ def edje_config(state: Mapping[str, Tensor], trained: Mapping[str, Any], known: 
         },
         token_dim=token_dim,
         compressed_tokens=_size(state, "adapter.query", 1) if compressed else None,
-        adapter_hidden=_size(state, "adapter.mlp.fc1.weight" if compressed else "adapter.fc1.weight", 0),
+        adapter_hidden=_size(state, "adapter.mlp.fc1.weight", 0),
         adapter_heads=vision_heads or 1,
         adapter_layer_norm_eps=known.get("vision_layer_norm_eps", vision_eps),
     )
@@ -187,8 +187,8 @@ def _tokenizer(source: Path, size: int, vocabulary: Path | None) -> PreTrainedTo
         return tokenizer
     if file is None:
         raise UsageError(
-            f"{source}: its joint encoder has {size - 1:,} words, which are not bert-base-uncased's: give their file by "
-            "--vocab, or put it beside the checkpoint as vocab.txt"
+            f"{source}: its joint encoder has {size - 1:,} words, which are not bert-base-uncased's: give their file "
+            "by --vocab, or put it beside the checkpoint as vocab.txt"
         )
     try:
         words = file.read_text(encoding="utf-8").splitlines()

@@ -47,6 +47,6 @@ def token_width(model: ModelFiles) -> int | None:
 def wrong_width(reranker: str, reads: int | None, model: str, gives: int) -> str:
     """Return the message for a first stage whose tokens have another width than the re-ranker reads."""
     return (
-        f"re-ranker {reranker!r} reads image tokens of width {reads}, and model {model!r} gives {gives}: name the model "
-        "that it was trained on, or train a re-ranker for this one (docs/training.md)"
+        f"re-ranker {reranker!r} reads image tokens of width {reads}, and model {model!r} gives {gives}: name the "
+        "model that it was trained on, or train a re-ranker for this one (docs/training.md)"
     )

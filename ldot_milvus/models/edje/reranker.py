@@ -99,14 +99,12 @@ class EdjeTokenReranker:
             raise InputError(f"the region data lack {TOKENS}; they contain {', '.join(kept) or 'no array'}")
         shape, config = kept[TOKENS].shape, self.model.config
         count, width = config.compressed_tokens, config.bert_config.hidden_size
-        if (
-            len(shape) != 2
-            or shape[1] != width
-            or not 1 <= shape[0] <= config.most_tokens
-            or count not in (None, shape[0])
-        ):
-            needed = f"({count or 'n'}, {width})"
-            raise InputError(f"the region data have {TOKENS} of shape {shape}, re-ranker {self.name!r} reads {needed}")
+        right = len(shape) == 2 and shape[1] == width and 1 <= shape[0] <= config.most_tokens
+        if not right or count not in (None, shape[0]):
+            raise InputError(
+                f"the region data have {TOKENS} of shape {shape}, and re-ranker {self.name!r} reads "
+                f"({count or 'n'}, {width})"
+            )
 
     def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with image i by the joint encoder.

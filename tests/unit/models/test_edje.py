@@ -167,7 +167,7 @@ def test_records_of_others_are_refused(folders: dict, record: dict, message: str
 
 def test_what_cannot_be_kept_is_refused(folders: dict, states: torch.Tensor) -> None:
     uncompressed = loaded(folders["uncompressed"])
-    with pytest.raises(InputError, match="has 17 tokens, and re-ranker .* has positions for 16"):
+    with pytest.raises(InputError, match=r"has 17 tokens, and re-ranker .* has positions for 16"):
         uncompressed.keep(features(torch.zeros(1, 17, 32)))
     with pytest.raises(InputError, match="not finite"):
         uncompressed.keep(features(torch.full((1, 4, 32), float("nan"))))
@@ -195,7 +195,7 @@ def test_only_what_changes_the_kept_tokens_changes_the_fingerprint(folders: dict
     model.save_pretrained(tmp_path / "changed")
     assert fingerprint(tmp_path / "changed") != fingerprint(tmp_path / "same")
     assert isinstance(AutoModel.from_pretrained(tmp_path / "same"), EdjeReranker)
-    with pytest.raises(ModelError, match="has no tokenizer: copy its vocab.txt"):
+    with pytest.raises(ModelError, match=r"has no tokenizer: copy its vocab.txt"):
         load_edje(find_reranker(str(tmp_path / "same"), first_stage), SimpleNamespace(name="m"))  # type: ignore[arg-type]
 
 
@@ -248,7 +248,7 @@ def test_what_a_checkpoint_does_not_say_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match='"num_attention_heads", "vision_num_attention_heads" by --config'):
         convert(GOLDEN / "compressed.pth", tmp_path / "out")
     torch.save(checkpoint(), tmp_path / "x.pth")
-    with pytest.raises(UsageError, match="has 74 words, .* give their file by --vocab"):
+    with pytest.raises(UsageError, match=r"has 74 words, .* give their file by --vocab"):
         convert(tmp_path / "x.pth", tmp_path / "out", config=CONFIG)
     (tmp_path / "v.txt").write_text("[PAD]\n[UNK]\n")
     with pytest.raises(ModelError, match=r"v\.txt has 2 words, and .* embeddings of 74 and <image>"):

@@ -74,7 +74,7 @@ def test_missing_data_and_unknown_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(GOOD)
     with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
         read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
-    with pytest.raises(UsageError, match=r"'no-such' is neither shipped .finetune, ldot-mini, pretrain, rerank. nor"):
+    with pytest.raises(UsageError, match=r"'no-such' is neither shipped .compressed, finetune, ldot-mini, pretrain, rerank. nor"):
         read_recipe("no-such", DATA)
     with pytest.raises(UsageError, match="give PLACE=VALUE"):
         parse_change("epochs 3")
