@@ -95,7 +95,7 @@ class Run:
             log.info("%s exists already, nothing to train", result)
             return result
         self._origin = folder = self._start()
-        self._read_photos(load_model(str(folder), device="cpu", dtype="float32"))
+        self._read_photos()
         for stage in self._recipe.stages:
             best = recovered(self._out / stage.name / "best")
             if not read_progress(self._out / stage.name).finished:
@@ -139,7 +139,10 @@ class Run:
         self._accelerator.wait_for_everyone()
         return folder
 
-    def _read_photos(self, bundle: Bundle) -> None:
+    def _read_photos(self) -> None:
+        self._read_regions(load_model(str(self._origin), device="cpu", dtype="float32"))
+
+    def _read_regions(self, bundle: Bundle) -> None:
         self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
         self._dev = self._photos("dev", bundle, {})
 

@@ -27,7 +27,7 @@ from ldot_milvus.models.base import Embedder
 from ldot_milvus.models.edje.files import EdjeFiles
 from ldot_milvus.models.edje.joint_encoder import EdjeReranker
 from ldot_milvus.models.edje.reranker import EdjeTokenReranker
-from ldot_milvus.models.lightningdot.bundle import Bundle, load_tokenizer
+from ldot_milvus.models.lightningdot.bundle import load_tokenizer
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.inputs import TextTokens
 from ldot_milvus.models.registry import find_model
@@ -65,10 +65,10 @@ class TokenRun(Run):
         return self._model.folder
 
     @override
-    def _read_photos(self, bundle: Bundle | None = None) -> None:
+    def _read_photos(self) -> None:
         embedder = self._embedder = self._model.load(device=str(self._accelerator.device), dtype="float32")
         if isinstance(embedder, LightningDOTEmbedder):
-            super()._read_photos(embedder.bundle)
+            self._read_regions(embedder.bundle)
         else:
             self._train, self._dev = (self._tokens(split, embedder) for split in ("train", "dev"))
         with self._accelerator.main_process_first():  # the other processes then read the stored vectors
