@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path, parse_address
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _THREADS = 16  # concurrent requests to a remote store
 _NAME_MAX = 200  # bytes of a file name without its suffix; most file systems allow 255
 _T = TypeVar("_T")
 
+RegionDtype = Literal["float16", "int8"]
 Arrays = Mapping[str, NDArray[Any]]
 """Region data of one photo: named arrays."""
 
@@ -67,7 +69,9 @@ def open_region_store(
         UsageError: see :func:`region_store_address`.
         StoreError: an fsspec address cannot be opened.
     """
-    return RegionStore(region_store_address(store, address), fingerprint, former)
+    from ldot_milvus.settings import Settings
+
+    return RegionStore(region_store_address(store, address), fingerprint, former, dtype=Settings().region_dtype)
 
 
 def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionStore]]:
@@ -99,14 +103,19 @@ class RegionStore:
         address: absolute address, without the re-ranker's folder.
     """
 
-    def __init__(self, address: str, fingerprint: str, former: Iterable[str] = ()) -> None:
+    def __init__(
+        self, address: str, fingerprint: str, former: Iterable[str] = (), *, dtype: RegionDtype = "float16"
+    ) -> None:
         """Open the store; nothing is created or read yet.
 
         Args:
             address: a folder, or any fsspec address such as ``memory://regions`` or ``s3://bucket/regions``.
             fingerprint: fingerprint of the re-ranker; its first 16 characters name the folder.
             former: fingerprints under which earlier versions stored the same data; read if a photo is missing.
+            dtype: "int8" writes half-precision matrices with a scale for each row (:mod:`.region_precision`); files of
+                both forms are read.
         """
+        self._int8 = dtype == "int8"
         self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
         if _is_fsspec(address):
@@ -125,12 +134,12 @@ class RegionStore:
         Args:
             items: arrays by photo id.
         """
-        files = [(self._path(id), _pack(arrays)) for id, arrays in items.items()]
+        files = [(self._path(id), _pack(to_int8(arrays) if self._int8 else arrays)) for id, arrays in items.items()]
         with self._explained("written"):
             self._map(lambda file: self._write(*file), files)
 
     def get(self, ids: Sequence[str]) -> dict[str, Arrays]:
-        """Return the arrays of photos by id, as written.
+        """Return the arrays of photos by id, as written; what was written as int8 is rounded half precision.
 
         Missing ids and damaged files are left out. A crash of the machine can damage a file; this is logged, and
         :meth:`put` replaces the file.
@@ -143,7 +152,7 @@ class RegionStore:
                 files = self._read(list(paths))
             for path, data in files.items():
                 try:
-                    loaded[paths[path]] = load(data)
+                    loaded[paths[path]] = from_int8(load(data))
                 except (SafetensorError, KeyError, ValueError) as error:
                     logger.warning("%s is damaged (%s): ingest the photo again", path, error)
         return {id: loaded[id] for id in unique_ids if id in loaded}
