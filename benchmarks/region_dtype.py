@@ -22,9 +22,7 @@ PHOTOS, READ, ROUNDS = 500, 20, 15
 def main() -> None:
     """Print a row of a Markdown table for each shape and precision."""
     rng = np.random.default_rng(0)
-    print(
-        "| region data | precision | bytes of a photo | read 20, ms | largest change, share of the row's largest value |"
-    )
+    print("| region data | precision | bytes of a photo | read 20, ms | largest change, of the largest value |")
     print("|---|---|---|---|---|")
     for label, (name, count, width) in SHAPES.items():
         values = rng.normal(size=(count, width)).astype(np.float16)
@@ -45,9 +43,8 @@ def main() -> None:
                     seconds.append(time.perf_counter() - started)
                 exact, read = values.astype(np.float32), found[some[0]][name].astype(np.float32)
                 change = (np.abs(exact - read).max(1) / np.abs(exact).max(1)).max()
-                print(
-                    f"| {label}, {count} x {width} | {dtype} | {size:,} | {1000 * np.median(seconds):.1f} | {change:.4f} |"
-                )
+                shape, milliseconds = f"{count} x {width}", 1000 * np.median(seconds)
+                print(f"| {label}, {shape} | {dtype} | {size:,} | {milliseconds:.1f} | {change:.4f} |")
 
 
 if __name__ == "__main__":
