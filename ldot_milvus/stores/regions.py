@@ -84,8 +84,10 @@ def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionSto
     Raises:
         StoreError: ``source`` cannot be listed.
     """
-    names = RegionStore(source, "").fingerprints()
-    return [(RegionStore(source, name), RegionStore(target, name)) for name in names]
+    from ldot_milvus.settings import Settings
+
+    names, dtype = RegionStore(source, "").fingerprints(), Settings().region_dtype
+    return [(RegionStore(source, name), RegionStore(target, name, dtype=dtype)) for name in names]
 
 
 def absolute_region_address(address: str) -> str:
