@@ -26,6 +26,7 @@ from ldot_milvus.models.lightningdot.checkpoint_layouts import (
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
+from ldot_milvus.models.loading import QuietTransformers
 from ldot_milvus.regions.bottom_up import DetectorConfig
 from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
 from ldot_milvus.regions.bottom_up.weights import detector_files, load_detector
@@ -215,7 +216,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        fill(unfinished)
+        with QuietTransformers():
+            fill(unfinished)
         if target.exists():
             target.rmdir()
         unfinished.rename(target)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldot_milvus.stores.region_precision import from_int8, to_int8
-from ldot_milvus.stores.regions import RegionStore, open_region_store
+from ldot_milvus.stores.regions import RegionStore, open_region_store, region_stores
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -72,3 +72,7 @@ def test_the_setting_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     open_region_store("faiss:x", FINGERPRINT, str(tmp_path)).put({"a": tokens()})
     (path,) = tmp_path.rglob("*.safetensors")
     assert path.stat().st_size < 64 * 384 * 1.2
+    ((source, target),) = region_stores(str(tmp_path), str(tmp_path / "copy"))
+    target.put(source.get(["a"]))
+    (copied,) = (tmp_path / "copy").rglob("*.safetensors")
+    assert copied.stat().st_size == path.stat().st_size
