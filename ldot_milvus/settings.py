@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     model: str = "ldot-mini"
     reranker: str | None = None  # None: the model's own; "none": dot product alone
     region_store: str | None = None  # None: beside the store
+    region_dtype: Literal["float16", "int8"] = "float16"  # in which region data are written
     region_store_alias: str | None = None  # other addresses of a worker's region store, separated by commas
     index: str = "auto"
     index_fallback: bool = True  # use the nearest CPU index type if the server has no GPU

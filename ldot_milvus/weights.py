@@ -170,6 +170,24 @@ def refuse_misfits(source: str, *, missing: Iterable[str], unknown: Iterable[str
         raise ModelError(f"the weights in {source} do not fit their configuration ({listed})")
 
 
+def read_content(path: Path) -> Any:
+    """Read a ``.safetensors`` file, or what ``torch.save`` wrote of tensors and plain values, on the CPU.
+
+    Raises:
+        ModelError: the file contains anything else; nothing else is ever unpickled.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path} cannot be read as plain tensors ({reason}); other pickles are refused, because loading one runs "
+            "the code in it: save the state dict alone"
+        ) from error
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a ``.safetensors`` file or a ``torch.save`` file, also one nested under ``model_dict``.
 
@@ -179,17 +197,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: the file contains anything but plain tensors; nothing else is ever unpickled.
     """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{path} cannot be read as plain tensors ({reason}); other pickles are refused, because loading one runs "
-            "the code in it: save the state dict alone"
-        ) from error
+    return state_of(read_content(path), path)
+
+
+def state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in what :func:`read_content` read from ``path``.
+
+    Raises:
+        ModelError: it contains no state dict.
+    """
     if isinstance(content, dict) and isinstance(content.get("model_dict"), dict):
         content = content["model_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):

@@ -17,31 +17,36 @@ from ldot_milvus.cli.common import one_line_errors
 @click.option(
     "--detector", metavar="DIR", help="Bottom-up-attention detector: folder or hub id (default: the public one)."
 )
+@click.option(
+    "--vocab",
+    metavar="FILE",
+    help="Vocabulary of an EDJE re-ranker (default: vocab.txt beside SRC.pt, else bert-base-uncased's).",
+)
 @click.option("--pretraining", is_flag=True, help="Keep the pre-training heads, to continue pre-training.")
 @one_line_errors
-def convert(source: str, target: str, config: str | None, detector: str | None, pretraining: bool) -> None:
+def convert(
+    source: str, target: str, config: str | None, detector: str | None, vocab: str | None, pretraining: bool
+) -> None:
     """Convert a published checkpoint into a model folder.
 
-    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned) or a UNITER re-ranker, or the pytorch_model.bin in
-    the folder of a BLIP, SigLIP or CLIP model, which is written as safetensors. DST is the new folder,
-    which --model and LDOT_MODEL accept. Convert a re-ranker into the subfolder "reranker" of its dual encoder.
+    SRC.pt is a LightningDOT dual encoder (pre-trained or fine-tuned), a UNITER or EDJE re-ranker, or the
+    pytorch_model.bin in the folder of a BLIP, SigLIP or CLIP model, which is written as safetensors. DST is the new
+    folder, which --model and LDOT_MODEL accept, for a re-ranker --reranker and LDOT_RERANKER. Convert a UNITER
+    re-ranker into the subfolder "reranker" of its dual encoder.
 
     Prints every tensor that was renamed or dropped. A checkpoint with missing or unknown tensors is refused. If
     --detector is a folder, it is copied into DST, so that DST contains everything that ingestion needs.
     """
-    from ldot_milvus.models.lightningdot.convert import convert as convert_checkpoint
-    from ldot_milvus.models.transformers_convert import convert_transformers, is_transformers_checkpoint
+    from ldot_milvus.models.conversion import convert as convert_checkpoint
 
-    if is_transformers_checkpoint(source):
-        report = convert_transformers(source, target)
-    else:
-        report = convert_checkpoint(
-            source, target, config=_read_json(config), pretraining=pretraining, detector=detector
-        )
+    report = convert_checkpoint(
+        source, target, config=_read_json(config), pretraining=pretraining, detector=detector, vocabulary=vocab
+    )
     for old, new in report.renamed.items():
         click.echo(f"renamed  {old} -> {new}")
     for name in report.dropped:
-        click.echo(f"dropped  {name}")
+        reason = report.reasons.get(name)
+        click.echo(f"dropped  {name}" + (f" ({reason})" if reason else ""))
     for note in report.notes:
         click.echo(f"note     {note}")
     click.echo(

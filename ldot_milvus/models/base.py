@@ -253,6 +253,11 @@ class ModelFiles(FilesOnDisk, ABC):
         return self.fingerprint
 
     @property
+    def token_width(self) -> int | None:
+        """Width of the image tokens in the model's features (:func:`.patches.tokens_of`); None if it is not known."""
+        return None
+
+    @property
     def former_fingerprints(self) -> tuple[str, ...]:
         """Fingerprints to which earlier versions of ldot-milvus bound this model's collections."""
         return ()

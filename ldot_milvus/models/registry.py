@@ -19,6 +19,7 @@ FAMILIES = {
     "blip": "ldot_milvus.models.blip.files:BlipFiles",
     "chinese_clip": "ldot_milvus.models.contrastive.files:ChineseClipFiles",
     "clip": "ldot_milvus.models.contrastive.files:ClipFiles",
+    "edje-reranker": "ldot_milvus.models.edje.files:EdjeFiles",
     "lightningdot": "ldot_milvus.models.lightningdot.files:LightningDOTFiles",
     "lightningdot-reranker": "ldot_milvus.models.lightningdot.files:LightningDOTRerankerFiles",
     "metaclip_2": "ldot_milvus.models.contrastive.files:MetaClip2Files",

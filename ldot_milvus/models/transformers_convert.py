@@ -7,8 +7,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from ldot_milvus.errors import ModelError, UsageError
-from ldot_milvus.models.lightningdot.convert import Conversion
+from ldot_milvus.errors import ModelError
+from ldot_milvus.models.lightningdot.convert import Conversion, check_paths
 from ldot_milvus.models.registry import family_of
 from ldot_milvus.models.transformers_layout import PREPROCESSOR, PROCESSOR, TOKENIZER, TransformersFiles
 from ldot_milvus.weights import load_exactly, read_state
@@ -38,10 +38,7 @@ def convert_transformers(source: str | Path, target: str | Path) -> Conversion:
     import transformers
 
     source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise UsageError(f"{source}: no such file")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not empty: name a new folder")
+    check_paths(source, target)
     family = family_of(str(json.loads((source.parent / "config.json").read_text())["model_type"]))
     assert family is not None
     network = getattr(transformers, family.network)

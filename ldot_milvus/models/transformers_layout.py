@@ -139,6 +139,11 @@ class TransformersFiles(ModelFiles):
         """Height and width of the network's input in pixels."""
         return int(self.part("vision").get("image_size", self.default_image_size))
 
+    @property
+    @override
+    def token_width(self) -> int:
+        return int(self.part("vision").get("hidden_size", 768))
+
     def part(self, name: str) -> dict[str, Any]:
         """Return the configuration of the "text" or "vision" part; it omits what has transformers' default value."""
         part: dict[str, Any] = self.config.get(f"{name}_config") or {}

@@ -164,7 +164,8 @@ class RegionPlace:
 def region_store_at(address: str, kept_by: Keeper) -> RegionStore:
     """Return the region store of a re-ranker at an address; nothing is read yet."""
     # A function, because hashing the weights for the former fingerprints takes time.
-    return RegionStore(address, kept_by.fingerprint, lambda: kept_by.former_fingerprints)
+    former = lambda: kept_by.former_fingerprints  # noqa: E731
+    return RegionStore(address, kept_by.fingerprint, former, dtype=Settings().region_dtype)
 
 
 def open_region_store(store: VectorStore, kept_by: Keeper, address: str | None = None) -> RegionStore:

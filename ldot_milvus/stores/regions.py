@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _THREADS = 16  # concurrent requests to a remote store
 _NAME_MAX = 200  # bytes of a file name without its suffix; most file systems allow 255
 _T = TypeVar("_T")
 
+RegionDtype = Literal["float16", "int8"]
 Arrays = Mapping[str, NDArray[Any]]
 """Region data of one photo: named arrays."""
 
@@ -44,8 +46,10 @@ def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionSto
     Raises:
         StoreError: ``source`` cannot be listed.
     """
-    names = RegionStore(source, "").fingerprints()
-    return [(RegionStore(source, name), RegionStore(target, name)) for name in names]
+    from ldot_milvus.settings import Settings
+
+    names, dtype = RegionStore(source, "").fingerprints(), Settings().region_dtype
+    return [(RegionStore(source, name), RegionStore(target, name, dtype=dtype)) for name in names]
 
 
 def absolute_region_address(address: str) -> str:
@@ -63,7 +67,14 @@ class RegionStore:
         address: absolute address, without the re-ranker's folder.
     """
 
-    def __init__(self, address: str, fingerprint: str, former: Callable[[], Sequence[str]] = tuple) -> None:
+    def __init__(
+        self,
+        address: str,
+        fingerprint: str,
+        former: Callable[[], Sequence[str]] = tuple,
+        *,
+        dtype: RegionDtype = "float16",
+    ) -> None:
         """Open the store; nothing is created or read yet.
 
         Args:
@@ -71,7 +82,10 @@ class RegionStore:
             fingerprint: fingerprint of the re-ranker; its first 16 characters name the folder.
             former: returns fingerprints under which earlier versions stored the same data; called if a photo is missing
                 and there are folders of other fingerprints.
+            dtype: "int8" writes half-precision matrices with a scale for each row (:mod:`.region_precision`); files of
+                both forms are read.
         """
+        self._int8 = dtype == "int8"
         self.address = root = absolute_region_address(address)
         self._fs: Any = None  # None: a local folder, read and written without fsspec
         if _is_fsspec(address):
@@ -92,12 +106,12 @@ class RegionStore:
         Args:
             items: arrays by photo id.
         """
-        files = [(self._path(id), _pack(arrays)) for id, arrays in items.items()]
+        files = [(self._path(id), _pack(to_int8(arrays) if self._int8 else arrays)) for id, arrays in items.items()]
         with self._explained("written"):
             self._map(lambda file: self._write(*file), files)
 
     def get(self, ids: Sequence[str]) -> dict[str, Arrays]:
-        """Return the arrays of photos by id, as written.
+        """Return the arrays of photos by id, as written; what was written as int8 is rounded half precision.
 
         Missing ids and damaged files are left out. A crash of the machine can damage a file; this is logged, and
         :meth:`put` replaces the file.
@@ -110,7 +124,7 @@ class RegionStore:
                 files = self._read(list(paths))
             for path, data in files.items():
                 try:
-                    loaded[paths[path]] = load(data)
+                    loaded[paths[path]] = from_int8(load(data))
                 except (SafetensorError, KeyError, ValueError) as error:
                     logger.warning("%s is damaged (%s): ingest the photo again", path, error)
             if len(loaded) == len(unique_ids):

@@ -29,6 +29,8 @@ Tokens = list[list[list[int]]]
 """Token ids of every photo's captions."""
 PairIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Index of each pair's photo, and index of its caption among the photo's captions."""
+FirstStageVectors = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""The first stage's vectors of all captions, in order of photo (C, dim), and of all photos (N, dim)."""
 
 CAPTIONS, ORDER, NEGATIVES, PAIR, TURN = range(5)
 """Purposes of random generators: each purpose has a sequence of its own."""
@@ -46,6 +48,7 @@ class Batch:
         region_mask: bool (B, R), True = region, False = padding.
         objective: the objective of pre-training; "cmr" in other tasks.
         caption_embeddings: (B, dim), the meaning of each photo's captions, for soft targets.
+        similarities: float32 (B, B), the first stage's dot product of text i and photo j.
         complete: the same pairs without dropped words and features, for the teacher of distillation.
         labels: int64 (B, T), the original ids of masked tokens.
         masked_regions: bool (B, R), True = masked region.
@@ -59,6 +62,7 @@ class Batch:
     region_mask: Tensor
     objective: str = "cmr"
     caption_embeddings: Tensor | None = None
+    similarities: Tensor | None = None
     complete: Batch | None = None
     labels: Tensor | None = None
     masked_regions: Tensor | None = None
@@ -87,6 +91,7 @@ class Batches(Dataset["Batch | LdotError"]):
         vocabulary: from which masking draws words.
         process, processes: index of this process, and their number.
         caption_embeddings: (N, dim), the meaning of each photo's captions, for soft targets.
+        first_stage: vectors by which a compressed re-ranker's wrong pairs are chosen.
 
     Attributes:
         hard: int32 (N, pool, 2), the hard negatives of each photo as indices of a photo and of its caption (-1 = any);
@@ -101,9 +106,12 @@ class Batches(Dataset["Batch | LdotError"]):
     def __init__(
         self, photos: CaptionedPhotos, tokens: Tokens, stage: Stage, vocabulary: Vocabulary, *,
         process: int = 0, processes: int = 1, caption_embeddings: Tensor | None = None,
+        first_stage: FirstStageVectors | None = None,
     ) -> None:  # fmt: skip
         self._photos, self._tokens, self._stage, self._vocabulary = photos, tokens, stage, vocabulary
         self._process, self._caption_embeddings = process, caption_embeddings
+        self._first_stage = first_stage
+        self._first_caption = np.cumsum([0, *map(len, tokens)])
         self._pairs = stage.batch_size * processes
         self._seeds = self._pairs // (1 + stage.hard_negatives)
         self._rounds = min(map(len, tokens))
@@ -195,6 +203,9 @@ class Batches(Dataset["Batch | LdotError"]):
         batch = Batch(ids, mask, *pad_regions([pair.disturbed for pair in pairs]), objective)
         if self._stage.soft_targets and self._caption_embeddings is not None:
             batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
+        if self._first_stage is not None:
+            texts, images = self._first_stage
+            batch.similarities = torch.from_numpy(texts[self._first_caption[rows] + turns] @ images[rows].T)
         if self._stage.distilled:
             batch.complete = Batch(*pad([pair.words for pair in pairs]), *pad_regions([pair.regions for pair in pairs]))
         if objective == "vmlm":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ldot_milvus.evaluation.ranking import RerankedResult
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.training.data import CaptionedPhotos
@@ -15,14 +16,17 @@ DOT_WEIGHTS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80)
 
 
 def best_dot_weight(bundle: Bundle, dev: CaptionedPhotos, first: int = RERANKED) -> float:
+    """Return the weight of the dot product with the best R@1 of a model with a re-ranker; see :func:`best_weight`."""
+    return best_weight(rerank_first(LightningDOTEmbedder(bundle), dev, first), first)
+
+
+def best_weight(reranked: RerankedResult, first: int) -> float:
     """Return the weight of the dot product with the best R@1, summed over both directions.
 
     Args:
-        bundle: a model with a re-ranker.
-        dev: photos that were not used in training.
+        reranked: the result on photos that were not used in training.
         first: M, the number of candidates that are re-ranked.
     """
-    reranked = rerank_first(LightningDOTEmbedder(bundle), dev, first)
     log.info("dot product alone: %s", reranked.result.recall())
     best = (-1.0, 0.0)
     for weight in DOT_WEIGHTS:

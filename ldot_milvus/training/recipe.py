@@ -25,6 +25,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+EDJE_SCORINGS = ("compressed", "uncompressed")
+"""Values of ``start.reranker.scoring`` that make an EDJE re-ranker."""
 Objectives = Literal["cmr", "vmlm", "smrm_features", "smrm_kl", "smrm_class"]
 
 
@@ -57,13 +59,20 @@ class Start(_Section):
     config: dict[str, Any] = {}  # fields of LightningDOTConfig
     text_config: dict[str, Any] = {}  # fields of BertConfig that replace those of ``text``
     image_config: dict[str, Any] = {}  # likewise, for the image encoder
-    reranker: dict[str, Any] = {}  # fields of RerankerConfig, for a model without a re-ranker
+    reranker: dict[str, Any] = {}  # fields of RerankerConfig, for a model without a re-ranker; or of EdjeConfig
 
     @model_validator(mode="after")
     def _one_of(self) -> Start:
         if (self.model is None) == (self.text is None):
             raise ValueError("give either model (to train it further) or text (to make a new model from it)")
+        if self.trains_edje and self.model is None:
+            raise ValueError("a compressed re-ranker reads the tokens of an existing model: give model")
         return self
+
+    @property
+    def trains_edje(self) -> bool:
+        """True if the run makes an EDJE re-ranker, in a folder of its own, over the tokens of ``model``."""
+        return self.reranker.get("scoring") in EDJE_SCORINGS
 
 
 class Stage(_Section):
@@ -97,7 +106,8 @@ class Stage(_Section):
     feature_dropout: Fraction = 0.0
     soft_targets: Fraction = 0.0  # fraction of the target for photos with captions of similar meaning
     soft_temperature: PositiveFloat = 0.05
-    distilled: float = Field(default=0.0, ge=0, le=1)  # fraction of the loss that distils the model's own re-ranker
+    distilled: float = Field(default=0.0, ge=0, le=1)  # fraction of the loss that distils a re-ranker
+    teacher: str | None = None  # re-ranker that a compressed one distils; else the model's own is distilled
     teacher_temperature: PositiveFloat = 2.0
     margin: PositiveFloat = 0.2  # of a joint re-ranker's triplet loss
     masked: float = Field(default=0.15, gt=0, lt=1)  # fraction of words or regions that pre-training masks
@@ -122,8 +132,10 @@ class Stage(_Section):
         if self.task == "pretrain" and any(only.values()):
             given = ", ".join(name for name, value in only.items() if value)
             raise ValueError(f"{given}: not supported in pre-training, remove it")
-        if self.task == "rerank" and self.distilled:
-            raise ValueError("distilled: only the dual encoder can be distilled from a re-ranker (task 'retrieval')")
+        if self.task != "rerank" and self.teacher is not None:
+            raise ValueError("teacher: only a compressed re-ranker has another teacher than the model's own re-ranker")
+        if self.task == "rerank" and bool(self.distilled) != (self.teacher is not None):
+            raise ValueError("distilled and teacher belong together in the training of a compressed re-ranker")
         return self
 
 
@@ -167,6 +179,20 @@ class Recipe(_Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need different names; these are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_reranker(self) -> Recipe:
+        for stage in self.stages:
+            if not self.start.trains_edje and stage.task == "rerank" and stage.distilled:
+                raise ValueError(
+                    f"{stage.name}: distilled: only the dual encoder (task 'retrieval') and a compressed re-ranker "
+                    "(start.reranker.scoring) can be distilled"
+                )
+            if self.start.trains_edje and stage.task != "rerank":
+                raise ValueError(f"{stage.name}: a compressed re-ranker has a run of its own, of stages 'rerank' alone")
+            if self.start.trains_edje and stage.soft_targets:
+                raise ValueError(f"{stage.name}: soft_targets: not supported for a compressed re-ranker, remove it")
         return self
 
 

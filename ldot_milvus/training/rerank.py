@@ -16,6 +16,7 @@ from typing_extensions import override
 from ldot_milvus.evaluation.evaluate import pair_scores
 from ldot_milvus.evaluation.ranking import RerankedResult, search_both_ways
 from ldot_milvus.evaluation.recall import both_ways
+from ldot_milvus.models.base import Reranker
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
@@ -24,7 +25,7 @@ from ldot_milvus.models.lightningdot.pretraining import triplet_loss
 from ldot_milvus.training.batches import Batch, by_length, pad
 from ldot_milvus.training.contrastive import Scorer
 from ldot_milvus.training.data import CaptionedPhotos
-from ldot_milvus.training.dual import Figures, region_batches
+from ldot_milvus.training.dual import Figures, region_batches, vectors
 from ldot_milvus.training.recipe import Stage
 
 RERANKED = 20
@@ -93,14 +94,26 @@ def evaluate_reranker(bundle: Bundle, photos: CaptionedPhotos) -> Figures:
 
 def rerank_first(embedder: LightningDOTEmbedder, photos: CaptionedPhotos, first: int) -> RerankedResult:
     """Search by dot product in both directions, and score the ``first`` candidates with the embedder's re-ranker."""
-    captions = [caption for captions in photos.captions for caption in captions]
     reranker = embedder.reranker
     assert reranker is not None
-    vectors, kept = [], []
-    for regions in region_batches(photos):
-        vectors.append(embedder.encode_features(regions))
-        kept += reranker.keep(regions)
-    result = search_both_ways(embedder.encode_texts(captions), np.concatenate(vectors), photos.owner, first)
+    return rerank_vectors(*vectors(embedder, photos), reranker, photos, first)
+
+
+def rerank_vectors(
+    texts: NDArray[np.float32], images: NDArray[np.float32], reranker: Reranker, photos: CaptionedPhotos, first: int
+) -> RerankedResult:
+    """Search by dot product in both directions, and score the ``first`` candidates with a re-ranker.
+
+    Args:
+        texts: (C, dim), vectors of the captions, in order of photo.
+        images: (N, dim), vectors of the photos.
+        reranker: reads the photos' regions.
+        photos: the photos with their captions.
+        first: M, the number of candidates that are re-ranked.
+    """
+    captions = [caption for captions in photos.captions for caption in captions]
+    kept = [record for regions in region_batches(photos) for record in reranker.keep(regions)]
+    result = search_both_ways(texts, images, photos.owner, first)
     return result.rerank(pair_scores(reranker, captions, kept))
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from ldot_milvus.errors import UsageError
@@ -39,11 +40,14 @@ from ldot_milvus.training.dual import caption_embeddings
 from ldot_milvus.training.finish import finish
 from ldot_milvus.training.masking import Vocabulary
 from ldot_milvus.training.recipe import Recipe, Stage
-from ldot_milvus.training.stages import task_of
+from ldot_milvus.training.stages import Task, task_of
 from ldot_milvus.training.start import new_model
 from ldot_milvus.training.trainer import StageRun
 
 log = logging.getLogger(__name__)
+
+FIRST_STAGE = ("first-stage-train.npz", "first-stage-dev.npz")
+"""The first stage's vectors, for a compressed re-ranker."""
 
 
 def train(recipe: Recipe, out: str | Path, *, most_steps: int | None = None) -> Path:
@@ -62,10 +66,15 @@ def train(recipe: Recipe, out: str | Path, *, most_steps: int | None = None) -> 
         InputError: a photo cannot be read.
         TrainingError: the loss is not finite.
     """
-    return _Run(recipe, Path(out), most_steps).run()
+    from ldot_milvus.training.token_run import TokenRun  # here, because it extends the class below
+
+    run_class = TokenRun if recipe.start.trains_edje else Run
+    return run_class(recipe, Path(out), most_steps).run()
 
 
-class _Run:
+class Run:
+    """A run of a LightningDOT model's stages: a model goes in, a model comes out of each."""
+
     def __init__(self, recipe: Recipe, out: Path, most_steps: int | None) -> None:
         self._recipe, self._out, self._most_steps = recipe, out, most_steps
         self._accelerator = accelerator_for(recipe.trainer, out)
@@ -86,18 +95,14 @@ class _Run:
             log.info("%s exists already, nothing to train", result)
             return result
         self._origin = folder = self._start()
-        bundle = load_model(str(folder), device="cpu", dtype="float32")
-        self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
-        self._dev = self._photos("dev", bundle, {})
+        self._read_photos()
         for stage in self._recipe.stages:
             best = recovered(self._out / stage.name / "best")
             if not read_progress(self._out / stage.name).finished:
                 self._stage(stage, folder, best)
             folder = best
         if self._main:
-            replace_folder(
-                result, lambda target: finish(self._recipe, self._origin, folder, target, self._train, self._dev)
-            )
+            replace_folder(result, lambda target: self._finish(folder, target))
         self._accelerator.wait_for_everyone()
         return result
 
@@ -117,7 +122,7 @@ class _Run:
                 raise UsageError(
                     f"{self._out} contains another run ({'; '.join(different[:3])}): give another --out, or remove it"
                 )
-            stale = ("start", "caption_embeddings.npy", *stages) if different else ()
+            stale = ("start", "caption_embeddings.npy", *FIRST_STAGE, *stages) if different else ()
         self._accelerator.wait_for_everyone()
         if self._main:
             self._out.mkdir(parents=True, exist_ok=True)
@@ -133,6 +138,16 @@ class _Run:
             replace_folder(folder, lambda target: new_model(self._recipe.start, target))
         self._accelerator.wait_for_everyone()
         return folder
+
+    def _read_photos(self) -> None:
+        self._read_regions(load_model(str(self._origin), device="cpu", dtype="float32"))
+
+    def _read_regions(self, bundle: Bundle) -> None:
+        self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
+        self._dev = self._photos("dev", bundle, {})
+
+    def _finish(self, best: Path, target: Path) -> None:
+        finish(self._recipe, self._origin, best, target, self._train, self._dev)
 
     def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> CaptionedPhotos:
         pairs, width = self._pairs[split], bundle.encoder.config.region_dim
@@ -163,6 +178,9 @@ class _Run:
             processes=accelerator.num_processes,
             caption_embeddings=self._caption_embeddings() if stage.soft_targets else None,
         )  # fmt: skip
+        self._train_stage(stage, accelerator, task, batches, best)
+
+    def _train_stage(self, stage: Stage, accelerator: Accelerator, task: Task, batches: Batches, best: Path) -> None:
         torch.manual_seed(stage.seed + accelerator.process_index)  # a different dropout in each process
         StageRun(
             accelerator, task.objective, batches, stage, self._recipe.trainer, self._out / stage.name,

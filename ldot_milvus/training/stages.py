@@ -88,7 +88,7 @@ def task_of(
         for each in (scorer, teacher):
             if each is not None:
                 unfold_scale(_region_input(each), train)
-    _prepare(scorer, stage, device)
+    prepare(scorer, stage, device)
     objective: nn.Module
     if stage.task == "pretrain":
         assert isinstance(scorer, DualScorer)
@@ -129,7 +129,7 @@ def task_of(
     return Task(objective, train, evaluate, negatives, write)
 
 
-def _prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
+def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
     """Apply the stage's settings to the model in training."""
     if device.type == "cpu":
         scorer.model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass

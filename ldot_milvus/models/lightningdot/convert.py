@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import BertTokenizer
 
 from ldot_milvus.errors import ModelError, UsageError
@@ -25,10 +26,11 @@ from ldot_milvus.models.lightningdot.checkpoint_layouts import (
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
+from ldot_milvus.models.loading import QuietTransformers
 from ldot_milvus.regions.bottom_up import DetectorConfig
 from ldot_milvus.regions.bottom_up.extractor import PUBLISHED
 from ldot_milvus.regions.bottom_up.weights import detector_files, load_detector
-from ldot_milvus.weights import read_state
+from ldot_milvus.weights import read_content, state_of
 
 Converted = LightningDOT | LightningDOTForPreTraining | CrossAttentionReranker
 VOCABULARY = Path(__file__).parents[2] / "pretrained" / "vocab" / "bert-base-cased.txt"
@@ -44,6 +46,7 @@ class Conversion:
         kind: "dual encoder", "dual encoder with its heads" or "re-ranker".
         parameters: number of parameters of the converted model.
         renamed, dropped: see :class:`~ldot_milvus.models.lightningdot.checkpoint_layouts.Translation`.
+        reasons: why a tensor was dropped, where it is not a head of pre-training.
         missing: tensors that the model needs and the checkpoint lacks, by our names.
         unknown: tensors of the checkpoint that the model lacks.
         misshapen: name, actual shape and required shape of a tensor.
@@ -58,6 +61,7 @@ class Conversion:
     unknown: list[str] = field(default_factory=list)
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def check(self, source: Path) -> None:
         """Refuse a checkpoint that does not match its layout exactly.
@@ -100,11 +104,22 @@ def convert(
             incomplete or extracts regions of another width.
     """
     source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise UsageError(f"{source}: no such file")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not empty: name a new folder")
-    published = read_state(source)
+    check_paths(source, target)
+    content = read_content(source)
+    return convert_content(source, target, content, config=config, pretraining=pretraining, detector=detector)
+
+
+def convert_content(
+    source: Path,
+    target: Path,
+    content: Any,
+    *,
+    config: Mapping[str, Any] | None = None,
+    pretraining: bool = False,
+    detector: str | None = None,
+) -> Conversion:
+    """Do what :func:`convert` does, with the content of ``source``."""
+    published = state_of(content, source)
     known = config or {}
     model: Converted
     if pretraining:
@@ -119,7 +134,7 @@ def convert(
     else:
         translation, kind = convert_reranker(published), "re-ranker"
         model = CrossAttentionReranker(reranker_config(translation.state, known))
-    report = _compare(kind, translation, model)
+    report = compare(kind, translation, model)
     report.check(source)
     model.load_state_dict(translation.state)
     if isinstance(model, CrossAttentionReranker):
@@ -129,6 +144,14 @@ def convert(
         model.config.region_extractor = _extractor(model.config.region_dim, detector, report)
     _write(model, report, source, target, detector)
     return report
+
+
+def check_paths(source: Path, target: Path) -> None:
+    """Refuse a checkpoint that does not exist, and a target that is not a new or empty folder."""
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is not empty: name a new folder")
 
 
 def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str, Any] | None:
@@ -150,7 +173,8 @@ def _extractor(width: int, detector: str | None, report: Conversion) -> dict[str
     return {**config, "weights": name}
 
 
-def _compare(kind: str, translation: Translation, model: Converted) -> Conversion:
+def compare(kind: str, translation: Translation, model: nn.Module) -> Conversion:
+    """Compare a translated state dict with the tensors of the model that is to read it."""
     ours, given = model.state_dict(), translation.state
     return Conversion(
         kind,
@@ -168,23 +192,32 @@ def _compare(kind: str, translation: Translation, model: Converted) -> Conversio
 
 
 def _write(model: Converted, report: Conversion, source: Path, target: Path, detector: str | None) -> None:
-    unfinished = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        model.save_pretrained(unfinished)
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder)
         if not isinstance(model, CrossAttentionReranker):
             if model.config.text_config.vocab_size == CASED:
-                BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False).save_pretrained(unfinished)
+                BertTokenizer(vocab=str(VOCABULARY), do_lower_case=False).save_pretrained(folder)
             else:
                 report.notes.append(
                     f"the vocabulary of {model.config.text_config.vocab_size:,} entries is not bert-base-cased's: "
                     f"copy the tokenizer's files to {target}"
                 )
             if detector is not None and Path(detector).is_dir():
-                (unfinished / "regions").mkdir()
+                (folder / "regions").mkdir()
                 for path in detector_files(Path(detector)):
-                    shutil.copy(path, unfinished / "regions")
-        (unfinished / "README.md").write_text(_card(report, source))
+                    shutil.copy(path, folder / "regions")
+        (folder / "README.md").write_text(_card(report, source))
+
+    write_folder(target, fill)
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a folder beside ``target``, and rename it when it is complete."""
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with QuietTransformers():
+            fill(unfinished)
         if target.exists():
             target.rmdir()
         unfinished.rename(target)
@@ -193,11 +226,16 @@ def _write(model: Converted, report: Conversion, source: Path, target: Path, det
         raise
 
 
-def _card(report: Conversion, source: Path) -> str:
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while block := file.read(1 << 20):
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def _card(report: Conversion, source: Path) -> str:
     notes = "".join(f"- {note[0].upper()}{note[1:]}.\n" for note in report.notes)
     base = "UNITER" if report.kind == "re-ranker" else "LightningDOT"
     return f"""---
@@ -207,7 +245,7 @@ library_name: ldot-milvus
 # {base} {report.kind}, converted
 
 Converted by ldot-milvus (`ldot convert`) from `{source.name}`, whose SHA-256 is
-`{digest.hexdigest()}`. The {report.parameters:,} parameters are unchanged; the tensors have other names.
+`{sha256(source)}`. The {report.parameters:,} parameters are unchanged; the tensors have other names.
 
 - Renamed: {len(report.renamed)} tensors. Dropped: {json.dumps(report.dropped) if report.dropped else "none"}.
 - Authors of the model: Sun et al., LightningDOT, NAACL 2021; Chen et al., UNITER, ECCV 2020. Their licence and the

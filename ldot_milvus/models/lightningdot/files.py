@@ -47,6 +47,11 @@ class LightningDOTFiles(ModelFiles):
         return int(self.config["projection_dim"]) + (2 if self.config.get("calibration_anchors") else 0)
 
     @property
+    @override
+    def token_width(self) -> int | None:
+        return self.config.get("region_dim")
+
+    @property
     def extractor_config(self) -> dict[str, Any] | None:
         """The "kind" and options of the region extractor; None for a model that reads precomputed regions only."""
         return self.config.get("region_extractor")

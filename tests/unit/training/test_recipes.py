@@ -57,7 +57,16 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
             '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }',
             "soft_targets: not supported in pre",
         ),
-        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder can be distilled"),
+        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled and teacher belong together"),
+        ('"retrieval"', '"rerank"\ndistilled = 0.5\nteacher = "x"', "distilled: only the dual encoder .* and a compr"),
+        ('"retrieval"', '"retrieval"\nteacher = "x"', "teacher: only a compressed re-ranker has another teacher"),
+        ('"ldot-mini"', '"ldot-mini"\nreranker = { scoring = "compressed" }', "compressed re-ranker has a run of its"),
+        ('model = "ldot-mini"', 'text = "x"\nreranker = { scoring = "compressed" }', "existing model: give model"),
+        (
+            '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
+            '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\nsoft_targets = 0.1',
+            "soft_targets: not supported for a compressed",
+        ),
         ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
         ('model = "ldot-mini"', "", "start: give either model"),
         ("[start]", "[start", "not TOML"),
@@ -74,7 +83,9 @@ def test_missing_data_and_unknown_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(GOOD)
     with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
         read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
-    with pytest.raises(UsageError, match=r"'no-such' is neither shipped .finetune, ldot-mini, pretrain, rerank. nor"):
+    with pytest.raises(
+        UsageError, match=r"'no-such' is neither shipped .compressed, finetune, ldot-mini, pretrain, rerank. nor"
+    ):
         read_recipe("no-such", DATA)
     with pytest.raises(UsageError, match="give PLACE=VALUE"):
         parse_change("epochs 3")

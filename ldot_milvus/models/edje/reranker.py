@@ -1,0 +1,169 @@
+"""Re-rank with EDJE. The region data of an image are its ``tokens``, the adapter's output: float16 (N, H)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ldot_milvus.errors import InputError, ModelError
+from ldot_milvus.models.base import Array, Embedder, ImageFeatures, KeptImage, Text
+from ldot_milvus.models.edje.files import EdjeFiles, wrong_width
+from ldot_milvus.models.edje.inputs import pad_tokens
+from ldot_milvus.models.edje.joint_encoder import EdjeReranker
+from ldot_milvus.models.lightningdot.bundle import load_tokenizer
+from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype, device_of
+from ldot_milvus.models.patches import tokens_of
+from ldot_milvus.models.texts import TextTokens, by_length
+
+PAIR_BATCH = 100
+IMAGE_BATCH = 32
+TOKENS = "tokens"
+
+
+class EdjeTokenReranker:
+    """Scores pairs of a text and an image's stored tokens. Instances are thread-safe.
+
+    Args:
+        files: the files from which the network was loaded.
+        model: the network, on ``device`` and in ``dtype``.
+        texts: the tokenizer of the network.
+        first_stage: name of the model whose tokens are kept, for messages.
+        device, dtype: where the network runs and in which precision.
+    """
+
+    def __init__(
+        self,
+        files: EdjeFiles,
+        model: EdjeReranker,
+        texts: TextTokens,
+        first_stage: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name = files.name
+        self.model = model
+        self._files = files
+        self._texts = texts
+        self._first_stage = first_stage
+        self._device, self._dtype = device, dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that determines the region data of an image: 32 hex digits."""
+        return self._files.fingerprint
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
+        return self._files.former_fingerprints
+
+    @property
+    def dot_weight(self) -> float:
+        """Weight of the dot product that retrieval adds to a score; 0 for published re-rankers."""
+        return float(self.model.config.dot_weight)
+
+    @torch.inference_mode()
+    def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
+        """Run the adapter over the first stage's tokens, and store its output in half precision.
+
+        Raises:
+            ModelError: the tokens have another width than the adapter reads.
+            InputError: the features have no tokens, or more than the joint encoder has positions for; or a value is
+                not finite or exceeds the range of half precision.
+        """
+        config, kept = self.model.config, list[KeptImage]()
+        for start in range(0, len(features), IMAGE_BATCH):
+            tokens = tokens_of(features[start : start + IMAGE_BATCH])
+            for one in tokens:
+                if one.shape[1] != config.token_dim:
+                    raise ModelError(wrong_width(self.name, config.token_dim, self._first_stage, one.shape[1]))
+                if config.compressed_tokens is None and len(one) > config.most_tokens:
+                    raise InputError(
+                        f"the image has {len(one)} tokens, and re-ranker {self.name!r} has positions for "
+                        f"{config.most_tokens}: use one that compresses the tokens"
+                    )
+            padded, mask = pad_tokens([one.to(self._device, self._dtype) for one in tokens])
+            adapted, image_mask = self.model.adapt(padded, mask)
+            kept += [_record(row[its].float()) for row, its in zip(adapted, image_mask, strict=True)]
+        return kept
+
+    def check(self, kept: KeptImage) -> None:
+        """Validate region data that was read from a store.
+
+        Raises:
+            InputError: the tokens are missing, or have another number or width. The message says which.
+        """
+        if TOKENS not in kept:
+            raise InputError(f"the region data lack {TOKENS}; they contain {', '.join(kept) or 'no array'}")
+        shape, config = kept[TOKENS].shape, self.model.config
+        count, width = config.compressed_tokens, config.bert_config.hidden_size
+        right = len(shape) == 2 and shape[1] == width and 1 <= shape[0] <= config.most_tokens
+        if not right or count not in (None, shape[0]):
+            raise InputError(
+                f"the region data have {TOKENS} of shape {shape}, and re-ranker {self.name!r} reads "
+                f"({count or 'n'}, {width})"
+            )
+
+    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+        """Score text i with image i by the joint encoder.
+
+        Args:
+            texts: n texts, or their token ids with [CLS] and [SEP]. A repeated text is tokenized once.
+            kept: the region data of n images.
+
+        Returns:
+            float32 (n,); higher is better.
+
+        Raises:
+            UsageError: ``texts`` is a single string, or a text is empty.
+            InputError: region data that :meth:`check` refuses.
+        """
+        for record in {id(one): one for one in kept}.values():
+            self.check(record)
+        distinct = {text if isinstance(text, str) else tuple(text): text for text in texts}
+        given = texts if isinstance(texts, str) else list(distinct.values())
+        ids = dict(zip(distinct, self._texts.ids(given, self.model.config.max_text_length), strict=True))
+        tokens = [ids[text if isinstance(text, str) else tuple(text)] for text in texts]
+
+        def score(pairs: list[int]) -> torch.Tensor:
+            padded, mask = self._texts.padded([tokens[pair] for pair in pairs])
+            stored = [torch.from_numpy(np.asarray(kept[pair][TOKENS])) for pair in pairs]
+            images, image_mask = pad_tokens([one.to(self._device, self._dtype) for one in stored])
+            return self.model.score(padded, mask, images, image_mask).unsqueeze(1)
+
+        return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
+
+
+def load_edje(files: EdjeFiles, embedder: Embedder) -> EdjeTokenReranker:
+    """Load the network and tokenizer of a re-ranker, on the embedder's device and in its precision.
+
+    Raises:
+        ModelError: files are missing or do not fit together.
+    """
+    device_name, dtype_name = device_of(embedder)
+    device = choose_device(device_name)
+    dtype = choose_dtype(dtype_name, device)
+    with QuietTransformers():
+        try:
+            model = EdjeReranker.from_pretrained(files.folder).to(device, dtype).eval()
+            tokenizer = load_tokenizer(files.folder)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ModelError(f"the re-ranker {files.name!r} cannot be loaded: {first}") from error
+    if tokenizer is None:
+        raise ModelError(f"re-ranker {files.name!r} has no tokenizer: copy its vocab.txt to {files.folder}")
+    if len(tokenizer) > model.config.bert_config.vocab_size:
+        raise ModelError(
+            f"re-ranker {files.name!r}: its tokenizer has {len(tokenizer):,} entries, and it reads "
+            f"{model.config.bert_config.vocab_size:,}: they belong to different models"
+        )
+    return EdjeTokenReranker(files, model, TextTokens(tokenizer, device), embedder.name, device, dtype)
+
+
+def _record(tokens: torch.Tensor) -> KeptImage:
+    halves = tokens.half().cpu().numpy()
+    if not np.isfinite(halves).all():
+        raise InputError("the image's tokens are not finite, or exceed the range of half precision (65,504)")
+    return {TOKENS: np.ascontiguousarray(halves)}
