@@ -9,6 +9,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from ldot_milvus.models.edje.configuration import EdjeConfig
+from ldot_milvus.models.edje.joint_encoder import EdjeReranker
+
 LETTERS = string.ascii_letters + string.digits + ".,?!' "
 
 
@@ -117,6 +120,21 @@ def blip(
     random_weights(transformers.BlipForImageTextRetrieval(config), seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     transformers.BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+def edje(folder: Path, *, token_dim: int = 32, tokens: int = 4, seed: int = 0) -> Path:
+    """An EDJE re-ranker over the tokens of :func:`siglip`, with <image> as the last entry of its vocabulary."""
+    tokenizer = bert_tokenizer()
+    body = {
+        "vocab_size": len(tokenizer) + 1, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48,
+        "num_hidden_layers": 2, "max_position_embeddings": 64 + tokens,
+    }  # fmt: skip
+    config = EdjeConfig(
+        bert_config=body, token_dim=token_dim, compressed_tokens=tokens, adapter_hidden=48, adapter_heads=2
+    )
+    random_weights(EdjeReranker(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -24,6 +24,7 @@ PAIRS = {  # first stage and re-ranker; None: the first stage's own
     "siglip": ("siglip", None),
     "clip": ("clip", None),
     "blip": ("blip", None),
+    "siglip with edje": ("siglip", "edje"),
     "siglip with blip": ("siglip", "blip"),
     "clip with blip": ("clip", "blip"),
     "lightningdot with blip": ("lightningdot", "blip"),
@@ -33,7 +34,7 @@ PAIRS = {  # first stage and re-ranker; None: the first stage's own
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("families")
-    made = {name: str(getattr(families, name)(folder / name)) for name in ("siglip", "clip", "blip")}
+    made = {name: str(getattr(families, name)(folder / name)) for name in ("siglip", "clip", "blip", "edje")}
     return {**made, "lightningdot": tiny_model}
 
 
@@ -61,7 +62,7 @@ def test_ingested_searched_and_reranked(
         for path in photos.iterdir():  # a query by text reads what is kept, and opens no photo
             path.unlink()
         opened = []
-        for module in ("images.decode", "images.open_image", "models.pixels.open_image", "ingest.ingestor.decode"):
+        for module in ("images.decode", "images.open_image", "models.pixels.open_image", "ingest.pipeline.decode"):
             monkeypatch.setattr(f"ldot_milvus.{module}", lambda *arguments, **_: opened.append(arguments))
         hits = retriever.search("Two dogs", k=6)
         assert len({hit.id for hit in hits}) == 6
@@ -105,14 +106,18 @@ def test_evaluated_with_a_second_pass(models: dict[str, str], photo_folder: Call
     assert result["reranked"]["M"] == 3
 
 
-def test_doctor_and_a_wrong_pair_from_the_shell(models: dict[str, str], photo_folder, run: Run) -> None:
+def test_doctor(models: dict[str, str]) -> None:
     doctor = CliRunner().invoke(main, ["doctor"], env={"LDOT_MODEL": models["siglip"]})
     assert "vectors of 32, photos of 32 x 32 pixels" in doctor.output
-    wrong = run(
-        "celery", "-A", "workers", "enqueue", str(photo_folder(1)), "--model", models["siglip"],
-        "--reranker", models["lightningdot"],
-    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", [("siglip", "lightningdot"), ("clip", "edje"), ("lightningdot", "edje")], ids=str)
+def test_a_pair_that_cannot_work_is_refused_in_one_line(
+    pair: tuple[str, str], models: dict[str, str], photo_folder, run: Run
+) -> None:
+    model, reranker = (models[part] for part in pair)
+    wrong = run("celery", "-A", "workers", "enqueue", str(photo_folder(1)), "--model", model, "--reranker", reranker)
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
-    assert models["siglip"] in wrong.stderr
-    assert models["lightningdot"] in wrong.stderr
+    assert model in wrong.stderr
+    assert reranker in wrong.stderr
