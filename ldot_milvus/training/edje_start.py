@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.models.base import Embedder
+from ldot_milvus.models.base import Embedder, ModelFiles
 from ldot_milvus.models.edje.configuration import EdjeConfig
 from ldot_milvus.models.edje.files import EdjeFiles
 from ldot_milvus.models.edje.joint_encoder import EdjeReranker
@@ -16,7 +16,7 @@ from ldot_milvus.models.lightningdot.bundle import load_tokenizer
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.files import LightningDOTRerankerFiles
-from ldot_milvus.models.registry import find_model, find_reranker
+from ldot_milvus.models.registry import find_reranker
 from ldot_milvus.training.matching import AlignmentTeacher, EdjeScorer, Teacher, check_vocabulary
 from ldot_milvus.training.recipe import Start
 
@@ -70,18 +70,19 @@ def new_edje(
     return model, tokenizer
 
 
-def load_teacher(name: str, token_dim: int, tokenizer: PreTrainedTokenizerBase) -> Teacher:
+def load_teacher(name: str, model: ModelFiles, token_dim: int, tokenizer: PreTrainedTokenizerBase) -> Teacher:
     """Load a teacher: an EDJE re-ranker, or the alignment re-ranker of a LightningDOT model.
 
     Args:
         name: packaged name, folder or hub id.
+        model: the first stage.
         token_dim: width of the tokens that the model in training reads.
         tokenizer: of the model in training.
 
     Raises:
         UsageError: the re-ranker is of another kind, or reads other tokens or another vocabulary.
     """
-    files = find_reranker(name, find_model("ldot-mini"))  # which first stage it had does not matter here
+    files = find_reranker(name, model)
     teacher: Teacher
     if isinstance(files, EdjeFiles):
         teacher, width = EdjeScorer(EdjeReranker.from_pretrained(files.folder)), files.config["token_dim"]

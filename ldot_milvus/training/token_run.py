@@ -119,7 +119,9 @@ class TokenRun(Run):
     ) -> Task:
         scorer, teacher = EdjeScorer(model), None
         if stage.teacher is not None:
-            teacher = load_teacher(stage.teacher, self._train.width, tokenizer).to(device).requires_grad_(False)
+            teacher = (
+                load_teacher(stage.teacher, self._model, self._train.width, tokenizer).to(device).requires_grad_(False)
+            )
         train, dev = self._train, self._dev
         if stage.standardise:
             train, dev = standardised(train, dev)

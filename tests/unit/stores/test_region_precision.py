@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ldot_milvus.stores.region_place import region_store_at
 from ldot_milvus.stores.region_precision import from_int8, to_int8
-from ldot_milvus.stores.regions import RegionStore, open_region_store, region_stores
+from ldot_milvus.stores.regions import RegionStore, region_stores
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -69,7 +71,8 @@ def test_a_damaged_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_the_setting_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDOT_REGION_DTYPE", "int8")
-    open_region_store("faiss:x", FINGERPRINT, str(tmp_path)).put({"a": tokens()})
+    kept_by = SimpleNamespace(fingerprint=FINGERPRINT, former_fingerprints=())
+    region_store_at(str(tmp_path), kept_by).put({"a": tokens()})
     (path,) = tmp_path.rglob("*.safetensors")
     assert path.stat().st_size < 64 * 384 * 1.2
     ((source, target),) = region_stores(str(tmp_path), str(tmp_path / "copy"))
