@@ -102,8 +102,14 @@ def output_of(script: str) -> str:
     return process.stdout
 
 
-@pytest.mark.parametrize(("address", "kills"), [("faiss:{}/store", 12), ("{}/milvus.db", 4)],
-                         ids=["local", "milvus_lite"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "kills"),
+    [
+        pytest.param("faiss:{}/store", 4, id="local"),
+        pytest.param("faiss:{}/store", 25, id="local_often", marks=pytest.mark.slow),
+        pytest.param("{}/milvus.db", 8, id="milvus_lite", marks=pytest.mark.slow),
+    ],
+)
 def test_an_upgrade_killed_at_random_moments(address: str, kills: int, tmp_path: Path) -> None:
     """Every photo keeps a row with region data, and the collection is whole or is still of version 1."""
     rng = random.Random(kills)
@@ -131,14 +137,14 @@ def test_an_upgrade_killed_at_random_moments(address: str, kills: int, tmp_path:
     assert len(rows) == len(expected)
 
 
-def test_a_prune_killed_at_random_moments(tmp_path: Path, tiny_model: str) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_prune_killed_at_random_moments(kills: int, tmp_path: Path, tiny_model: str) -> None:
     """A third of the photos is gone, a third has other names, and some were edited: no photo that exists is lost."""
-    rng = random.Random(7)
+    rng = random.Random(kills)
     photos, before = tmp_path / "photos", tmp_path / "before"
     varied_photos(before, 120, seed=3)
     names = sorted(path.name for path in before.rglob("*") if path.is_file())
     done = 0
-    kills = 14
     for attempt in range(kills):
         store = tmp_path / f"store{attempt}"
         shutil.rmtree(photos, ignore_errors=True)

@@ -92,7 +92,13 @@ def test_rows_of_other_namespaces_get_ids_of_their_own(store: VectorStore, regio
     assert upgrade(store, [regions]).changed == 0
 
 
-@pytest.mark.parametrize("address", ["faiss:{}/store", "{}/milvus.db"], ids=["local", "milvus_lite"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        pytest.param("faiss:{}/store", id="local"),
+        pytest.param("{}/milvus.db", id="milvus_lite", marks=pytest.mark.slow),  # 15 seconds
+    ],
+)
 def test_interrupted_before_or_after_any_write(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The collection keeps every photo with its region data and does not open as whole; another call completes it."""
     monkeypatch.setattr("ldot_milvus.stores.upgrade.BATCH", 3)

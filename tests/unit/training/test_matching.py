@@ -130,6 +130,7 @@ def losses(stage: Path) -> list[float]:
     return [entry["loss"]["cmr"] for entry in entries if "loss" in entry]
 
 
+@pytest.mark.slow  # 15 seconds
 def test_it_learns_over_regions_and_loads_as_a_reranker(
     world: tuple[Path, Path], tiny_model: str, tmp_path: Path
 ) -> None:
