@@ -6,27 +6,24 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
-from ldot_milvus.batches import batched
-from ldot_milvus.models.base import Array, ImageInput, Text
+from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.blip.files import BlipFiles
 from ldot_milvus.models.blip.network import text_state, vision_states
 from ldot_milvus.models.blip.reranker import TEXT_LENGTH, BlipReranker
 from ldot_milvus.models.loading import choose_device, choose_dtype
-from ldot_milvus.models.patches import PatchFeatures
-from ldot_milvus.models.pixels import prepare_photos
 from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer, words_only
 from ldot_milvus.models.transformers_layout import load_network
+from ldot_milvus.models.vision_embedder import VisionEmbedder
 
 TEXT_BATCH = 64
-IMAGE_BATCH = 16
 
 
-class BlipEmbedder:
+class BlipEmbedder(VisionEmbedder):
     """Encodes texts and photos as vectors of unit length. Instances are thread-safe.
 
     Args:
@@ -41,12 +38,6 @@ class BlipEmbedder:
         dim: width of the vectors.
     """
 
-    former_fingerprints: tuple[str, ...] = ()
-    least_side: int | None = (
-        None  # a photo decoded at a reduced size has other pixels than transformers' processor reads
-    )
-    vocabulary_size: int | None = None
-
     def __init__(
         self,
         files: BlipFiles,
@@ -55,18 +46,11 @@ class BlipEmbedder:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(files, device, dtype)
         self.files = files
-        self.name = files.name
-        self.dim = files.dim
-        self.device, self.dtype = device, dtype
         self.model = model
         self.tokenizer = tokenizer
         self.texts = TextTokens(tokenizer, device)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines a vector: 32 hex digits."""
-        return self.files.fingerprint
 
     @cached_property
     def reranker(self) -> BlipReranker:
@@ -94,40 +78,11 @@ class BlipEmbedder:
 
         return by_length(tokens, TEXT_BATCH, self.dim, encode)
 
-    def encode_images(self, images: Sequence[ImageInput]) -> Array:
-        """Encode photos as vectors.
-
-        Args:
-            images: n paths, encoded bytes or PIL images.
-
-        Returns:
-            float32 (n, dim), of unit length.
-
-        Raises:
-            InputError: an image cannot be read, or is given as region features.
-        """
-        batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
-        return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
-
-    @torch.no_grad()  # not inference_mode: training of a re-ranker may go on from the states
-    def image_features(self, images: Sequence[ImageInput]) -> list[PatchFeatures]:
-        """Run the vision transformer over photos; both stages read its states.
-
-        Raises:
-            InputError: an image cannot be read, or is given as region features.
-        """
-        features: list[PatchFeatures] = []
-        for batch in batched(images, IMAGE_BATCH):
-            pixels = torch.from_numpy(prepare_photos(self.name, self.files.preparation, batch))
-            states = vision_states(self.model.vision_model, pixels.to(self.device, self.dtype))
-            # The first state as it is: the class's pooler_output is layer-normed twice.
-            vectors = normalize(self.model.vision_proj(states[:, 0]).float(), dim=-1).cpu().numpy()
-            features += [PatchFeatures(*pair) for pair in zip(states, vectors, strict=True)]
-        return features
-
-    def encode_features(self, features: Sequence[PatchFeatures]) -> Array:
-        """Return the photos' vectors, float32 (n, dim)."""
-        return np.stack([one.vector for one in features]) if features else np.zeros((0, self.dim), np.float32)
+    @override
+    def _encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = vision_states(self.model.vision_model, pixels)
+        # The first state as it is: the class's pooler_output is layer-normed twice.
+        return states, self.model.vision_proj(states[:, 0])
 
 
 def load_blip(files: BlipFiles, *, device: str | None = None, dtype: str | None = None) -> BlipEmbedder:

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import normalize
+from typing_extensions import override
 
-from ldot_milvus.batches import batched
-from ldot_milvus.models.base import Array, ImageInput, Text
+from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.contrastive.files import ContrastiveFiles
 from ldot_milvus.models.loading import choose_device, choose_dtype
-from ldot_milvus.models.patches import PatchFeatures
-from ldot_milvus.models.pixels import prepare_photos
 from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer, words_only
 from ldot_milvus.models.transformers_layout import load_network
+from ldot_milvus.models.vision_embedder import VisionEmbedder
 
 TEXT_BATCH = 64
-IMAGE_BATCH = 32
 
 
-class ContrastiveEmbedder:
+class ContrastiveEmbedder(VisionEmbedder):
     """Encodes texts and photos as vectors of unit length. Instances are thread-safe.
 
     Args:
@@ -39,30 +36,18 @@ class ContrastiveEmbedder:
             and photo belong together is ``sigmoid(exp(logit_scale) * dot + logit_bias)`` (Zhai et al., ICCV 2023).
     """
 
-    former_fingerprints: tuple[str, ...] = ()
-    least_side: int | None = (
-        None  # a photo decoded at a reduced size has other pixels than transformers' processor reads
-    )
-    vocabulary_size: int | None = None
     reranker = None
 
     def __init__(
         self, files: ContrastiveFiles, model: Any, texts: TextTokens, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.name = files.name
-        self.dim = files.dim
-        self.device, self.dtype = device, dtype
+        super().__init__(files, device, dtype)
         bias = getattr(model, "logit_bias", None)
         self.logit_scale = float(model.logit_scale)
         self.logit_bias = None if bias is None else float(bias)
         self._files = files
         self._model = model
         self._texts = texts
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines a vector: 32 hex digits."""
-        return self._files.fingerprint
 
     def encode_texts(self, texts: Sequence[Text]) -> Array:
         """Encode texts as vectors.
@@ -91,39 +76,10 @@ class ContrastiveEmbedder:
 
         return by_length(tokens, TEXT_BATCH, self.dim, encode)
 
-    def encode_images(self, images: Sequence[ImageInput]) -> Array:
-        """Encode photos as vectors.
-
-        Args:
-            images: n paths, encoded bytes or PIL images.
-
-        Returns:
-            float32 (n, dim), of unit length.
-
-        Raises:
-            InputError: an image cannot be read, or is given as region features.
-        """
-        batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
-        return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
-
-    @torch.no_grad()  # not inference_mode: training of a re-ranker may go on from the states
-    def image_features(self, images: Sequence[ImageInput]) -> list[PatchFeatures]:
-        """Run the vision transformer over photos.
-
-        Raises:
-            InputError: an image cannot be read, or is given as region features.
-        """
-        features: list[PatchFeatures] = []
-        for batch in batched(images, IMAGE_BATCH):
-            pixels = torch.from_numpy(prepare_photos(self.name, self._files.preparation, batch))
-            output = self._model.get_image_features(pixel_values=pixels.to(self.device, self.dtype))
-            vectors = normalize(output.pooler_output.float(), dim=-1).cpu().numpy()
-            features += [PatchFeatures(*pair) for pair in zip(output.last_hidden_state, vectors, strict=True)]
-        return features
-
-    def encode_features(self, features: Sequence[PatchFeatures]) -> Array:
-        """Return the photos' vectors, float32 (n, dim)."""
-        return np.stack([one.vector for one in features]) if features else np.zeros((0, self.dim), np.float32)
+    @override
+    def _encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self._model.get_image_features(pixel_values=pixels)
+        return output.last_hidden_state, output.pooler_output
 
 
 def load_contrastive(
