@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -118,6 +119,11 @@ def test_offline_and_unreachable_use_the_cache(hub: FakeHub, ask: Ask) -> None:
     assert "HTTPS_PROXY" in unreachable
 
 
+def _commit(repository: str, revision: str) -> str:
+    """The commit that the hub answers for a revision."""
+    return hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest()
+
+
 def test_a_model_from_the_hub_encodes(ask: Ask) -> None:
     program = """
 import sys
@@ -127,6 +133,48 @@ load_reranker("none", embedder)
 print(embedder.name, embedder.encode_texts(["a dog"]).shape)
 """
     assert ask("some/pickled@refs/pr/5", program) == "some/pickled@refs/pr/5 (1, 32)"
+
+
+MODELS = """
+import json, sys
+from click.testing import CliRunner
+from ldot_milvus.cli import main
+done = CliRunner().invoke(main, ["models", *sys.argv[2:]])
+print(json.dumps([done.exit_code, done.output]))
+"""
+
+
+def test_models_lists_what_is_in_the_cache(hub: FakeHub, ask: Ask, tmp_path: Path) -> None:
+    nothing = json.loads(ask("", MODELS))[1]
+    assert f"Nothing of a known family in the cache {tmp_path / 'cache' / 'hub'}" in nothing
+    at = {name: Path(json.loads(ask(name))["folder"]) for name in ("some/siglip", "some/pickled@refs/pr/5")}
+    ask("some/pickled")  # only its configuration is downloaded
+    commit = Path(json.loads(ask(f"some/siglip@{_commit('some/siglip', 'v1')}"))["folder"]).name
+    unknown = tmp_path / "cache" / "hub" / "models--some--bert" / "snapshots" / ("0" * 40)
+    unknown.mkdir(parents=True)
+    (unknown / "config.json").write_text('{"model_type": "bert"}')
+    fetched = len(hub.fetched)
+    status, output = json.loads(ask("", MODELS, "--json", HF_ENDPOINT="http://127.0.0.1:9"))
+    assert status == 0
+    first, *cached = json.loads(output)["installed"]
+    assert (first["name"], first["commit"], first["kept"]["float16"]) == ("ldot-mini", None, 39200)
+    assert [(one["settings"], one["refs"], one["complete"]) for one in cached] == [
+        ("LDOT_MODEL=some/pickled", ["main"], False),
+        ("LDOT_MODEL=some/pickled@refs/pr/5", ["refs/pr/5"], True),
+        ("LDOT_MODEL=some/siglip", ["main"], True),
+        (f"LDOT_MODEL=some/siglip@{commit}", [], True),
+    ]
+    assert {one["family"] for one in cached} == {"siglip"}
+    assert [one["folder"] for one in cached if one["settings"] == "LDOT_MODEL=some/siglip"] == [str(at["some/siglip"])]
+    text = json.loads(ask("", MODELS))[1]
+    assert "    set          LDOT_MODEL=some/pickled@refs/pr/5\n" in text
+    assert "    licence      see https://huggingface.co/some/siglip\n" in text
+    assert "    lacks        safetensors" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(hub.fetched) == fetched
+    status, message = json.loads(ask("", MODELS, HF_HUB_CACHE=str(unknown / "config.json")))
+    assert status == 2
+    assert message.endswith("config.json cannot be read (it is a file): set HF_HUB_CACHE or HF_HOME\n")
 
 
 INGEST = """
