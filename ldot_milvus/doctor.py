@@ -88,6 +88,7 @@ def _files(settings: Settings) -> tuple[ModelFiles, RerankerFiles | None]:
 def _store(settings: Settings) -> str:
     from ldot_milvus.search.retriever import check_model
     from ldot_milvus.stores import open_store
+    from ldot_milvus.stores.base import MODEL_SOURCE
     from ldot_milvus.stores.upgrade import outdated
 
     with open_store(settings.store, settings.collection) as store:
@@ -96,6 +97,8 @@ def _store(settings: Settings) -> str:
             return f"no collection {name} yet: the first ingestion creates it"
         check_model(store, _files(settings)[0])
         rows = f"collection {name}: {store.count()} rows"
+        if source := store.properties.get(MODEL_SOURCE):
+            rows += f", filled with {source}"
         return f"{rows}; {old}" if (old := outdated(store)) else rows
 
 

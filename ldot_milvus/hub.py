@@ -36,6 +36,16 @@ def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | 
         raise UsageError(_explained(error, what, repository, revision) or f"{unknown}; {first_line(error)}") from error
 
 
+def hub_source(name: str, folder: Path) -> str:
+    """Return the exact name of a downloaded repository, ``owner/name@commit``.
+
+    Args:
+        name: the hub id, with or without a revision.
+        folder: what :func:`hub_folder` returned for it.
+    """
+    return f"{name.partition('@')[0]}@{folder.name}"
+
+
 @cache
 def _downloaded(repository: str, revision: str, files: tuple[str, ...] | None) -> Path:
     """Download once a process: a branch that moves meanwhile would give one process two models of one name."""

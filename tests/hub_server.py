@@ -17,6 +17,7 @@ class FakeHub:
 
     Attributes:
         revisions: folder of each (repository, revision).
+        commits: commits of (repository, revision), where they are not a hash of the two.
         gated: repositories whose files are refused.
         fetched: paths of the files that were downloaded.
         url: for ``HF_ENDPOINT``.
@@ -24,6 +25,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.revisions: dict[tuple[str, str], Path] = {}
+        self.commits: dict[tuple[str, str], str] = {}
         self.gated: set[str] = set()
         self.fetched: list[str] = []
         hub = self
@@ -60,6 +62,9 @@ class FakeHub:
                 else:
                     _send(request, json.dumps({"id": repository, "sha": commit, "siblings": []}).encode())
             return
+        if len(parts) < 5:
+            _refuse(request, "EntryNotFound")
+            return
         repository, commit, name = "/".join(parts[:2]), unquote(parts[3]), unquote("/".join(parts[4:]))
         found = self._folder(request, repository, commit)
         if found is None:
@@ -81,7 +86,7 @@ class FakeHub:
             _refuse(request, "RepoNotFound")
             return None
         for (name, ref), folder in self.revisions.items():
-            commit = hashlib.sha1(f"{name}@{ref}".encode()).hexdigest()
+            commit = self.commits.get((name, ref)) or hashlib.sha1(f"{name}@{ref}".encode()).hexdigest()
             if name == repository and revision in (ref, commit):
                 return folder, commit
         _refuse(request, "RevisionNotFound")

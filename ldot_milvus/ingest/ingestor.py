@@ -21,6 +21,7 @@ from ldot_milvus.models.loading import load_reranker
 from ldot_milvus.models.registry import find_model, find_reranker
 from ldot_milvus.sources import Source
 from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.stores.base import MODEL_SOURCE
 from ldot_milvus.stores.region_place import RegionPlace, region_store_at
 from ldot_milvus.stores.upgrade import require_current
 
@@ -89,6 +90,8 @@ class Ingestor:
         former = stored not in (None, files.fingerprint) and stored in files.former_fingerprints
         store.bind(stored if stored is not None and former else files.fingerprint, files.dim)
         require_current(store)
+        if files.source is not None and MODEL_SOURCE not in store.properties:
+            store.set_properties({MODEL_SOURCE: files.source})
 
     @property
     def embedder(self) -> Embedder:

@@ -193,9 +193,11 @@ class FilesOnDisk:
 
     Attributes:
         hub_files: names and patterns of the files that are downloaded of a hub repository; empty for all.
+        source: hub id and commit of a model from the hub, ``owner/name@commit``; None for a folder.
     """
 
     hub_files: ClassVar[tuple[str, ...]] = ()
+    source: str | None = None
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name

@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from ldot_milvus.errors import ModelError, UsageError
-from ldot_milvus.hub import hub_folder
+from ldot_milvus.hub import hub_folder, hub_source
 from ldot_milvus.models.base import FilesOnDisk, ModelFiles, RerankerFiles, read_config
 
 PACKAGED = Path(__file__).parents[1] / "pretrained"
@@ -72,6 +72,7 @@ def find_model(name: str) -> ModelFiles:
     if not issubclass(family, ModelFiles):
         raise ModelError(f"{name!r} is a re-ranker, not an embedding model: name it with LDOT_RERANKER or --reranker")
     files = family(name, folder)
+    files.source = hub_source(name, folder) if _local_folder(name) is None else None
     files.check()
     return files
 

@@ -20,6 +20,7 @@ from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
+from ldot_milvus.stores.validation import filled_with
 
 log = logging.getLogger(__name__)
 
@@ -241,13 +242,15 @@ def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
     # The former fingerprints are compared last, because hashing the weights for them takes time.
     if stored not in (None, model.fingerprint) and stored not in model.former_fingerprints:
         raise ModelMismatch(
-            f"collection {store.collection!r} in {store.address} was filled with a model other than {model.name!r}: "
+            filled_with(store, store.properties)
+            or f"collection {store.collection!r} in {store.address} was filled with a model other than {model.name!r}: "
             "name the model that filled it (LDOT_MODEL, --model), or ingest into another collection"
         )
     dim = store.dim
     if dim not in (None, model.dim):
         raise ModelMismatch(
-            f"collection {store.collection!r} in {store.address} contains vectors of {dim} dimensions, and model "
+            filled_with(store, store.properties)
+            or f"collection {store.collection!r} in {store.address} contains vectors of {dim} dimensions, and model "
             f"{model.name!r} returns {model.dim}: name the model that filled it, or another collection"
         )
     return dim is not None

@@ -19,6 +19,9 @@ SCHEMA_VERSION = 2
 VERSION = "schema_version"
 """Name of the property with the schema version of a collection."""
 
+MODEL_SOURCE = "model_source"
+"""Name of the property with the hub id and the commit of the model that filled a collection: ``owner/name@commit``."""
+
 KINDS = ("image", "text")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import Record, VectorStore
-from ldot_milvus.stores.base import SCHEMA_VERSION, VERSION
+from ldot_milvus.stores.base import MODEL_SOURCE, SCHEMA_VERSION, VERSION
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
 
@@ -128,6 +128,8 @@ def _rows(source: VectorStore, target: VectorStore) -> Iterator[Record]:
     version = source.schema_version
     if source.model is not None:
         target.bind(source.model, source.dim)
+        if (filled_with := source.properties.get(MODEL_SOURCE)) and MODEL_SOURCE not in target.properties:
+            target.set_properties({MODEL_SOURCE: filled_with})
     if target.schema_version not in (None, version):
         if target.count():
             older = source if target.schema_version == SCHEMA_VERSION else target

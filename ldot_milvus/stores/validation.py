@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
-from ldot_milvus.stores.base import KINDS, Array, Filter, Record, VectorStore
+from ldot_milvus.stores.base import KINDS, MODEL_SOURCE, Array, Filter, Record, VectorStore
 
 MAX_ID = 64
 MAX_NAMESPACE = 64
@@ -43,7 +43,9 @@ def model_and_dim(model: str, dim: int) -> None:
         raise UsageError(f"the dimension of the vectors is a whole number of at least 1, not {dim!r}")
 
 
-def same_model(store: VectorStore, stored: tuple[str | None, int], model: str, dim: int) -> None:
+def same_model(
+    store: VectorStore, stored: tuple[str | None, int], model: str, dim: int, properties: Mapping[str, str]
+) -> None:
     """Raise ModelMismatch unless a collection belongs to a model or can be bound to it.
 
     Args:
@@ -51,14 +53,27 @@ def same_model(store: VectorStore, stored: tuple[str | None, int], model: str, d
         stored: fingerprint (None if no model is bound) and dimension of the collection.
         model: fingerprint of the model.
         dim: dimension of the model's vectors.
+        properties: properties of the collection, for the message.
     """
     stored_model, stored_dim = stored
     if stored_dim != dim or stored_model not in (None, model):
         raise ModelMismatch(
-            f"collection {store.collection!r} of {store.address} contains vectors of model "
+            filled_with(store, properties)
+            or f"collection {store.collection!r} of {store.address} contains vectors of model "
             f"{stored_model or 'unknown'} ({stored_dim} dimensions), not of {model} ({dim}): choose another "
             "collection name, or ingest again with the new model into a new collection"
         )
+
+
+def filled_with(store: VectorStore, properties: Mapping[str, str]) -> str | None:
+    """Return the message for another model than the hub model that filled a collection; None if none is recorded."""
+    source = properties.get(MODEL_SOURCE)
+    if source is None:
+        return None
+    return (
+        f"collection {store.collection!r} of {store.address} was filled with {source}: set LDOT_MODEL={source} (or "
+        "--model), or ingest into another collection"
+    )
 
 
 def same_width(store: VectorStore, stored_dim: int, records: Sequence[Record], vectors: Array) -> None:

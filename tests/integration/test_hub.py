@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -65,9 +66,9 @@ def hub(siglip: Path, tmp_path: Path) -> Iterator[FakeHub]:
 def ask(hub: FakeHub, tmp_path: Path) -> Ask:
     """Find a model in a process of its own, since the hub's client reads its environment when it is imported."""
 
-    def find(name: str, program: str = FIND, **env: str) -> str:
+    def find(name: str, program: str = FIND, *arguments: str, **env: str) -> str:
         found = subprocess.run(
-            [sys.executable, "-c", program, name],
+            [sys.executable, "-c", program, name, *arguments],
             env={
                 **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
@@ -118,6 +119,11 @@ def test_offline_and_unreachable_use_the_cache(hub: FakeHub, ask: Ask) -> None:
     assert "HTTPS_PROXY" in unreachable
 
 
+def _commit(repository: str, revision: str) -> str:
+    """The commit that the hub answers for a revision."""
+    return hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest()
+
+
 def test_a_model_from_the_hub_encodes(ask: Ask) -> None:
     program = """
 import sys
@@ -127,6 +133,96 @@ load_reranker("none", embedder)
 print(embedder.name, embedder.encode_texts(["a dog"]).shape)
 """
     assert ask("some/pickled@refs/pr/5", program) == "some/pickled@refs/pr/5 (1, 32)"
+
+
+MODELS = """
+import json, sys
+from click.testing import CliRunner
+from ldot_milvus.cli import main
+done = CliRunner().invoke(main, ["models", *sys.argv[2:]])
+print(json.dumps([done.exit_code, done.output]))
+"""
+
+
+def test_models_lists_what_is_in_the_cache(hub: FakeHub, ask: Ask, tmp_path: Path) -> None:
+    nothing = json.loads(ask("", MODELS))[1]
+    assert f"Nothing of a known family in the cache {tmp_path / 'cache' / 'hub'}" in nothing
+    at = {name: Path(json.loads(ask(name))["folder"]) for name in ("some/siglip", "some/pickled@refs/pr/5")}
+    ask("some/pickled")  # only its configuration is downloaded
+    commit = Path(json.loads(ask(f"some/siglip@{_commit('some/siglip', 'v1')}"))["folder"]).name
+    unknown = tmp_path / "cache" / "hub" / "models--some--bert" / "snapshots" / ("0" * 40)
+    unknown.mkdir(parents=True)
+    (unknown / "config.json").write_text('{"model_type": "bert"}')
+    fetched = len(hub.fetched)
+    status, output = json.loads(ask("", MODELS, "--json", HF_ENDPOINT="http://127.0.0.1:9"))
+    assert status == 0
+    first, *cached = json.loads(output)["installed"]
+    assert (first["name"], first["commit"], first["kept"]["float16"]) == ("ldot-mini", None, 39200)
+    assert [(one["settings"], one["refs"], one["complete"]) for one in cached] == [
+        ("LDOT_MODEL=some/pickled", ["main"], False),
+        ("LDOT_MODEL=some/pickled@refs/pr/5", ["refs/pr/5"], True),
+        ("LDOT_MODEL=some/siglip", ["main"], True),
+        (f"LDOT_MODEL=some/siglip@{commit}", [], True),
+    ]
+    assert {one["family"] for one in cached} == {"siglip"}
+    assert [one["folder"] for one in cached if one["settings"] == "LDOT_MODEL=some/siglip"] == [str(at["some/siglip"])]
+    text = json.loads(ask("", MODELS))[1]
+    assert "    set          LDOT_MODEL=some/pickled@refs/pr/5\n" in text
+    assert "    licence      see https://huggingface.co/some/siglip\n" in text
+    assert "    lacks        safetensors" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(hub.fetched) == fetched
+    status, message = json.loads(ask("", MODELS, HF_HUB_CACHE=str(unknown / "config.json")))
+    assert status == 2
+    assert message.endswith("config.json cannot be read (it is a file): set HF_HUB_CACHE or HF_HOME\n")
+
+
+INGEST = """
+import sys
+from ldot_milvus import Ingestor, LdotError, open_store
+from ldot_milvus.doctor import _store
+from ldot_milvus.models.registry import find_model
+from ldot_milvus.search.retriever import check_model
+from ldot_milvus.settings import Settings
+from ldot_milvus.stores.migration import migrate
+name, address, task = sys.argv[1:]
+store = open_store(address)
+try:
+    if task == "search":
+        check_model(store, find_model(name))
+    Ingestor(store, name)
+    if task == "copy":
+        migrate(store, open_store("faiss:copy"))
+        address = "faiss:copy"
+    print(open_store(address).properties.get("model_source"), _store(Settings(model=name, store=address)))
+except LdotError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("address", ["faiss:store", "store.db"])
+def test_a_collection_records_the_commit_that_filled_it(hub: FakeHub, ask: Ask, siglip: Path, address: str) -> None:
+    commit = Path(json.loads(ask("some/siglip"))["folder"]).name
+    source = f"some/siglip@{commit}"
+    answer = ask("some/siglip", INGEST, address, "ingest")
+    assert answer.startswith(f"{source} collection ")
+    assert answer.endswith(f"0 rows, filled with {source}")
+    hub.revisions["some/siglip", "main"] = hub.revisions["some/siglip", "v1"]  # the branch moves
+    hub.commits["some/siglip", "main"] = "f" * 40
+    for task in ("ingest", "search"):
+        message = ask("some/siglip", INGEST, address, task)
+        assert message.startswith("ModelMismatch collection 'images' ")
+        assert f"was filled with {source}: set LDOT_MODEL={source} (or --model), or ingest into another" in message
+    # The same vectors from a folder: the record stays, since the model can still be taken from there.
+    assert ask(str(siglip), INGEST, address, "search").startswith(source)
+
+
+def test_a_copied_collection_keeps_the_record(ask: Ask) -> None:
+    assert ask("some/siglip@v1", INGEST, "faiss:store", "copy").startswith("some/siglip@")
+
+
+def test_a_folder_is_not_recorded(ask: Ask, siglip: Path) -> None:
+    assert ask(str(siglip), INGEST, "faiss:store", "ingest").startswith("None collection 'images' in")
 
 
 @pytest.mark.parametrize(

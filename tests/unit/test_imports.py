@@ -15,6 +15,7 @@ HEAVY = {"torch", "transformers", "faiss", "langchain_core", "PIL", "pymilvus", 
     [
         ("import ldot_milvus; assert 'celery' not in __import__('sys').modules", set()),
         ("import ldot_milvus.cli; ldot_milvus.cli.main(['--help'], standalone_mode=False)", set()),
+        ("import ldot_milvus.cli; ldot_milvus.cli.main(['models', '--json'], standalone_mode=False)", set()),
         ("import ldot_milvus.workers.enqueue", set()),
         ("from ldot_milvus.workers import app", set()),
         ("import workers", set()),

@@ -83,7 +83,9 @@ class FaissStore(VectorStore):
             if collection is None:
                 transaction.create(self.collection, dim, model)
                 return
-            validation.same_model(self, (collection.model, collection.dim), model, dim)
+            validation.same_model(
+                self, (collection.model, collection.dim), model, dim, transaction.properties(collection)
+            )
             if collection.model is None:
                 transaction.adopt(collection, model)
 

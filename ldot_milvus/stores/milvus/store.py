@@ -110,7 +110,7 @@ class MilvusStore(VectorStore):
     def bind(self, model: str, dim: int) -> None:
         validation.model_and_dim(model, dim)
         described = self._describe() or self._create(dim, model)
-        validation.same_model(self, (described.model, described.dim), model, dim)
+        validation.same_model(self, (described.model, described.dim), model, dim, described.properties)
         if described.model is None:
             self.server.call("alter_collection_properties", described.name, {MODEL: model})
             self._known = replace(described, model=model)
