@@ -9,6 +9,7 @@ from ldot_milvus.evaluation.calibration import Answers, figures, fit, search_col
 from ldot_milvus.evaluation.evaluate import pair_scores
 from ldot_milvus.models.calibration import write_calibration
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.files import LightningDOTFiles
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import region_batches, vectors
 from ldot_milvus.training.rerank import RERANKED
@@ -25,8 +26,12 @@ def fit_probability(folder: Path, photos: CaptionedPhotos) -> dict[str, Any]:
         The figures of each stage, see :func:`.evaluation.calibration.figures`.
     """
     embedder = LightningDOTEmbedder(str(folder), dtype="float32")
-    files, own = embedder.bundle.files, embedder.bundle.files.own_reranker()
-    by_dot, reranked = shown_answers(embedder, photos)
+    return write_probability(embedder.bundle.files, *shown_answers(embedder, photos))
+
+
+def write_probability(files: LightningDOTFiles, by_dot: Answers, reranked: Answers | None) -> dict[str, Any]:
+    """Fit the calibrations to the answers of both stages, write them into the model's folder and return the figures."""
+    own = files.own_reranker()
     result = {"dot_product": _write(files.folder, by_dot, files.fitted_for)}
     if reranked is not None and own is not None:
         result["reranked"] = _write(own.folder, reranked, own.fitted_for)
