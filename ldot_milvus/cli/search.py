@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Kind of rows to search: photos or texts.",
 )
+@click.option(
+    "--min-probability",
+    type=float,
+    metavar="P",
+    help="Show only results with at least this probability, from 0 to 1; the page shows the others greyed.",
+)
 @click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
 @click.option("--store", metavar="ADDRESS", help=STORE_HELP)
 @click.option("--model", metavar="NAME", help=MODEL_HELP)
@@ -59,6 +65,7 @@ def search(
     rerank: int | None,
     filter_: str | None,
     kind: str,
+    min_probability: float | None,
     collection: str | None,
     store: str | None,
     model: str | None,
@@ -80,6 +87,8 @@ def search(
         raise UsageError(f"--rerank is {rerank}: give 0 or more")
     if any(not text.strip() for text in texts):
         raise UsageError("the text is empty: describe what to look for")
+    if min_probability is not None and not 0 <= min_probability <= 1:
+        raise UsageError(f"--min-probability is {min_probability:g}: give a number from 0 to 1")
     settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
     parsed = parse_filter(filter_)
 
@@ -97,13 +106,16 @@ def search(
         check_model(opened, find_model(settings.model))  # fails early: loading the model takes seconds
         retriever = Retriever(embedder_of(settings), opened, reranker=settings.reranker)
         options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
+        options["min_probability"] = 0.0 if html and min_probability is not None else min_probability  # for the page
         results = [(text, retriever.search(text, **options)) for text in texts]
         if image is not None:
             results.append((image, retriever.search(image=image, **options)))
     if html:
         from ldot_milvus.search.page import write_page
+        from ldot_milvus.search.probability import at_least
 
-        write_page(html, results)
+        write_page(html, results, min_probability=min_probability)
+        results = [(query, at_least(hits, min_probability)) for query, hits in results]
     if as_json:
         entries = [{"query": query, "hits": [hit.to_dict() for hit in hits]} for query, hits in results]
         click.echo(json.dumps(entries if len(entries) > 1 else entries[0], ensure_ascii=False, indent=2))
@@ -117,8 +129,10 @@ def search(
 def _print_hits(query: str, hits: list[Hit]) -> None:
     click.echo(f"\n{query}")
     if not hits:
-        click.echo("  no results")
+        click.echo("  nothing found")
     for rank, hit in enumerate(hits, start=1):
         reranked = "" if hit.rerank_score is None else f"  rerank {hit.rerank_score:7.3f}"
+        probability = "" if hit.probability is None else f"  probability {hit.probability:4.2f}"
         caption = hit.caption.split("\n")[0]
-        click.echo(f"  {rank:>3}. score {hit.score:7.3f}{reranked}  {hit.source or hit.id}  {caption}".rstrip())
+        scores = f"score {hit.score:7.3f}{reranked}{probability}"
+        click.echo(f"  {rank:>3}. {scores}  {hit.source or hit.id}  {caption}".rstrip())

@@ -23,14 +23,15 @@ class LightningDOTRetriever(BaseRetriever):
     """A LangChain retriever that returns photos as documents.
 
     A document's ``page_content`` is the photo's caption, or its source if it has none. The metadata contains
-    ``source``, ``score``, ``rerank_score``, ``width`` and ``height`` in pixels, and the photo's own fields.
+    ``source``, ``score``, ``rerank_score``, ``probability``, ``width`` and ``height`` in pixels, and the photo's own
+    fields.
 
     Example:
         >>> retriever = LightningDOTRetriever(store="faiss:./ldot-data", collection="images", k=5, rerank=20)
         >>> retriever.invoke("two dogs in the snow")  # or await retriever.ainvoke(..., k=3)
 
-    A call may override ``k``, ``rerank``, ``filter`` and ``kind``: ``invoke(question, k=3, filter={...})``. It raises
-    :class:`~ldot_milvus.errors.LdotError` if the model or the store cannot be used or an argument is invalid.
+    A call may override ``k``, ``rerank``, ``filter``, ``kind`` and ``min_probability``: ``invoke(question, k=3)``. It
+    raises :class:`~ldot_milvus.errors.LdotError` if the model or the store cannot be used or an argument is invalid.
 
     Attributes:
         store: address of the vector store, or an open store; None takes the setting ``LDOT_STORE``.
@@ -42,6 +43,7 @@ class LightningDOTRetriever(BaseRetriever):
             :meth:`Retriever.search <ldot_milvus.search.retriever.Retriever.search>`, 0 ranks by dot product alone.
         filter: condition on the rows, see ``docs/filters.md``.
         kind: kind of rows to search, "image" or "text".
+        min_probability: return only documents with at least this probability, perhaps none; None returns all.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
@@ -54,6 +56,7 @@ class LightningDOTRetriever(BaseRetriever):
     rerank: int | None = None
     filter: dict[str, Any] | None = None
     kind: str = "image"
+    min_probability: float | None = None
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -74,7 +77,10 @@ class LightningDOTRetriever(BaseRetriever):
         return [_document(hit) for hit in await self.retriever.asearch(query, **self._arguments(overrides))]
 
     def _arguments(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        return {"k": self.k, "rerank": self.rerank, "filter": self.filter, "kind": self.kind, **overrides}
+        return {
+            "k": self.k, "rerank": self.rerank, "filter": self.filter, "kind": self.kind,
+            "min_probability": self.min_probability, **overrides,
+        }  # fmt: skip
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
@@ -150,6 +156,7 @@ def _document(hit: Hit) -> Document:
             "source": hit.source,
             "score": hit.score,
             "rerank_score": hit.rerank_score,
+            "probability": hit.probability,
             "width": hit.width,
             "height": hit.height,
         },

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ldot_milvus.errors import InputError, StoreError, printable
+from ldot_milvus.search.probability import is_at_least
 
 if TYPE_CHECKING:
     from ldot_milvus.search.duplicates import Duplicate
@@ -37,22 +38,27 @@ figure img,.none{display:block;width:100%;height:10.5rem;object-fit:cover;backgr
 figcaption{padding:.5rem .7rem;overflow-wrap:anywhere}
 .score{float:right;opacity:.7;font-variant-numeric:tabular-nums}
 .more{opacity:.75;margin-top:.3rem}
+.unlikely{filter:grayscale(1);opacity:.45}
 """
 
 
-def write_page(path: str | os.PathLike[str], answers: Sequence[tuple[str, Sequence[Hit]]]) -> None:
+def write_page(
+    path: str | os.PathLike[str],
+    answers: Sequence[tuple[str, Sequence[Hit]]],
+    *,
+    min_probability: float | None = None,
+) -> None:
     """Write an HTML page with the results of searches; a photo that cannot be read is replaced by a note.
 
     Args:
         path: file to write.
         answers: pairs of a query and its hits.
+        min_probability: hits without at least this probability are greyed; None greys none.
 
     Raises:
         StoreError: the file cannot be written.
     """
-    _write(
-        path, "Search results", (_section(query, map(_card, range(1, len(hits) + 1), hits)) for query, hits in answers)
-    )
+    _write(path, "Search results", (_answer(query, hits, min_probability) for query, hits in answers))
 
 
 def write_groups(path: str | os.PathLike[str], groups: Sequence[Sequence[Duplicate]]) -> None:
@@ -85,9 +91,16 @@ def _write(path: str | os.PathLike[str], title: str, sections: Iterable[str]) ->
         raise StoreError(f"{os.fspath(path)} cannot be written ({error.strerror}): choose another file") from error
 
 
-def _section(heading: str, cards: Iterable[str], more: str = "", style: str = "hits") -> str:
-    shown = "".join(cards) or "<p>Nothing found.</p>"
-    return f'<h2>{escape(heading)}</h2><div class="{style}">{shown}</div>{more}'
+def _answer(query: str, hits: Sequence[Hit], min_probability: float | None) -> str:
+    likely = [is_at_least(hit, min_probability) for hit in hits]
+    nothing = "" if any(likely) else "<p>Nothing found.</p>"
+    if hits and nothing:
+        nothing = f"<p>Nothing found with a probability of at least {min_probability:g}. The nearest photos:</p>"
+    return _section(query, map(_card, range(1, len(hits) + 1), hits, likely), before=nothing)
+
+
+def _section(heading: str, cards: Iterable[str], *, before: str = "", more: str = "", style: str = "hits") -> str:
+    return f'<h2>{escape(heading)}</h2>{before}<div class="{style}">{"".join(cards)}</div>{more}'
 
 
 def _group_sections(groups: Sequence[Sequence[Duplicate]]) -> Iterator[str]:
@@ -103,7 +116,7 @@ def _group_sections(groups: Sequence[Sequence[Duplicate]]) -> Iterator[str]:
         more = (
             f"<p>{len(group) - len(shown)} further photos are not on this page.</p>" if len(group) > len(shown) else ""
         )
-        yield _section(f"{len(group)} photos", map(_duplicate_card, shown), more, "hits whole")
+        yield _section(f"{len(group)} photos", map(_duplicate_card, shown), more=more, style="hits whole")
 
 
 def _duplicate_card(duplicate: Duplicate) -> str:
@@ -120,18 +133,20 @@ def _duplicate_card(duplicate: Duplicate) -> str:
     return _figure(record, lines)
 
 
-def _card(rank: int, hit: Hit) -> str:
-    score = hit.score if hit.rerank_score is None else hit.rerank_score
-    lines = [f'<span class="score">{score:.2f}</span><b>{rank}</b> {escape(os.path.basename(hit.source) or hit.id)}']
+def _card(rank: int, hit: Hit, likely: bool) -> str:
+    score = f"{hit.score if hit.rerank_score is None else hit.rerank_score:.2f}"
+    if hit.probability is not None:
+        score = f"{100 * hit.probability:.0f} % · {score}"
+    lines = [f'<span class="score">{score}</span><b>{rank}</b> {escape(os.path.basename(hit.source) or hit.id)}']
     if hit.caption:
         lines.append(f'<div class="more">{escape(hit.caption.split(chr(10))[0])}</div>')
     if credit := _credit(hit):
         lines.append(f'<div class="more">{credit}</div>')
-    return _figure(hit, lines)
+    return _figure(hit, lines, "" if likely else ' class="unlikely"')
 
 
-def _figure(photo: Hit | Record, lines: Iterable[str]) -> str:
-    return f"<figure>{_picture(photo)}<figcaption>{''.join(lines)}</figcaption></figure>"
+def _figure(photo: Hit | Record, lines: Iterable[str], style: str = "") -> str:
+    return f"<figure{style}>{_picture(photo)}<figcaption>{''.join(lines)}</figcaption></figure>"
 
 
 def _credit(hit: Hit | Record) -> str:

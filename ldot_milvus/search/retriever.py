@@ -13,8 +13,10 @@ from typing import Any
 
 from ldot_milvus.errors import InputError, ModelMismatch, UsageError
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
+from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.search.probability import at_least, check_minimum, with_probability
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
@@ -36,6 +38,8 @@ class Hit:
         id: id of the row: the SHA-256 of the contents in hex unless the caller chose another.
         score: inner product of the query's and the row's vectors.
         rerank_score: score of the re-ranker, which orders the re-ranked hits; None if the hit was not re-ranked.
+        probability: probability from 0 to 1 that text and photo belong together, from the model's calibration; None if
+            the model has none, or the search compared rows of one kind.
         source: path or URL of the photo.
         caption: caption of the photo, or the text itself.
         kind: "image" or "text".
@@ -47,6 +51,7 @@ class Hit:
     id: str
     score: float
     rerank_score: float | None
+    probability: float | None
     source: str
     caption: str
     kind: str
@@ -125,6 +130,7 @@ class Retriever:
         rerank: int | None = None,
         filter: dict[str, Any] | None = None,
         kind: str = "image",
+        min_probability: float | None = None,
     ) -> list[Hit]:
         """Return the k best rows for a text or an image, best first.
 
@@ -136,12 +142,14 @@ class Retriever:
                 re-ranker and a text is compared with images (or the reverse), else 0.
             filter: search only rows that match, see ``docs/filters.md``.
             kind: kind of the rows to find, "image" or "text".
+            min_probability: return only hits with at least this probability, perhaps none.
 
         Returns:
             At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, ``k`` or ``rerank`` out of range.
+            UsageError: no query or two, an empty text, ``k``, ``rerank`` or ``min_probability`` out of range, or the
+                model has no calibration for ``min_probability``.
             InputError: the query image cannot be read.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
@@ -158,6 +166,7 @@ class Retriever:
             raise UsageError("re-ranking compares a text with an image: use rerank=0 for this search")
         if rerank and self.reranker is None:
             raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
+        check_minimum(min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses)
         if not self._checked:  # checked once, since a collection never changes its model
             self._checked = check_model(self.store, self.embedder)
             if (old := outdated(self.store)) is not None:
@@ -179,7 +188,9 @@ class Retriever:
             first = hits[:rerank]
             scored = self._by_images(text, first) if text is not None else self._by_texts(kept[0], first)
             hits = scored + hits[rerank:]
-        return hits[:k]
+        if crosses:
+            hits = with_probability(hits, calibration_of(self.embedder))
+        return at_least(hits[:k], min_probability)
 
     async def asearch(self, text: str | None = None, **arguments: Any) -> list[Hit]:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
@@ -216,12 +227,20 @@ class Retriever:
 
     def _ordered(self, hits: list[Hit], texts: Sequence[str], kept: Sequence[KeptImage]) -> list[Hit]:
         assert self.reranker is not None
-        scores: Array = self.reranker.score(texts, kept)
-        weight = self.reranker.dot_weight
-        ranked = [
-            replace(hit, rerank_score=float(score) + weight * hit.score)
-            for hit, score in zip(hits, scores, strict=True)
-        ]
+        logits: Array | None = None
+        if isinstance(self.reranker, MatchingReranker):
+            scores, logits = self.reranker.score_and_match(texts, kept)
+        else:
+            scores = self.reranker.score(texts, kept)
+        weight, calibration = self.reranker.dot_weight, calibration_of(self.reranker)
+        ranked: list[Hit] = []
+        for row, hit in enumerate(hits):
+            score, probability = float(scores[row]) + weight * hit.score, None
+            if logits is not None:
+                probability = sigmoid(float(logits[row]))
+            elif calibration is not None:
+                probability = calibration.probability(score)
+            ranked.append(replace(hit, rerank_score=score, probability=probability))
         return sorted(ranked, key=lambda hit: -(hit.rerank_score or 0.0))
 
 
@@ -264,6 +283,6 @@ def _check_count(name: str, value: int, least: int) -> None:
 def _hit(match: Match) -> Hit:
     row = match.record
     return Hit(
-        id=row.id, score=match.score, rerank_score=None, source=row.source, caption=row.caption, kind=row.kind,
-        namespace=row.namespace, width=row.width, height=row.height, metadata=row.metadata,
+        id=row.id, score=match.score, rerank_score=None, probability=None, source=row.source, caption=row.caption,
+        kind=row.kind, namespace=row.namespace, width=row.width, height=row.height, metadata=row.metadata,
     )  # fmt: skip

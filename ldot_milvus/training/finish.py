@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
+from ldot_milvus.models.calibration import CALIBRATION
 from ldot_milvus.models.lightningdot.files import find_lightningdot
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions.grid import GridBackbone
@@ -14,8 +16,11 @@ from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dot_weight import best_dot_weight
 from ldot_milvus.training.dual import calibrate
+from ldot_milvus.training.probability import fit_probability
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.weights import save_quantized
+
+log = logging.getLogger(__name__)
 
 
 def finish(
@@ -29,7 +34,7 @@ def finish(
         best: folder of the best model of the last stage.
         target: folder of the result.
         train: source of the calibration anchors.
-        dev: data on which the weight of the dot product is selected.
+        dev: data on which the weight of the dot product is selected and probabilities are fitted.
     """
     settings = recipe.finish
     copy_folder(best, target)
@@ -53,3 +58,7 @@ def finish(
             save_quantized(GridBackbone.from_pretrained(best / "regions"), target / "regions")
         if reranker is not None:
             save_quantized(reranker, target / "reranker", keep=half_precision)
+    for folder in (target, target / "reranker"):
+        (folder / CALIBRATION).unlink(missing_ok=True)  # of the model from which the run started
+    if settings.probability:
+        log.info("probability: %s", fit_probability(target, dev))

@@ -144,6 +144,7 @@ class Finish(_Section):
 
     calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as the initial model's
     dot_weight: bool = False  # select the weight of the dot product in re-ranking on the dev split
+    probability: bool = False  # fit the probability of a hit on the dev split
     storage: Literal["float32", "int8"] = "float32"
     fuller_storage: list[str] = []  # int8 storage stores tensors whose names contain one of these in half precision
 

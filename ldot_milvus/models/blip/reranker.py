@@ -96,24 +96,33 @@ class BlipReranker:
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty or given as token ids.
         """
+        return self.score_and_match(texts, kept)[0]
+
+    def score_and_match(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
+        """Score text i with photo i.
+
+        Returns:
+            The scores of :meth:`score`, and the logits (n,) of the head's softmax probability of "match": the logit of
+            "match" minus that of "no match".
+        """
         tokens = self._blip.texts.ids(words_only(self.name, texts), TEXT_LENGTH)
         if self._first is not None:
             tokens = [[self._first, *row[1:]] for row in tokens]
-        scores = np.empty(len(tokens), np.float32)
+        logits = np.empty((len(tokens), 2), np.float32)
         for batch in _batches(tokens, kept):
-            scores[[pair for pairs in batch for pair in pairs]] = self._scored(tokens, kept, batch)
-        return scores
+            logits[[pair for pairs in batch for pair in pairs]] = self._logits(tokens, kept, batch)
+        return logits[:, 1], logits[:, 1] - logits[:, 0]
 
     @torch.inference_mode()
-    def _scored(self, tokens: list[list[int]], kept: Sequence[KeptImage], batch: list[list[int]]) -> Array:
-        """Score the pairs of I images, each with the same number of texts."""
+    def _logits(self, tokens: list[list[int]], kept: Sequence[KeptImage], batch: list[list[int]]) -> Array:
+        """Return the head's logits (n, 2) for the pairs of I images, each with the same number of texts."""
         blip = self._blip
         states = np.stack([kept[pairs[0]][STATES] for pairs in batch])
         images = torch.from_numpy(states).to(blip.device).to(blip.dtype)
         ids, mask = blip.texts.padded([tokens[pair] for pairs in batch for pair in pairs])
         state = text_state(blip.model.text_encoder, ids, mask, images)
-        scores: Array = blip.model.itm_head(state)[:, 1].float().cpu().numpy()
-        return scores
+        logits: Array = blip.model.itm_head(state).float().cpu().numpy()
+        return logits
 
 
 class SecondPassBlipReranker(BlipReranker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn.functional import normalize
 from typing_extensions import override
 
 from ldot_milvus.models.base import Array, Text
+from ldot_milvus.models.calibration import Calibration
 from ldot_milvus.models.contrastive.files import ContrastiveFiles
 from ldot_milvus.models.loading import choose_device, choose_dtype
 from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer, words_only
@@ -32,8 +34,7 @@ class ContrastiveEmbedder(VisionEmbedder):
         name: folder or hub id, for messages.
         dim: width of the vectors.
         logit_scale: logarithm of the factor that turns a dot product into a logit.
-        logit_bias: what is added to that logit (SigLIP); None for a model without one. SigLIP's probability that text
-            and photo belong together is ``sigmoid(exp(logit_scale) * dot + logit_bias)`` (Zhai et al., ICCV 2023).
+        logit_bias: what is added to that logit (SigLIP); None for a model without one.
     """
 
     reranker = None
@@ -48,6 +49,15 @@ class ContrastiveEmbedder(VisionEmbedder):
         self._files = files
         self._model = model
         self._texts = texts
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """SigLIP's probability that text and photo belong together: ``sigmoid(exp(logit_scale) * dot + logit_bias)``.
+
+        SigLIP is trained with it on all pairs of a batch (Zhai et al., ICCV 2023). None for CLIP and models like it,
+        whose softmax only compares the photos of a batch.
+        """
+        return None if self.logit_bias is None else Calibration(math.exp(self.logit_scale), self.logit_bias)
 
     def encode_texts(self, texts: Sequence[Text]) -> Array:
         """Encode texts as vectors.

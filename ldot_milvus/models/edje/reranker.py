@@ -135,6 +135,11 @@ class EdjeTokenReranker:
 
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
 
+    def score_and_match(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
+        """Return the scores of :meth:`score` twice: they are the logits of matching, by which EDJE is trained."""
+        scores = self.score(texts, kept)
+        return scores, scores
+
 
 def load_edje(files: EdjeFiles, embedder: Embedder) -> EdjeTokenReranker:
     """Load the network and tokenizer of a re-ranker, on the embedder's device and in its precision.

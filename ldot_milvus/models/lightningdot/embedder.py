@@ -13,6 +13,7 @@ from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import open_image
 from ldot_milvus.models.base import Array, ImageInput, Text
+from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.files import RERANKER, LightningDOTRerankerFiles
 from ldot_milvus.models.lightningdot.inputs import by_length, pad_regions
@@ -60,6 +61,12 @@ class LightningDOTEmbedder:
     def former_fingerprints(self) -> tuple[str, ...]:
         """Fingerprints to which earlier versions of ldot-milvus bound this model's collections."""
         return self.bundle.files.former_fingerprints
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Probabilities of the dot product, fitted on data (``calibration.json``); None if they were not."""
+        files = self.bundle.files
+        return read_calibration(self.name, files.folder, lambda: files.fitted_for)
 
     @property
     def least_side(self) -> int | None:

@@ -6,6 +6,7 @@
     tokenizer.json, ...                 its tokenizer
     regions/                            the region extractor's weights, unless the configuration names another folder
     reranker/                           the cross-attention re-ranker (optional)
+    calibration.json                    probabilities of the dot product, and in reranker/ of its scores (optional)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing_extensions import override
 
 from ldot_milvus.errors import ModelError
 from ldot_milvus.models.base import Embedder, ModelFiles, RerankerFiles
+from ldot_milvus.models.calibration import CALIBRATION
 from ldot_milvus.models.registry import find_model
 from ldot_milvus.regions.registry import least_side_of
 
@@ -30,8 +32,8 @@ RERANKER = "reranker"
 REGIONS = "regions"
 
 HUB_FILES = (
-    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
+    "config.json", "model.safetensors", CALIBRATION, "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
 )  # fmt: skip
 
 
@@ -87,6 +89,11 @@ class LightningDOTFiles(ModelFiles):
         """
         about = [self.extractor_config, self.config.get("region_dim")]
         return self._digest(json.dumps(about, sort_keys=True), self.extractor_files)
+
+    @property
+    def fitted_for(self) -> dict[str, Any]:
+        """What determines the dot products, for a calibration of them."""
+        return {"model": self.fingerprint}
 
     @cached_property
     def former_fingerprints(self) -> tuple[str, ...]:
@@ -158,6 +165,12 @@ class LightningDOTRerankerFiles(RerankerFiles):
             return self._digest(json.dumps([features, "features"]), [])
         config = {name: value for name, value in self.config.items() if name != "dot_weight"}
         return self._digest(json.dumps([features, config], sort_keys=True), [self.folder / "model.safetensors"])
+
+    @property
+    def fitted_for(self) -> dict[str, Any]:
+        """What determines ``rerank_score``, for a calibration of it: both models and ``dot_weight``."""
+        own = self._digest(json.dumps(self.config, sort_keys=True), [self.folder / "model.safetensors"])
+        return {"model": self.model.fingerprint, "reranker": own}
 
     @property
     def former_fingerprints(self) -> tuple[str, ...]:

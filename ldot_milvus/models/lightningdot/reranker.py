@@ -8,6 +8,7 @@ with ``region_input: embedded``, they are the network's embedding of it (d = its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from ldot_milvus.errors import InputError
 from ldot_milvus.models.base import Array, KeptImage, Text
+from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.lightningdot.inputs import TextTokens, by_length, pad_regions
 from ldot_milvus.regions import Regions
 
@@ -66,6 +68,14 @@ class LightningDOTReranker:
     def dot_weight(self) -> float:
         """Weight of the dot product that retrieval adds to a score; 0 for published re-rankers."""
         return float(self.model.config.dot_weight)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Probabilities of ``rerank_score``, fitted on data (``calibration.json``).
+
+        None if they were not, or with another first stage, re-ranker or weight of the dot product than here.
+        """
+        return read_calibration(self.name, self._files.folder, lambda: self._files.fitted_for)
 
     @torch.inference_mode()
     def keep(self, features: Sequence[Regions]) -> list[KeptImage]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ldot_milvus.models.calibration import Calibration, write_calibration
+from ldot_milvus.models.registry import find_model
 from tests.conftest import Run, make_photo
 
 Folder = Callable[[int], Path]
@@ -49,6 +53,29 @@ def test_enqueue_then_search(run: Run, env: dict[str, str], photo_folder: Folder
     assert "photos/0002.jpg" in by_photo.stdout
 
 
+def test_nothing_found_is_one_line(run: Run, env: dict[str, str], photo_folder: Folder, tmp_path: Path) -> None:
+    photo_folder(3)
+    folder = Path(shutil.copytree(env["LDOT_MODEL"], tmp_path / "model"))
+    own = find_model(str(folder)).own_reranker()
+    write_calibration(own.folder, Calibration(0.0, math.log(0.25)), own.fitted_for, {})  # 20 % for each photo
+    env = {**env, "LDOT_MODEL": str(folder)}
+    assert enqueue(run, "photos", env=env).returncode == 0
+    found = run("ldot", "search", "a blue square", "--min-probability", "0.2", env=env)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("probability 0.20") == 3
+    nothing = run("ldot", "search", "a blue square", "--min-probability", "0.5", "--html", "out.html", env=env)
+    assert nothing.returncode == 0
+    assert nothing.stdout.splitlines() == ["", "a blue square", "  nothing found", "Page: out.html"]
+    page = (tmp_path / "out.html").read_text()
+    assert page.count('<figure class="unlikely">') == page.count("data:image/jpeg;base64,") == 3
+    answer = run("ldot", "search", "a blue square", "--min-probability", "0.5", "--json", env=env)
+    assert json.loads(answer.stdout) == {"query": "a blue square", "hits": []}
+    refused = run("ldot", "search", "a blue square", "--rerank", "0", "--min-probability", "0.5", env=env)
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert "no calibration" in refused.stderr
+
+
 def test_bad_photos_are_listed_and_exit_is_1(run: Run, env: dict[str, str], photo_folder: Folder) -> None:
     folder = photo_folder(2)
     whole = make_photo(77)
@@ -70,6 +97,7 @@ MISTAKES = {
     "unknown model": (["ldot", "search", "dogs", "--model", "no-such"], "no-such"),
     "k is zero": (["ldot", "search", "dogs", "-k", "0"], "-k is 0"),
     "k is negative": (["ldot", "search", "dogs", "-k", "-3"], "-k is -3"),
+    "probability above 1": (["ldot", "search", "dogs", "--min-probability", "50"], "from 0 to 1"),
     "empty query": (["ldot", "search", ""], "empty"),
     "blank query": (["ldot", "search", "  "], "empty"),
     "no query": (["ldot", "search"], "give a text"),

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from ldot_milvus import Retriever, open_store
 from ldot_milvus.cli import main
+from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.datasets import read_pairs
 from ldot_milvus.evaluation.evaluate import evaluate
 from ldot_milvus.ingest.ingestor import Ingestor
@@ -76,6 +77,18 @@ def test_ingested_searched_and_reranked(
             expected = matches + retriever.reranker.dot_weight * np.array([hit.score for hit in hits])
             np.testing.assert_allclose([hit.rerank_score for hit in hits], expected, atol=1e-4, rtol=1e-5)
             assert list(expected) == sorted(expected, reverse=True)
+        if pair == "clip":
+            assert {hit.probability for hit in hits} == {None}
+            with pytest.raises(UsageError, match="no calibration"):
+                retriever.search("Two dogs", min_probability=0.1)
+        else:
+            likely = [hit.probability for hit in hits]
+            assert all(0 <= probability <= 1 for probability in likely)
+            least = sorted(likely)[3]
+            expected = [hit.id for hit in hits if hit.probability >= least]
+            assert [hit.id for hit in retriever.search("Two dogs", k=6, min_probability=least)] == expected
+        with pytest.raises(UsageError, match="one kind"):
+            retriever.search("Two dogs", kind="text", min_probability=0.1)
         found = LightningDOTRetriever(store=store, model=embedder, reranker=own, k=2).invoke("Two dogs")
         assert [document.metadata["source"] for document in found] == [hit.source for hit in hits[:2]]
         assert not opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests, RetrieversIntegrationTests
 
 from ldot_milvus import open_store
+from ldot_milvus.errors import UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.integrations.langchain import LightningDOTEmbeddings, LightningDOTRetriever
+from ldot_milvus.models.calibration import Calibration, write_calibration
+from ldot_milvus.models.registry import find_model
 from ldot_milvus.sources import expand
 from tests.conftest import PHOTOS, make_photo
 
@@ -86,6 +90,24 @@ def test_a_call_may_say_otherwise(retriever: LightningDOTRetriever) -> None:
     assert len(plain) == 6
     assert {document.metadata["rerank_score"] for document in plain} == {None}
     assert retriever.invoke("a red square", filter={"width": {"$gt": 1000}}) == []
+
+
+def test_least_probability(retriever: LightningDOTRetriever, address: str, tmp_path: Path, tiny_model: str) -> None:
+    assert {document.metadata["probability"] for document in retriever.invoke("a red square")} == {None}
+    with pytest.raises(UsageError, match="no calibration"):
+        retriever.invoke("a red square", min_probability=0.5)
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    own = find_model(str(folder)).own_reranker()
+    scores = [document.metadata["rerank_score"] for document in retriever.invoke("a red square", k=5)]
+    write_calibration(own.folder, Calibration(1.0, -(scores[1] + scores[2]) / 2), own.fitted_for, {})
+    likely = LightningDOTRetriever(
+        store=address, collection="photos", model=str(folder), k=5, rerank=5, min_probability=0.5
+    )
+    documents = likely.invoke("a red square")
+    assert [document.metadata["rerank_score"] for document in documents] == pytest.approx(scores[:2])
+    assert all(document.metadata["probability"] >= 0.5 for document in documents)
+    assert likely.invoke("a red square", min_probability=1) == []
+    assert len(likely.invoke("a red square", min_probability=None)) == 5
 
 
 def test_lazy_name_is_the_same_class() -> None:

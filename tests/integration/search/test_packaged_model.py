@@ -42,6 +42,21 @@ def test_demo_query_finds_its_photo(retriever: Retriever, query: str) -> None:
     assert DEMO[query] in found
 
 
+def test_nothing_found_is_an_answer(retriever: Retriever) -> None:
+    """There are no two dogs in the sample photos."""
+    first, *_ = retriever.search("two dogs", k=5)
+    assert first.probability < 0.5
+    assert retriever.search("two dogs", k=5, min_probability=0.5) == []
+
+
+def test_probabilities_are_calibrated() -> None:
+    """On Flickr8k's dev split, by cross-validation (benchmarks/probability.py)."""
+    for folder in (PACKAGED / "ldot-mini", PACKAGED / "ldot-mini" / "reranker"):
+        figures = json.loads((folder / "calibration.json").read_text())["figures"]
+        assert figures["expected_calibration_error"] < 0.05
+        assert figures["of_first_answers"] < 0.05
+
+
 def test_stored_regions_take_at_most_40_kb(retriever: Retriever) -> None:
     sizes = [path.stat().st_size for path in Path(retriever.region_store.address).rglob("*.safetensors")]
     assert len(sizes) == 51

@@ -102,10 +102,14 @@ def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path
     """Re-ranked recall improves, and the dual encoder is unchanged."""
     start = add_reranker(write_start(tmp_path / "start", tiny_model), scoring)
     stage = {"task": "rerank", "hard_negatives": 3, "epochs": 2 if scoring == "alignment" else 10}
-    model = train(recipe(world, start, stage, finish={"dot_weight": scoring == "alignment"}), tmp_path / "out")
+    finish = {"dot_weight": scoring == "alignment", "probability": True}
+    model = train(recipe(world, start, stage, finish=finish), tmp_path / "out")
     before, after = measured(start, world, rerank=20), measured(model, world, rerank=20)
     assert after[0] == before[0]
     assert after[1] > before[1] + 5
+    embedder = LightningDOTEmbedder(str(model), device="cpu")
+    assert embedder.calibration.scale > 0
+    assert embedder.reranker.calibration.scale > 0
 
 
 @pytest.mark.slow
