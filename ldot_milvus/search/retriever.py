@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ldot_milvus.errors import InputError, ModelMismatch, UsageError
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
@@ -117,7 +120,7 @@ class Retriever:
 
     def search(
         self,
-        text: str | None = None,
+        text: str | Sequence[Part] | None = None,
         *,
         image: ImageInput | None = None,
         k: int = 5,
@@ -125,14 +128,18 @@ class Retriever:
         filter: dict[str, Any] | None = None,
         kind: str = "image",
     ) -> list[Hit]:
-        """Return the k best rows for a text or an image, best first.
+        """Return the k best rows for a text, an image or several of both, best first.
 
         Args:
-            text: query text; give either this or ``image``.
+            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (a
+                ``Path``, bytes, a PIL image or regions). Give either this or ``image``. The vectors of the parts are
+                scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
+                The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
             image: query image.
             k: maximum number of hits, at least 1.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
-                re-ranker and a text is compared with images (or the reverse), else 0.
+                re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
+                positive weights are compared with images), else 0.
             filter: search only rows that match, see ``docs/filters.md``.
             kind: kind of the rows to find, "image" or "text".
 
@@ -140,7 +147,8 @@ class Retriever:
             At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, ``k`` or ``rerank`` out of range.
+            UsageError: no query or two, an empty text, ``k`` or ``rerank`` out of range; the parts of a composed query
+                are invalid or cancel each other.
             InputError: the query image cannot be read.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
@@ -149,10 +157,13 @@ class Retriever:
         if (text is None) == (image is None):
             raise UsageError("search takes a text or an image: give exactly one of them")
         _check_count("k", k, 1)
-        crosses = (text is None) == (kind == "text")
+        parts = None if text is None or isinstance(text, str) else check_parts(text)
+        crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
         _check_count("rerank", rerank, 0)
+        if rerank and not crosses and parts is not None and kind == "image":
+            raise UsageError("re-ranking reads the texts with positive weights, and there is none: use rerank=0")
         if rerank and not crosses:
             raise UsageError("re-ranking compares a text with an image: use rerank=0 for this search")
         if rerank and self.reranker is None:
@@ -162,9 +173,14 @@ class Retriever:
             if (old := outdated(self.store)) is not None:
                 log.warning("%s", old)
 
+        query: TextQuery | None = None
         kept: list[KeptImage] = []
         if text is not None:
-            vectors = self.embedder.encode_texts([text])
+            if isinstance(text, str):
+                query = text_query(text, self.embedder)
+            else:
+                query = composed_query(parts or [], self.embedder)
+            vectors = query.vector[None]
         else:
             assert image is not None
             reranker = self.reranker if rerank else None
@@ -176,15 +192,15 @@ class Retriever:
         hits = [_hit(match) for match in matches]
         if rerank and hits:
             first = hits[:rerank]
-            scored = self._by_images(text, first) if text is not None else self._by_texts(kept[0], first)
+            scored = self._by_images(query, first) if query is not None else self._by_texts(kept[0], first)
             hits = scored + hits[rerank:]
         return hits[:k]
 
-    async def asearch(self, text: str | None = None, **arguments: Any) -> list[Hit]:
+    async def asearch(self, text: str | Sequence[Part] | None = None, **arguments: Any) -> list[Hit]:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
         return await asyncio.to_thread(self.search, text, **arguments)
 
-    def _by_images(self, text: str, hits: list[Hit]) -> list[Hit]:
+    def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:
         region_store = self.region_store
         assert region_store is not None
         kept = self._kept(region_store, [hit.id for hit in hits])
@@ -196,10 +212,16 @@ class Retriever:
                 "LDOT_REGION_STORE to the place of their region data (first: %s)",
                 len(unscored), len(hits), region_store.address, unscored[0].source,
             )  # fmt: skip
-        return self._ordered(scored, [text] * len(scored), [kept[hit.id] for hit in scored]) + unscored
+        assert self.reranker is not None
+        texts = [text for text in query.texts for _ in scored]
+        scores = self.reranker.score(texts, [kept[hit.id] for hit in scored] * len(query.texts))
+        means = np.asarray(query.shares) @ scores.reshape(len(query.texts), len(scored))
+        return self._ordered(scored, means, query.dot_scale) + unscored
 
     def _by_texts(self, kept: KeptImage, hits: list[Hit]) -> list[Hit]:
-        return self._ordered(hits, [hit.caption for hit in hits], [kept] * len(hits))
+        assert self.reranker is not None
+        scores = self.reranker.score([hit.caption for hit in hits], [kept] * len(hits))
+        return self._ordered(hits, scores)
 
     def _kept(self, region_store: RegionStore, ids: Sequence[str]) -> dict[str, KeptImage]:
         """Return the region data of these ids, without ids whose data is missing, damaged or of another re-ranker."""
@@ -213,10 +235,9 @@ class Retriever:
                 del kept[id]
         return kept
 
-    def _ordered(self, hits: list[Hit], texts: Sequence[str], kept: Sequence[KeptImage]) -> list[Hit]:
+    def _ordered(self, hits: list[Hit], scores: Array, dot_scale: float = 1.0) -> list[Hit]:
         assert self.reranker is not None
-        scores: Array = self.reranker.score(texts, kept)
-        weight = self.reranker.dot_weight
+        weight = self.reranker.dot_weight * dot_scale
         ranked = [
             replace(hit, rerank_score=float(score) + weight * hit.score)
             for hit, score in zip(hits, scores, strict=True)
