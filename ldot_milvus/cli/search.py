@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,12 +20,29 @@ from ldot_milvus.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from ldot_milvus.search.query import Part
     from ldot_milvus.search.retriever import Hit
 
 
 @click.command()
 @click.argument("texts", nargs=-1, metavar='"TEXT"...')
 @click.option("--image", metavar="FILE", help="Search by this photo instead of a text.")
+@click.option(
+    "--add",
+    "added_texts",
+    type=(float, str),
+    multiple=True,
+    metavar="WEIGHT TEXT",
+    help="Add a text to the query, whose own weight is 1; a negative weight leads away from the text. Repeatable.",
+)
+@click.option(
+    "--add-image",
+    "added_images",
+    type=(float, Path),
+    multiple=True,
+    metavar="WEIGHT FILE",
+    help="Add a photo to the query in the same way. Repeatable.",
+)
 @click.option("-k", "k", type=int, default=5, show_default=True, metavar="K", help="Number of results.")
 @click.option(
     "--rerank",
@@ -61,6 +79,8 @@ if TYPE_CHECKING:
 def search(
     texts: tuple[str, ...],
     image: str | None,
+    added_texts: tuple[tuple[float, str], ...],
+    added_images: tuple[tuple[float, Path], ...],
     k: int,
     rerank: int | None,
     filter_: str | None,
@@ -75,9 +95,11 @@ def search(
 ) -> None:
     """Search a collection by text or by photo.
 
-    TEXT describes the photo, such as "two dogs in the snow". Each TEXT is a search of its own.
+    TEXT describes the photo, such as "two dogs in the snow". Each TEXT is a search of its own. Texts and photos can be
+    added to it: ldot search "two dogs" --add 0.5 "snow" --add -0.5 "people" --add-image 0.3 mine.jpg
     """
     from ldot_milvus.errors import CollectionNotFound, UsageError
+    from ldot_milvus.search.query import check_parts
 
     if bool(texts) == bool(image):
         raise UsageError("give a text to search for or --image FILE, but not both")
@@ -89,6 +111,12 @@ def search(
         raise UsageError("the text is empty: describe what to look for")
     if min_probability is not None and not 0 <= min_probability <= 1:
         raise UsageError(f"--min-probability is {min_probability:g}: give a number from 0 to 1")
+    added: list[Part] = [*added_texts, *added_images]
+    composed: list[list[Part]] = [[(1.0, query), *added] for query in texts or [Path(image or "")]] if added else []
+    for parts in composed:
+        check_parts(parts)
+    if composed and min_probability is not None:
+        raise UsageError("--min-probability: a probability is that of one text with a photo: leave it out")
     settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
     parsed = parse_filter(filter_)
 
@@ -107,9 +135,12 @@ def search(
         retriever = Retriever(embedder_of(settings), opened, reranker=settings.reranker)
         options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
         options["min_probability"] = 0.0 if html and min_probability is not None else min_probability  # for the page
-        results = [(text, retriever.search(text, **options)) for text in texts]
-        if image is not None:
-            results.append((image, retriever.search(image=image, **options)))
+        if added:
+            results = [(_heading(parts), retriever.search(parts, **options)) for parts in composed]
+        elif image is None:
+            results = [(text, retriever.search(text, **options)) for text in texts]
+        else:
+            results = [(image, retriever.search(image=image, **options))]
     if html:
         from ldot_milvus.search.page import write_page
         from ldot_milvus.search.probability import at_least
@@ -117,13 +148,27 @@ def search(
         write_page(html, results, min_probability=min_probability)
         results = [(query, at_least(hits, min_probability)) for query, hits in results]
     if as_json:
-        entries = [{"query": query, "hits": [hit.to_dict() for hit in hits]} for query, hits in results]
+        entries: list[dict[str, Any]] = [{"query": query} for query, _ in results]
+        for entry, parts in zip(entries, composed, strict=False):
+            entry["parts"] = [_part(*part) for part in parts]
+        for entry, (_, hits) in zip(entries, results, strict=True):
+            entry["hits"] = [hit.to_dict() for hit in hits]
         click.echo(json.dumps(entries if len(entries) > 1 else entries[0], ensure_ascii=False, indent=2))
     else:
         for query, hits in results:
             _print_hits(query, hits)
     if html:
         click.echo(f"Page: {html}", err=as_json)
+
+
+def _heading(parts: list[Part]) -> str:
+    (_, first), *others = parts
+    added = [f"{'-' if weight < 0 else '+'} {abs(weight):g} x {content!s}" for weight, content in others]
+    return " ".join([str(first), *added])
+
+
+def _part(weight: float, content: object) -> dict[str, Any]:
+    return {"weight": weight, "text" if isinstance(content, str) else "image": str(content)}
 
 
 def _print_hits(query: str, hits: list[Hit]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,7 @@ import click
 from ldot_milvus.cli.common import COLLECTION_HELP, STORE_HELP, one_line_errors, settings_with
 
 if TYPE_CHECKING:
+    from ldot_milvus.settings import Settings
     from ldot_milvus.stores import VectorStore
 
 
@@ -87,19 +89,36 @@ def _upgrade(store: VectorStore, region_address: str) -> str:
 @click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
 @click.option("--store", metavar="ADDRESS", help=STORE_HELP)
 @click.option("--model", metavar="NAME", help="Read every photo again and encode it with this model.")
+@click.option(
+    "--reranker",
+    metavar="NAME",
+    help="Make the region data of this re-ranker from the photos; vectors and old region data stay. With --model: the "
+    "new model's re-ranker.",
+)
 @click.option("--index", metavar="SPEC", help="Index to build, such as HNSW:M=32 (default: $LDOT_INDEX or 'auto').")
 @one_line_errors
-def reindex(collection: str | None, store: str | None, model: str | None, index: str | None) -> None:
-    """Rebuild a collection with another index or model.
+def reindex(
+    collection: str | None, store: str | None, model: str | None, reranker: str | None, index: str | None
+) -> None:
+    """Rebuild a collection with another index or model, or prepare it for another re-ranker.
 
-    The new collection replaces the old one when it is complete. Until then, searches use the old one.
+    A new collection replaces the old one when it is complete. Until then, searches use the old one.
+
+    With --reranker alone, the collection stays. Photos that have the re-ranker's region data are skipped, so after an
+    interruption run the command again. Exit status: 0 if all photos have it at the end, 1 if some do not.
     """
     from tqdm import tqdm
 
+    from ldot_milvus.errors import UsageError
     from ldot_milvus.ingest.reindex import rebuild_index, reembed
     from ldot_milvus.stores import open_store
 
-    settings = settings_with(collection=collection, store=store, index=index)
+    if reranker is not None and model is None and index is not None:
+        raise UsageError("--reranker without --model does not touch the index: run the command once for each")
+    settings = settings_with(collection=collection, store=store, index=index, reranker=reranker)
+    if reranker is not None and model is None:
+        _add_region_data(settings, reranker)
+        return
     with (
         open_store(settings.store, settings.collection, settings.index) as opened,
         tqdm(total=opened.count(), unit=" rows", disable=None) as bar,
@@ -114,3 +133,29 @@ def reindex(collection: str | None, store: str | None, model: str | None, index:
                 progress=bar.update,
             )  # fmt: skip
             click.echo(f"collection {settings.collection!r}: encoded {report.added} rows with {model}")
+
+
+def _add_region_data(settings: Settings, reranker: str) -> None:
+    """Make the region data of a re-ranker, and print how many photos have it and what to do then."""
+    from tqdm import tqdm
+
+    from ldot_milvus.errors import printable
+    from ldot_milvus.ingest.new_reranker import add_region_data
+    from ldot_milvus.stores import open_store
+
+    with (
+        open_store(settings.store, settings.collection) as opened,
+        tqdm(total=opened.count({"kind": "image"}), unit=" photos", disable=None, leave=False) as bar,
+    ):
+        report = add_region_data(
+            opened, settings.model, reranker, region_store=settings.region_store, device=settings.device,
+            dtype=settings.dtype, progress=bar.update,
+        )  # fmt: skip
+    counts = f"{report.present} of {report.photos} photos have the region data of {reranker} ({report.made} made now)"
+    then = f"set LDOT_RERANKER={reranker}" if report.complete else "searches keep the old re-ranker; run this again"
+    click.echo(f"collection {settings.collection!r}: {counts}: {then}")
+    if report.complete and report.former is not None:
+        click.echo(f"the old region data stays in {report.former}: delete this folder when no collection uses it")
+    for failure in report.failed:
+        click.echo(f"  failed: {printable(failure.source)}: {failure.reason}", err=True)
+    sys.exit(0 if report.complete else 1)

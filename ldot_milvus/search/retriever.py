@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ldot_milvus.errors import InputError, ModelMismatch, UsageError
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
 from ldot_milvus.search.probability import at_least, check_minimum, with_probability
+from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
@@ -123,7 +126,7 @@ class Retriever:
 
     def search(
         self,
-        text: str | None = None,
+        text: str | Sequence[Part] | None = None,
         *,
         image: ImageInput | None = None,
         k: int = 5,
@@ -132,14 +135,18 @@ class Retriever:
         kind: str = "image",
         min_probability: float | None = None,
     ) -> list[Hit]:
-        """Return the k best rows for a text or an image, best first.
+        """Return the k best rows for a text, an image or several of both, best first.
 
         Args:
-            text: query text; give either this or ``image``.
+            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (a
+                ``Path``, bytes, a PIL image or regions). Give either this or ``image``. The vectors of the parts are
+                scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
+                The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
             image: query image.
             k: maximum number of hits, at least 1.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
-                re-ranker and a text is compared with images (or the reverse), else 0.
+                re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
+                positive weights are compared with images), else 0.
             filter: search only rows that match, see ``docs/filters.md``.
             kind: kind of the rows to find, "image" or "text".
             min_probability: return only hits with at least this probability, perhaps none.
@@ -148,8 +155,9 @@ class Retriever:
             At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, ``k``, ``rerank`` or ``min_probability`` out of range, or the
-                model has no calibration for ``min_probability``.
+            UsageError: no query or two, an empty text, ``k``, ``rerank`` or ``min_probability`` out of range, or
+                there is no calibration for ``min_probability``; the parts of a composed query are invalid or cancel
+                each other.
             InputError: the query image cannot be read.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
@@ -158,23 +166,33 @@ class Retriever:
         if (text is None) == (image is None):
             raise UsageError("search takes a text or an image: give exactly one of them")
         _check_count("k", k, 1)
-        crosses = (text is None) == (kind == "text")
+        parts = None if text is None or isinstance(text, str) else check_parts(text)
+        crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
         _check_count("rerank", rerank, 0)
+        if rerank and not crosses and parts is not None and kind == "image":
+            raise UsageError("re-ranking reads the texts with positive weights, and there is none: use rerank=0")
         if rerank and not crosses:
             raise UsageError("re-ranking compares a text with an image: use rerank=0 for this search")
         if rerank and self.reranker is None:
             raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
+        if parts is not None and min_probability is not None:
+            raise UsageError("min_probability: a probability is that of one text with a photo: leave it out")
         check_minimum(min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses)
         if not self._checked:  # checked once, since a collection never changes its model
             self._checked = check_model(self.store, self.embedder)
             if (old := outdated(self.store)) is not None:
                 log.warning("%s", old)
 
+        query: TextQuery | None = None
         kept: list[KeptImage] = []
         if text is not None:
-            vectors = self.embedder.encode_texts([text])
+            if isinstance(text, str):
+                query = text_query(text, self.embedder)
+            else:
+                query = composed_query(parts or [], self.embedder)
+            vectors = query.vector[None]
         else:
             assert image is not None
             reranker = self.reranker if rerank else None
@@ -186,17 +204,17 @@ class Retriever:
         hits = [_hit(match) for match in matches]
         if rerank and hits:
             first = hits[:rerank]
-            scored = self._by_images(text, first) if text is not None else self._by_texts(kept[0], first)
+            scored = self._by_images(query, first) if query is not None else self._by_texts(kept[0], first)
             hits = scored + hits[rerank:]
-        if crosses:
+        if crosses and parts is None:
             hits = with_probability(hits, calibration_of(self.embedder))
         return at_least(hits[:k], min_probability)
 
-    async def asearch(self, text: str | None = None, **arguments: Any) -> list[Hit]:
+    async def asearch(self, text: str | Sequence[Part] | None = None, **arguments: Any) -> list[Hit]:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
         return await asyncio.to_thread(self.search, text, **arguments)
 
-    def _by_images(self, text: str, hits: list[Hit]) -> list[Hit]:
+    def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:
         region_store = self.region_store
         assert region_store is not None
         kept = self._kept(region_store, [hit.id for hit in hits])
@@ -208,10 +226,21 @@ class Retriever:
                 "LDOT_REGION_STORE to the place of their region data (first: %s)",
                 len(unscored), len(hits), region_store.address, unscored[0].source,
             )  # fmt: skip
-        return self._ordered(scored, [text] * len(scored), [kept[hit.id] for hit in scored]) + unscored
+        assert self.reranker is not None
+        texts = [text for text in query.texts for _ in scored]
+        scores, logits = self._scores(texts, [kept[hit.id] for hit in scored] * len(query.texts))
+        means = np.asarray(query.shares) @ scores.reshape(len(query.texts), len(scored))
+        return self._ordered(scored, means, logits, query) + unscored
 
     def _by_texts(self, kept: KeptImage, hits: list[Hit]) -> list[Hit]:
-        return self._ordered(hits, [hit.caption for hit in hits], [kept] * len(hits))
+        return self._ordered(hits, *self._scores([hit.caption for hit in hits], [kept] * len(hits)))
+
+    def _scores(self, texts: Sequence[str], kept: Sequence[KeptImage]) -> tuple[Array, Array | None]:
+        """Return the scores of pairs, and the logits of a match where the re-ranker has them."""
+        assert self.reranker is not None
+        if isinstance(self.reranker, MatchingReranker):
+            return self.reranker.score_and_match(texts, kept)
+        return self.reranker.score(texts, kept), None
 
     def _kept(self, region_store: RegionStore, ids: Sequence[str]) -> dict[str, KeptImage]:
         """Return the region data of these ids, without ids whose data is missing, damaged or of another re-ranker."""
@@ -225,20 +254,19 @@ class Retriever:
                 del kept[id]
         return kept
 
-    def _ordered(self, hits: list[Hit], texts: Sequence[str], kept: Sequence[KeptImage]) -> list[Hit]:
+    def _ordered(
+        self, hits: list[Hit], scores: Array, logits: Array | None, query: TextQuery | None = None
+    ) -> list[Hit]:
+        """Return hits by their scores; those of a composed query have no probability, since none was fitted."""
         assert self.reranker is not None
-        logits: Array | None = None
-        if isinstance(self.reranker, MatchingReranker):
-            scores, logits = self.reranker.score_and_match(texts, kept)
-        else:
-            scores = self.reranker.score(texts, kept)
-        weight, calibration = self.reranker.dot_weight, calibration_of(self.reranker)
+        dot_scale, calibrated = (1.0, True) if query is None else (query.dot_scale, not query.composed)
+        weight, calibration = self.reranker.dot_weight * dot_scale, calibration_of(self.reranker)
         ranked: list[Hit] = []
         for row, hit in enumerate(hits):
             score, probability = float(scores[row]) + weight * hit.score, None
-            if logits is not None:
+            if calibrated and logits is not None:
                 probability = sigmoid(float(logits[row]))
-            elif calibration is not None:
+            elif calibrated and calibration is not None:
                 probability = calibration.probability(score)
             ranked.append(replace(hit, rerank_score=score, probability=probability))
         return sorted(ranked, key=lambda hit: -(hit.rerank_score or 0.0))
