@@ -62,7 +62,7 @@ def test_ingested_searched_and_reranked(
         for path in photos.iterdir():  # a query by text reads what is kept, and opens no photo
             path.unlink()
         opened = []
-        for module in ("images.decode", "images.open_image", "models.pixels.open_image", "ingest.ingestor.decode"):
+        for module in ("images.decode", "images.open_image", "models.pixels.open_image", "ingest.pipeline.decode"):
             monkeypatch.setattr(f"ldot_milvus.{module}", lambda *arguments, **_: opened.append(arguments))
         hits = retriever.search("Two dogs", k=6)
         assert len({hit.id for hit in hits}) == 6
