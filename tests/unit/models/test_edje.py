@@ -53,8 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def loaded(folder: Path, width: int = 32) -> EdjeTokenReranker:
-    first_stage: Any = SimpleNamespace(name="siglip", config={"vision_config": {"hidden_size": width}},
-                                       features_fingerprint="f")  # fmt: skip
+    first_stage: Any = SimpleNamespace(name="siglip", token_width=width, features_fingerprint="f")
     files: Any = find_reranker(str(folder), first_stage)
     return files.load(SimpleNamespace(name="siglip", device=torch.device("cpu"), dtype=torch.float32))
 
@@ -180,8 +179,8 @@ def test_what_cannot_be_kept_is_refused(folders: dict, states: torch.Tensor) -> 
 
 
 def test_only_what_changes_the_kept_tokens_changes_the_fingerprint(folders: dict, tmp_path: Path) -> None:
-    first_stage: Any = SimpleNamespace(name="m", config={}, features_fingerprint="f")
-    other: Any = SimpleNamespace(name="m", config={}, features_fingerprint="g")
+    first_stage: Any = SimpleNamespace(name="m", token_width=None, features_fingerprint="f")
+    other: Any = SimpleNamespace(name="m", token_width=None, features_fingerprint="g")
 
     def fingerprint(folder: Path, model: Any = first_stage) -> str:
         files = find_reranker(str(folder), model)
