@@ -24,16 +24,16 @@ from ldot_milvus.training.probability import shown_answers, write_probability
 
 
 def draw(answers: dict[str, Answers], path: Path) -> None:
-    """Draw probability against the fraction that is right, by cross-validation; circles grow with the count."""
+    """Draw probability against the fraction of first answers that is right, by cross-validation."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
     for (label, found), colour in zip(answers.items(), ("#1f5fa8", "#b3541e"), strict=False):
-        bins = reliability(held_out(found).ravel(), found.right.ravel())
+        bins = reliability(held_out(found)[:, 0], found.right[:, 0])
         places = [[one.probability for one in bins], [one.right for one in bins]]
         axes.plot(*places, color=colour, linewidth=1.4, label=label)
         axes.scatter(*places, s=[4 + 2 * one.count**0.4 for one in bins], color=colour)
-    axes.set(xlabel="probability", ylabel="fraction of answers that are right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability", ylabel="fraction of first answers that is right", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldot_milvus.evaluation.calibration import Answers, figures, fit, search_collections
+from ldot_milvus.evaluation.calibration import Answers, figures, fit_answers, search_collections
 from ldot_milvus.evaluation.evaluate import pair_scores
 from ldot_milvus.models.calibration import write_calibration
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
@@ -52,5 +52,5 @@ def shown_answers(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> tu
 
 def _write(folder: Path, answers: Answers, fitted_for: dict[str, Any]) -> dict[str, Any]:
     measured = figures(answers)
-    write_calibration(folder, fit(answers.scores.ravel(), answers.right.ravel()), fitted_for, measured)
+    write_calibration(folder, fit_answers(answers), fitted_for, measured)
     return measured

@@ -54,7 +54,7 @@ def test_probabilities_are_calibrated() -> None:
     for folder in (PACKAGED / "ldot-mini", PACKAGED / "ldot-mini" / "reranker"):
         figures = json.loads((folder / "calibration.json").read_text())["figures"]
         assert figures["expected_calibration_error"] < 0.05
-        assert figures["of_first_answers"] < 0.05
+        assert figures["expected_calibration_error_of_all_shown"] < 0.05
 
 
 def test_stored_regions_take_at_most_40_kb(retriever: Retriever) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, SiglipVisionModel
 
 from ldot_milvus.errors import InputError, ModelError, UsageError
+from ldot_milvus.models.calibration import MatchingReranker
 from ldot_milvus.models.conversion import convert
 from ldot_milvus.models.edje.convert import IMAGE_TOKEN
 from ldot_milvus.models.edje.inputs import joint_inputs, pad_tokens
@@ -105,6 +106,9 @@ def test_stored_in_half_precision_the_scores_hold(
             alone = reranker.score([caption], [record])
             np.testing.assert_allclose(alone, scores[text, image : image + 1], atol=1e-5)
     assert reranker.dot_weight == 0
+    assert isinstance(reranker, MatchingReranker)
+    for same in reranker.score_and_match(texts, kept * 4):  # the score is the logit of a match
+        np.testing.assert_array_equal(same.reshape(4, 4), scores)
 
 
 @pytest.mark.parametrize("kind", KINDS)
