@@ -28,7 +28,7 @@ from ldot_milvus.stores.upgrade import upgrade
 store = open_store({store!r}, "photos")
 store.count()
 print("ready", flush=True)
-upgrade(store, [RegionStore({regions!r}, "r" * 32)])
+upgrade(store, [RegionStore({regions!r}, "r" * 32)], progress=lambda rows: print("step", flush=True))
 print("done", flush=True)
 """
 
@@ -72,27 +72,30 @@ sources = list(expand([{photos!r}]))
 print("ready", flush=True)
 for chunk in batched(sources, 16):
     assert not ingestor.ingest(chunk).failed
+    print("step", flush=True)
 pruning = prune(store, [{photos!r}], sources)
 assert not pruning.undecided
 for changes in batched(pruning.changes(), 16):
     change_rows(store, changes, ingestor.region_store)
+    print("step", flush=True)
 print("done", flush=True)
 """
 
 
-def killed_after(script: str, seconds: float) -> bool:
-    """Run a script, and kill it so long after it was ready; return whether it was done before."""
+def killed_after(script: str, steps: int, seconds: float) -> bool:
+    """Run a script, and kill it so long after a number of steps; return whether it was done before."""
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    ended = any(process.stdout.readline() != "step\n" for _ in range(steps))
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     printed, problem = process.communicate()
     assert "Error" not in problem, problem
-    return "done" in printed
+    return ended or "done" in printed
 
 
 def output_of(script: str) -> str:
@@ -119,8 +122,8 @@ def test_an_upgrade_killed_at_random_moments(address: str, kills: int, tmp_path:
     with open_store(f"faiss:{tmp_path}/expected", "photos") as store:
         expected = fill_version_1(store, RegionStore(str(tmp_path / "other"), "r" * 32), 600)
     interrupted = 0
-    for _ in range(kills):
-        done = killed_after(UPGRADE.format(**names), rng.random() * 0.25)
+    for kill in range(kills):
+        done = killed_after(UPGRADE.format(**names), rng.randrange(3) if kill else 1, rng.random() * 0.05)
         version, refused, rows = json.loads(output_of(READ.format(**names)))
         photos = [id for _, _, id, kind in rows if kind == "image"]
         assert {(namespace, content) for namespace, content, *_ in rows} == expected.keys()
@@ -165,7 +168,7 @@ def test_a_prune_killed_at_random_moments(kills: int, tmp_path: Path, tiny_model
                 files[name].write_bytes(files[name].read_bytes() + b"\0")
         existing = {content_id(path.read_bytes()) for path in photos.rglob("*") if path.is_file()}
         kept = {content_id(path.read_bytes()) for path in before.rglob("*") if path.is_file()} & existing
-        done += killed_after(script, rng.random() * 1.5)
+        done += killed_after(script, rng.randrange(7), rng.random() * 0.1)
         with open_store(f"faiss:{store}", "photos") as opened:
             assert kept <= {content_of(row) for row in opened.iterate()}
         output_of(script)
