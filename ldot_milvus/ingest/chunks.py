@@ -243,24 +243,16 @@ def _note_end(chunk: Chunk, journal: Journal, report: Report) -> None:
         else:
             values = {name: getattr(item, name) for name in item.__dataclass_fields__}  # not to_dict(): it copies
             succeeded.append(item_key(chunk.task.name, chunk.target, values))
-    counts = {
-        name: getattr(report, name)
-        for name in ("added", "updated", "unchanged", "deleted", "replaced", "stale", "bytes")
-    }
-    counts["failed"], counts["near_duplicates"] = len(report.failed), len(report.near_duplicates)
-    sums = sums_of(len(chunk.items), counts, report.seconds, (failure.reason for failure in report.failed))
+    sums = sums_of(len(chunk.items), report.counts, report.seconds, (failure.reason for failure in report.failed))
     journal.end(chunk.run_id, chunk.id, sums, failed, succeeded)
 
 
 def _log(chunk: Chunk, report: Report) -> None:
-    values = {
-        **report.to_dict(), "failed": len(report.failed), "near_duplicates": len(report.near_duplicates)
-    }  # fmt: skip
     for one in report.near_duplicates:
         log.info("not ingested, since it shows the same: %s", one)
-    stages = {stage: round(seconds, 3) for stage, seconds in values.pop("seconds").items()}
-    counts = ", ".join(f"{count} {name}" for name, count in values.items() if count) or "nothing"
+    stages = {stage: round(seconds, 3) for stage, seconds in report.seconds.items()}
+    counts = ", ".join(f"{count} {name}" for name, count in report.counts.items() if count) or "nothing"
     log.info(
         "chunk %s of run %s: %s; seconds %s", chunk.id, chunk.run_id, counts, stages,
-        extra={"run": chunk.run_id, "chunk": chunk.id, "seconds": stages, **values},
+        extra={"run": chunk.run_id, "chunk": chunk.id, "seconds": stages, **report.counts},
     )  # fmt: skip

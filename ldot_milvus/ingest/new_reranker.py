@@ -6,14 +6,13 @@ the setting is changed. What is there already is not made again: an interrupted 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
 
 from ldot_milvus.batches import batched, prefetch
-from ldot_milvus.errors import CollectionNotFound, InputError, LdotError, UsageError, printable
+from ldot_milvus.errors import InputError, LdotError, UsageError, printable
 from ldot_milvus.images import content_id, decode
 from ldot_milvus.ingest.ingestor import CHUNK_SIZE, PART_SIZE, READERS
 from ldot_milvus.ingest.report import Failure
@@ -23,10 +22,11 @@ from ldot_milvus.models.passes import image_features
 from ldot_milvus.models.registry import find_model, find_reranker
 from ldot_milvus.search.retriever import check_model
 from ldot_milvus.settings import Settings
-from ldot_milvus.sources import Source, locate, read_all
+from ldot_milvus.sources import Source, read_all
+from ldot_milvus.sources.reading import located
 from ldot_milvus.sources.region_files import regions_of
-from ldot_milvus.stores import Record, VectorStore
-from ldot_milvus.stores.identity import content_of
+from ldot_milvus.stores import Record, VectorStore, validation
+from ldot_milvus.stores.identity import content_of, is_content_id
 from ldot_milvus.stores.region_place import RegionPlace, region_store_at
 from ldot_milvus.stores.regions import RegionStore
 
@@ -94,8 +94,7 @@ def add_region_data(
         ModelMismatch: the collection contains vectors of another model.
         RegionStoreNotFound: the region data of the collection is at another place.
     """
-    if store.dim is None:
-        raise CollectionNotFound(f"{store.address} has no collection {store.collection!r}: name it with --collection")
+    validation.existing_dim(store)
     files = find_model(model)
     kept_by = find_reranker(reranker, files)
     if kept_by is None:
@@ -169,7 +168,7 @@ def _open(
     rows: Sequence[Record], readers: ThreadPoolExecutor, draft_to: int | None
 ) -> tuple[list[tuple[Record, Opened]], list[Failure]]:
     """Read the photos of rows from their sources, decoded."""
-    sources = [_located(row.source) for row in rows]
+    sources = [located(row.source) for row in rows]
     read = [_checked(*one) for one in zip(rows, sources, read_all(sources), strict=True)]
     opened: list[tuple[Record, Opened]] = []
     failed: list[Failure] = []
@@ -181,21 +180,14 @@ def _open(
     return opened, failed
 
 
-def _located(stored: str) -> Source:
-    try:
-        return locate(stored)
-    except InputError as error:
-        return Source(stored, problem=str(error))  # read_all returns it as an error
-
-
 def _checked(row: Record, source: Source, data: bytes | InputError) -> tuple[Source, bytes] | InputError:
     """Return the source and bytes with the content of a row: its own source's, or those of a copy that it lists."""
     content = content_of(row)
-    known = re.fullmatch("[0-9a-f]{64}", content) is not None  # not for a row that another program wrote
+    known = is_content_id(content)  # not for a row that another program wrote
     refused: InputError | None = None
     for copy in [None, *copies_of(row)]:
         if copy is not None:
-            source = _located(copy)
+            source = located(copy)
             (data,) = read_all([source])
         if isinstance(data, InputError):
             refused = refused or data
@@ -220,10 +212,8 @@ def _decoded(one: tuple[Source, bytes] | InputError, draft_to: int | None) -> Op
 
 
 def _failure(row: Record, error: InputError) -> Failure:
-    reason = str(error)
-    for name in (f"{printable(row.source)}: ",) * 2:  # once by reading, once by locating
-        reason = reason.removeprefix(name)
-    return Failure(row.source, reason)
+    name = f"{printable(row.source)}: "
+    return Failure(row.source, str(error).removeprefix(name).removeprefix(name))  # one by reading, one by locating
 
 
 def _former_folder(address: str, files: ModelFiles, kept_by: RerankerFiles) -> str | None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ldot_milvus.batches import batched
-from ldot_milvus.errors import CollectionNotFound, InputError, StoreError
+from ldot_milvus.errors import InputError, StoreError
 from ldot_milvus.ingest.ingestor import CHUNK_SIZE, Failure, Ingestor, Report
 from ldot_milvus.sources import Source, locate
-from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.stores import Record, VectorStore, validation
 from ldot_milvus.stores.identity import CONTENT_ID, has_own_id
 from ldot_milvus.stores.migration import migrate
 from ldot_milvus.stores.region_place import RegionPlace, keep_record
@@ -35,7 +35,7 @@ def rebuild_index(store: VectorStore, *, progress: Callable[[int], object] = lam
         CollectionNotFound: the collection does not exist.
         StoreError: the collection cannot be replaced, see :meth:`VectorStore.successor`.
     """
-    _check_exists(store)
+    validation.existing_dim(store)
     successor = store.successor()
     first_pass = migrate(store, successor, progress=progress)
     second_pass = migrate(store, successor)
@@ -79,7 +79,7 @@ def reembed(
         CollectionNotFound: the collection does not exist.
         StoreError: photos cannot be read any more; the old collection is unchanged.
     """
-    _check_exists(store)
+    validation.existing_dim(store)
     place = RegionPlace(store, region_store)
     regions = place.given or place.find()  # a given one is new to the successor, so it may be another than before
     successor = store.successor()
@@ -114,8 +114,3 @@ def _source(row: Record) -> Source:
         source, id=row.id if has_own_id(row) else None, caption=row.caption,
         namespace=row.namespace, metadata=metadata,
     )  # fmt: skip
-
-
-def _check_exists(store: VectorStore) -> None:
-    if store.dim is None:
-        raise CollectionNotFound(f"{store.address} has no collection {store.collection!r}: name it with --collection")

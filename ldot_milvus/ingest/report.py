@@ -72,6 +72,12 @@ class Report:
         written = self.added + self.updated + self.unchanged + self.deleted
         return written + len(self.failed) + len(self.near_duplicates)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """All numbers of the report, of its lists their lengths."""
+        values = {name: value for name, value in vars(self).items() if name != "seconds"}
+        return {name: len(value) if isinstance(value, list) else value for name, value in values.items()}
+
     def add(self, other: Report) -> None:
         """Add another chunk's report to this one."""
         self.added += other.added

@@ -9,7 +9,7 @@ from typing import Any
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.edje.convert import convert_edje, is_edje
 from ldot_milvus.models.lightningdot.convert import Conversion, check_paths, convert_content
-from ldot_milvus.models.transformers_convert import convert_transformers, is_transformers_checkpoint
+from ldot_milvus.models.transformers_convert import convert_transformers, transformers_family
 from ldot_milvus.weights import read_content
 
 
@@ -36,10 +36,11 @@ def convert(
     """
     source, target = Path(source), Path(target)
     check_paths(source, target)
-    if is_transformers_checkpoint(source):
+    family = transformers_family(source)
+    if family is not None:
         if pretraining or detector is not None or vocabulary is not None or config:
             raise UsageError(f"{source} has its configuration beside it: remove the options")
-        return convert_transformers(source, target)
+        return convert_transformers(source, target, family)
     content = read_content(source)
     if not is_edje(content):
         if vocabulary is not None:

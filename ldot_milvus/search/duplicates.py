@@ -17,8 +17,7 @@ from ldot_milvus.errors import CollectionNotFound, InputError, UsageError
 from ldot_milvus.images import decode
 from ldot_milvus.search.nearness import THRESHOLD, look_the_same, neighbours, unit, vectors_of
 from ldot_milvus.search.perceptual_hash import DECODE_AT, PerceptualHash, perceptual_hash
-from ldot_milvus.sources import Source, locate
-from ldot_milvus.sources.reading import THREADS, read_all
+from ldot_milvus.sources.reading import THREADS, located, read_all
 from ldot_milvus.stores.base import Record, VectorStore
 
 VECTOR_ALONE = 0.985
@@ -160,7 +159,7 @@ class _Photos:
 
 
 def _hash_all(records: list[Record]) -> Iterator[tuple[PerceptualHash | None, int]]:
-    sources = [_source(record) for record in records]
+    sources = [located(record.source) for record in records]
     for record, data in zip(records, read_all(sources), strict=True):
         try:
             if isinstance(data, InputError):
@@ -168,13 +167,6 @@ def _hash_all(records: list[Record]) -> Iterator[tuple[PerceptualHash | None, in
             yield perceptual_hash(decode(data, name=record.source, draft_to=DECODE_AT).image), len(data)
         except InputError:
             yield None, 0
-
-
-def _source(record: Record) -> Source:
-    try:
-        return locate(record.source)
-    except InputError as error:
-        return Source(record.source, problem=str(error))
 
 
 class _Groups:

@@ -135,6 +135,14 @@ def locate(stored: str) -> Source:
         raise InputError(f"{printable(stored)}: not found from {os.getcwd()}") from error
 
 
+def located(stored: str) -> Source:
+    """Find a photo as :func:`locate` does; a photo that is not found is the ``problem`` of its source."""
+    try:
+        return locate(stored)
+    except InputError as error:
+        return Source(stored, problem=str(error))
+
+
 def holds(stored: str, content: str) -> bool | None:
     """Check whether the photo that a row's ``source`` field names has this content now.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from ldot_milvus.stores.base import Record
 
@@ -25,6 +26,11 @@ def row_id(namespace: str, content: str) -> str:
     if namespace == DEFAULT_NAMESPACE:
         return content
     return hashlib.sha256(f"{namespace}\0{content}".encode()).hexdigest()
+
+
+def is_content_id(text: str) -> bool:
+    """Whether a text can be the SHA-256 of a content in hex."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def content_of(row: Record) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldot_milvus.batches import batched
-from ldot_milvus.errors import CollectionNotFound, StoreError
-from ldot_milvus.stores import Record, VectorStore
+from ldot_milvus.errors import StoreError
+from ldot_milvus.stores import Record, VectorStore, validation
 from ldot_milvus.stores.base import MODEL_SOURCE, SCHEMA_VERSION, VERSION
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
@@ -123,11 +123,10 @@ def checksum(row: Record) -> str:
 
 def _rows(source: VectorStore, target: VectorStore) -> Iterator[Record]:
     """Create the target collection if needed, and iterate over the source's rows with their vectors."""
-    if source.dim is None:
-        raise CollectionNotFound(f"{source.address} has no collection {source.collection!r}: name it with --collection")
+    dim = validation.existing_dim(source)
     version = source.schema_version
     if source.model is not None:
-        target.bind(source.model, source.dim)
+        target.bind(source.model, dim)
         if (filled_with := source.properties.get(MODEL_SOURCE)) and MODEL_SOURCE not in target.properties:
             target.set_properties({MODEL_SOURCE: filled_with})
     if target.schema_version not in (None, version):

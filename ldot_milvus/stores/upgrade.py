@@ -7,14 +7,14 @@ alone, so that two tenants with the same photo shared one row.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ldot_milvus.batches import batched
-from ldot_milvus.errors import CollectionNotFound, StoreError
+from ldot_milvus.errors import StoreError
+from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import SCHEMA_VERSION, VERSION, Filter, Record, VectorStore
-from ldot_milvus.stores.identity import CONTENT_ID, DEFAULT_NAMESPACE, row_id
+from ldot_milvus.stores.identity import CONTENT_ID, DEFAULT_NAMESPACE, is_content_id, row_id
 from ldot_milvus.stores.regions import RegionStore
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def upgrade(
         CollectionNotFound: the collection does not exist.
         StoreError: a store cannot be used, or another program writes to the collection.
     """
-    if store.dim is None:
-        raise CollectionNotFound(f"{store.address} has no collection {store.collection!r}: name it with --collection")
+    validation.existing_dim(store)
     done = Upgrade(store.count())
     for batch in batched(_shared(store), BATCH):
         new_ids = {row.id: row_id(row.namespace, row.id) for row in batch}
@@ -109,5 +108,5 @@ def upgrade(
 def _shared(store: VectorStore) -> Iterator[Record]:
     """Yield the rows of other namespaces whose id is their content; rows with an id of the caller's keep it."""
     for row in store.iterate(_OTHERS, batch_size=BATCH, with_embeddings=True):
-        if CONTENT_ID not in row.metadata and re.fullmatch("[0-9a-f]{64}", row.id):
+        if CONTENT_ID not in row.metadata and is_content_id(row.id):
             yield row

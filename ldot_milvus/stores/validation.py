@@ -106,6 +106,14 @@ def not_found(store: VectorStore, names: Iterable[str]) -> CollectionNotFound:
     )
 
 
+def existing_dim(store: VectorStore) -> int:
+    """Return the dimension of a collection, or raise CollectionNotFound if it does not exist."""
+    dim = store.dim
+    if dim is None:
+        raise CollectionNotFound(f"{store.address} has no collection {store.collection!r}: name it with --collection")
+    return dim
+
+
 def ids_or_filter(ids: Sequence[str] | None, filter: Filter | None) -> None:
     """Raise UsageError unless exactly one of the arguments of ``delete`` is given, and the filter is not empty."""
     if (ids is None) == (filter is None):

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ldot_milvus.errors import LdotError, UsageError
-from ldot_milvus.models.lightningdot.inputs import pad_regions, token_ids
+from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
+from ldot_milvus.models.texts import token_ids
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.masking import Vocabulary, mask_regions, mask_words
 from ldot_milvus.training.recipe import Stage

@@ -20,8 +20,9 @@ from ldot_milvus.models.base import Reranker
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
-from ldot_milvus.models.lightningdot.inputs import pad_regions, token_ids
+from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.pretraining import triplet_loss
+from ldot_milvus.models.texts import token_ids
 from ldot_milvus.training.batches import Batch, by_length, pad
 from ldot_milvus.training.contrastive import Scorer
 from ldot_milvus.training.data import CaptionedPhotos

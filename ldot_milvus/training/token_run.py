@@ -29,8 +29,8 @@ from ldot_milvus.models.edje.joint_encoder import EdjeReranker
 from ldot_milvus.models.edje.reranker import EdjeTokenReranker
 from ldot_milvus.models.lightningdot.bundle import load_tokenizer
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
-from ldot_milvus.models.lightningdot.inputs import TextTokens
 from ldot_milvus.models.registry import find_model
+from ldot_milvus.models.texts import TextTokens
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
 from ldot_milvus.training.batches import Batches, FirstStageVectors, tokenize

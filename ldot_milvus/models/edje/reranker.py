@@ -14,6 +14,7 @@ from ldot_milvus.models.edje.inputs import pad_tokens
 from ldot_milvus.models.edje.joint_encoder import EdjeReranker
 from ldot_milvus.models.lightningdot.bundle import load_tokenizer
 from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype, device_of
+from ldot_milvus.models.network_reranker import NetworkReranker
 from ldot_milvus.models.patches import tokens_of
 from ldot_milvus.models.texts import TextTokens, by_length
 
@@ -22,7 +23,7 @@ IMAGE_BATCH = 32
 TOKENS = "tokens"
 
 
-class EdjeTokenReranker:
+class EdjeTokenReranker(NetworkReranker):
     """Scores pairs of a text and an image's stored tokens. Instances are thread-safe.
 
     Args:
@@ -33,6 +34,8 @@ class EdjeTokenReranker:
         device, dtype: where the network runs and in which precision.
     """
 
+    model: EdjeReranker
+
     def __init__(
         self,
         files: EdjeFiles,
@@ -42,27 +45,8 @@ class EdjeTokenReranker:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.name = files.name
-        self.model = model
-        self._files = files
-        self._texts = texts
+        super().__init__(files, model, texts, device, dtype)
         self._first_stage = first_stage
-        self._device, self._dtype = device, dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines the region data of an image: 32 hex digits."""
-        return self._files.fingerprint
-
-    @property
-    def former_fingerprints(self) -> tuple[str, ...]:
-        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
-        return self._files.former_fingerprints
-
-    @property
-    def dot_weight(self) -> float:
-        """Weight of the dot product that retrieval adds to a score; 0 for published re-rankers."""
-        return float(self.model.config.dot_weight)
 
     @torch.inference_mode()
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
     from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
-    from ldot_milvus.models.lightningdot.inputs import TextTokens
+    from ldot_milvus.models.texts import TextTokens
     from ldot_milvus.regions import RegionExtractor
 
 
@@ -58,7 +58,7 @@ class Bundle:
     @cached_property
     def texts(self) -> TextTokens:
         """A thread-safe view of the tokenizer, shared by encoder and re-ranker."""
-        from ldot_milvus.models.lightningdot.inputs import TextTokens
+        from ldot_milvus.models.texts import TextTokens
 
         return TextTokens(self.tokenizer, self.device)
 

@@ -16,9 +16,10 @@ from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.files import RERANKER, LightningDOTRerankerFiles
-from ldot_milvus.models.lightningdot.inputs import by_length, pad_regions
+from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
 from ldot_milvus.models.loading import load_model
+from ldot_milvus.models.texts import by_length
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:

@@ -184,8 +184,8 @@ class LightningDOTRerankerFiles(RerankerFiles):
     def load(self, embedder: Embedder) -> LightningDOTReranker:
         from ldot_milvus.models.lightningdot.bundle import load_reranker_model, load_tokenizer
         from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
-        from ldot_milvus.models.lightningdot.inputs import TextTokens
         from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
+        from ldot_milvus.models.texts import TextTokens
 
         if not isinstance(embedder, LightningDOTEmbedder):
             raise self._misfit(embedder.name)

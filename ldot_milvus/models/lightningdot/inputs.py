@@ -1,4 +1,4 @@
-"""Prepare the networks' input: padded batches of regions, and what ``models/texts.py`` does for texts."""
+"""Prepare the networks' input: padded batches of regions. ``models/texts.py`` does the same for texts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ldot_milvus.models.texts import TextTokens as TextTokens
-from ldot_milvus.models.texts import by_length as by_length
-from ldot_milvus.models.texts import token_ids as token_ids
 from ldot_milvus.regions import Regions
 
 

@@ -17,7 +17,9 @@ import torch
 from ldot_milvus.errors import InputError
 from ldot_milvus.models.base import Array, KeptImage, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
-from ldot_milvus.models.lightningdot.inputs import TextTokens, by_length, pad_regions
+from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.network_reranker import NetworkReranker
+from ldot_milvus.models.texts import TextTokens, by_length
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ IMAGE_BATCH = 32
 ARRAYS = ("features", "boxes", "confidence")
 
 
-class LightningDOTReranker:
+class LightningDOTReranker(NetworkReranker):
     """Scores pairs of a text and an image's region data. Instances are thread-safe.
 
     Args:
@@ -39,6 +41,8 @@ class LightningDOTReranker:
         device, dtype: where the network runs and in which precision.
     """
 
+    model: CrossAttentionReranker
+
     def __init__(
         self,
         files: LightningDOTRerankerFiles,
@@ -47,27 +51,9 @@ class LightningDOTReranker:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.name = files.name
-        self.model = model
+        super().__init__(files, model, texts, device, dtype)
         self._files = files
-        self._texts = texts
-        self._device, self._dtype = device, dtype
         self._embedded = model.config.region_input == "embedded"
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines the region data of an image: 32 hex digits."""
-        return self._files.fingerprint
-
-    @property
-    def former_fingerprints(self) -> tuple[str, ...]:
-        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
-        return self._files.former_fingerprints
-
-    @property
-    def dot_weight(self) -> float:
-        """Weight of the dot product that retrieval adds to a score; 0 for published re-rankers."""
-        return float(self.model.config.dot_weight)
 
     @cached_property
     def calibration(self) -> Calibration | None:
