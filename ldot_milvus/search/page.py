@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldot_milvus.errors import InputError, StoreError, printable
 from ldot_milvus.search.probability import is_at_least
+from ldot_milvus.search.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from ldot_milvus.search.duplicates import Duplicate
@@ -161,19 +161,12 @@ def _credit(hit: Hit | Record) -> str:
 
 
 def _picture(photo: Hit | Record) -> str:
-    from ldot_milvus.images import decode
-    from ldot_milvus.sources import locate, read
-
     if photo.kind != "image":
         return ""
     try:
-        image = decode(read(locate(photo.source)), name=photo.source).image
+        encoded = base64.b64encode(thumbnail(photo.source, _THUMBNAIL)).decode()
     except InputError:
         return '<div class="none">photo cannot be read from here</div>'
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<img alt="{escape(photo.caption.split(chr(10))[0] or photo.source)}" src="data:image/jpeg;base64,{encoded}">'
     )
