@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ldot_milvus.errors import ModelError
+from ldot_milvus.models.onnx_graph import SCALE_SUFFIX
 
 WEIGHTS_FILE = "model.safetensors"
-_SCALE_SUFFIX = ".int8_scale"
 _MINIMUM_SIZE = 4096
 
 
@@ -48,7 +48,7 @@ def save_quantized(model: PreTrainedModel, folder: str | os.PathLike[str], *, ke
             rows = tensor.float().flatten(1)
             scale = rows.abs().amax(1).clamp_min(1e-12) / 127
             tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
-            tensors[name + _SCALE_SUFFIX] = scale
+            tensors[name + SCALE_SUFFIX] = scale
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -61,11 +61,11 @@ def load_quantized(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
         for name in names:
-            if name.endswith(_SCALE_SUFFIX):
+            if name.endswith(SCALE_SUFFIX):
                 continue
             tensor = file.get_tensor(name)
-            if name + _SCALE_SUFFIX in names:
-                scale = file.get_tensor(name + _SCALE_SUFFIX)
+            if name + SCALE_SUFFIX in names:
+                scale = file.get_tensor(name + SCALE_SUFFIX)
                 tensor = tensor.float() * scale.view(-1, *[1] * (tensor.dim() - 1))
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldot_milvus.models.calibration import CALIBRATION
 from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions.grid import GridBackbone
 from ldot_milvus.training.checkpoints import copy_folder
@@ -60,5 +61,6 @@ def finish(
             save_quantized(reranker, target / "reranker", keep=half_precision)
     for folder in (target, target / "reranker"):
         (folder / CALIBRATION).unlink(missing_ok=True)  # of the model from which the run started
+    export_graphs(target)
     if settings.probability:
         log.info("probability: %s", fit_probability(target, dev))

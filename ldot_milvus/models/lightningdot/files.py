@@ -7,6 +7,7 @@
     regions/                            the region extractor's weights, unless the configuration names another folder
     reranker/                           the cross-attention re-ranker (optional)
     calibration.json                    probabilities of the dot product, and in reranker/ of its scores (optional)
+    text.onnx, reranker/score.onnx      the networks of a query for ONNX Runtime (optional, models/onnx_graph.py)
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
 RERANKER = "reranker"
 REGIONS = "regions"
+TEXT_GRAPH = "text.onnx"
+SCORE_GRAPH = "score.onnx"
 
 HUB_FILES = (
-    "config.json", "model.safetensors", CALIBRATION, "tokenizer.json", "tokenizer_config.json",
+    "config.json", "model.safetensors", CALIBRATION, f"{TEXT_GRAPH}*", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
 )  # fmt: skip
 

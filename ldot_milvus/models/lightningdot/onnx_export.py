@@ -1,0 +1,109 @@
+"""Write a model's text side as ONNX graphs, so that queries need no torch (``models/onnx_graph.py`` runs them)."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldot_milvus.models.base import read_config
+from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
+from ldot_milvus.models.lightningdot.files import RERANKER, SCORE_GRAPH, TEXT_GRAPH
+from ldot_milvus.models.onnx_graph import PREFIX, about_file, config_hash
+from ldot_milvus.weights import WEIGHTS_FILE
+
+Axes = Mapping[str, Mapping[int, str]]
+
+_TEXT_AXES: Axes = {"ids": {0: "texts", 1: "tokens"}, "mask": {0: "texts", 1: "tokens"}}
+_PAIR_AXES: Axes = {
+    **_TEXT_AXES,
+    "text_of_pair": {0: "pairs"},
+    "regions": {0: "pairs", 1: "regions"},
+    "region_mask": {0: "pairs", 1: "regions"},
+}
+
+
+class _Texts(nn.Module):
+    def __init__(self, model: LightningDOT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.encode_text(ids, mask)
+
+
+class _Pairs(nn.Module):
+    def __init__(self, model: CrossAttentionReranker) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, mask: Tensor, text_of_pair: Tensor, regions: Tensor, region_mask: Tensor) -> Tensor:
+        words = self.model.encode_words(ids, mask)[text_of_pair]
+        return self.model.score(words, mask[text_of_pair], regions, region_mask)
+
+
+def export_graphs(folder: Path) -> list[Path]:
+    """Write the graphs of a model beside its weights: of the text encoder, and of a re-ranker with alignment scoring.
+
+    A re-ranker with joint scoring has none: its sequences of words and regions are packed, which a graph cannot
+    describe.
+
+    Args:
+        folder: of a complete LightningDOT model.
+
+    Returns:
+        The graphs that were written.
+    """
+    written = []
+    # The branch for batches with padding is traced, so a text of each batch is shorter than another.
+    ids, mask = torch.tensor([[101, 100, 100, 102], [101, 102, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    encoder = LightningDOT.from_pretrained(folder).eval()
+    written.append(_write(_Texts(encoder), (ids, mask), _TEXT_AXES, folder / TEXT_GRAPH))
+    own = folder / RERANKER
+    if own.is_dir():
+        reranker = CrossAttentionReranker.from_pretrained(own).eval()
+        if reranker.alignment is not None:
+            regions = torch.randn(3, 5, reranker.config.bert_config.hidden_size)
+            region_mask = torch.ones(3, 5, dtype=torch.bool)
+            region_mask[0, 3:] = False
+            inputs = (ids, mask, torch.tensor([0, 1, 1]), regions, region_mask)
+            written.append(_write(_Pairs(reranker), inputs, _PAIR_AXES, own / SCORE_GRAPH))
+    return written
+
+
+@torch.no_grad()
+def _write(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, path: Path) -> Path:
+    import onnx
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():  # of the tracer, about branches that are the same for every input
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            inputs,
+            buffer,
+            input_names=list(axes),
+            output_names=["output"],
+            dynamic_axes={**axes, "output": {0: "rows"}},
+            opset_version=17,
+            do_constant_folding=False,  # folded weights would be copies, under other names
+            dynamo=False,  # the newer exporter gives weights other names
+        )
+    graph = onnx.load_from_string(buffer.getvalue())
+    tensors = [tensor for tensor in graph.graph.initializer if tensor.name.startswith(PREFIX)]
+    for tensor in tensors:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", WEIGHTS_FILE
+    path.write_bytes(graph.SerializeToString())
+    names = sorted(tensor.name.removeprefix(PREFIX) for tensor in tensors)
+    about = {"config": config_hash(read_config(str(path.parent), path.parent)), "tensors": names}
+    about_file(path).write_text(json.dumps(about, indent=1) + "\n")
+    return path
