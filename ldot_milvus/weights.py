@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ldot_milvus.errors import ModelError
-from ldot_milvus.models.onnx_graph import SCALE_SUFFIX
+from ldot_milvus.tensors import SCALE_SUFFIX
 
 WEIGHTS_FILE = "model.safetensors"
 _MINIMUM_SIZE = 4096

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldot_milvus.errors import ModelError, first_line
+from ldot_milvus.tensors import read_tensors
 
 PREFIX = "model."
 """What precedes a tensor's name in a graph."""
-
-SCALE_SUFFIX = ".int8_scale"
-"""What follows the name of a matrix in the name of its scales (``weights.py`` describes the int8 storage)."""
 
 
 class Graph:
@@ -88,35 +86,6 @@ def _session(graph: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> Any:
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
     options.add_external_initializers([PREFIX + name for name in tensors], values)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def read_tensors(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float32]] | None:
-    """Read tensors of a safetensors file in float32, dequantised if they are stored as int8.
-
-    Args:
-        path: the file.
-        names: of the tensors.
-
-    Returns:
-        Tensors by name; None if the file has other types, such as bfloat16, which NumPy lacks.
-
-    Raises:
-        OSError, SafetensorError: the file cannot be read, or lacks a tensor.
-    """
-    from safetensors import safe_open
-
-    tensors: dict[str, NDArray[np.float32]] = {}
-    with safe_open(path, framework="np") as file:
-        known = set(file.keys())
-        for name in names:
-            scaled = name + SCALE_SUFFIX in known
-            if file.get_slice(name).get_dtype() not in (("I8",) if scaled else ("F32", "F16")):
-                return None
-            tensor = file.get_tensor(name).astype(np.float32)
-            if scaled:
-                tensor *= file.get_tensor(name + SCALE_SUFFIX).reshape(-1, *[1] * (tensor.ndim - 1))
-            tensors[name] = tensor
-    return tensors
 
 
 def about_file(graph: Path) -> Path:

@@ -1,21 +1,22 @@
-"""Tokenize texts and pad them to batches, for every family with a text encoder."""
+"""Tokenize texts with transformers and pad them to tensors, for every family with a text encoder."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.models.base import Array, Text
+from ldot_milvus.models.tokens import Tokens, joined_ids
+from ldot_milvus.models.tokens import by_length as tokens_by_length
 
 
-class TextTokens:
-    """Tokenizes texts and pads them to batches. Instances are thread-safe.
+class TextTokens(Tokens):
+    """Tokenizes texts with transformers and pads them to batches of tensors. Instances are thread-safe.
 
     Args:
         tokenizer: of the network that reads the ids.
@@ -23,46 +24,23 @@ class TextTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-        self._tokenizer = tokenizer
+        super().__init__(partial(_tokenize, tokenizer), tokenizer.pad_token_id or 0)
         self._device = device
-        # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
-        self._lock = threading.Lock()
-
-    def ids(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
-        """Return the token ids of each text, truncated to ``limit`` tokens.
-
-        Raises:
-            UsageError: ``texts`` is a single string, or a text is empty.
-        """
-        if isinstance(texts, str):
-            raise UsageError("give a list of texts, not one string")
-        if any(isinstance(text, str) and not text.strip() for text in texts):
-            raise UsageError("the text is empty: describe what to look for")
-        with self._lock:
-            return token_ids(self._tokenizer, texts, limit)
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pad token ids on the right.
+        """Return what :meth:`arrays` returns as tensors."""
+        ids, mask = self.arrays(tokens, length)
+        return torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
 
-        Args:
-            tokens: token ids of B texts.
-            length: T, tokens of a padded text; None takes the longest text.
 
-        Returns:
-            int64 ids (B, T) and mask (B, T), 1 = token, 0 = padding.
-        """
-        length = length or max(map(len, tokens))
-        padding = self._tokenizer.pad_token_id or 0
-        ids = torch.tensor([[*row, *[padding] * (length - len(row))] for row in tokens])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in tokens])
-        return ids.to(self._device), mask.to(self._device)
+def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str], limit: int) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(words, truncation=True, max_length=limit)["input_ids"]
+    return ids
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: int) -> list[list[int]]:
     """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
-    words = [text for text in texts if isinstance(text, str)]
-    tokenized = iter(tokenizer(words, truncation=True, max_length=limit)["input_ids"] if words else [])
-    return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+    return joined_ids(partial(_tokenize, tokenizer), texts, limit)
 
 
 def words_only(name: str, texts: Sequence[Text]) -> list[str]:
@@ -112,21 +90,6 @@ def load_tokenizer(name: str, folder: Path, vocabulary_size: int) -> PreTrainedT
 def by_length(
     tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], torch.Tensor]
 ) -> Array:
-    """Run ``compute`` on batches of texts of similar length, so that little padding is computed.
-
-    Args:
-        tokens: token ids of n texts.
-        size: texts in a batch.
-        width: of the result.
-        compute: called with the indices of a batch's texts; returns a tensor (batch, width).
-
-    Returns:
-        float32 (n, width), in the order of ``tokens``.
-    """
-    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
-    result = np.empty((len(tokens), width), np.float32)
+    """Do what :func:`.tokens.by_length` does, without gradients, where ``compute`` returns a tensor."""
     with torch.inference_mode():
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            result[rows] = compute(rows).float().cpu().numpy()
-    return result
+        return tokens_by_length(tokens, size, width, lambda rows: compute(rows).float().cpu().numpy())

@@ -22,6 +22,7 @@ from ldot_milvus.errors import LdotError, UsageError
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
 from ldot_milvus.models.texts import token_ids
+from ldot_milvus.regions import Regions
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.masking import Vocabulary, mask_regions, mask_words
 from ldot_milvus.training.recipe import Stage
@@ -201,14 +202,16 @@ class Batches(Dataset["Batch | LdotError"]):
             for place, (row, turn) in enumerate(zip(rows.tolist(), turns.tolist(), strict=True))
         ]
         ids, mask = pad([pair.disturbed_words for pair in pairs])
-        batch = Batch(ids, mask, *pad_regions([pair.disturbed for pair in pairs]), objective)
+        batch = Batch(ids, mask, *region_tensors([pair.disturbed for pair in pairs]), objective)
         if self._stage.soft_targets and self._caption_embeddings is not None:
             batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
         if self._first_stage is not None:
             texts, images = self._first_stage
             batch.similarities = torch.from_numpy(texts[self._first_caption[rows] + turns] @ images[rows].T)
         if self._stage.distilled:
-            batch.complete = Batch(*pad([pair.words for pair in pairs]), *pad_regions([pair.regions for pair in pairs]))
+            batch.complete = Batch(
+                *pad([pair.words for pair in pairs]), *region_tensors([pair.regions for pair in pairs])
+            )
         if objective == "vmlm":
             masked = [
                 mask_words(pair.disturbed_words, self._stage.masked, self._vocabulary, pair.rng) for pair in pairs
@@ -277,6 +280,12 @@ def pad(sequences: Sequence[list[int]], filling: int = 0) -> tuple[Tensor, Tenso
     ids = nn.utils.rnn.pad_sequence(listed, batch_first=True, padding_value=filling)
     mask = torch.arange(ids.shape[1]) < torch.tensor([len(sequence) for sequence in sequences])[:, None]
     return ids, mask
+
+
+def region_tensors(regions: Sequence[Regions]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad regions as :func:`.lightningdot.inputs.pad_regions` does: features, boxes and mask as tensors."""
+    features, boxes, mask = map(torch.from_numpy, pad_regions(regions))
+    return features, boxes, mask
 
 
 def by_length(mask: Tensor, groups: int) -> Iterator[tuple[Tensor, int]]:

@@ -20,10 +20,9 @@ from ldot_milvus.models.base import Reranker
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
-from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.pretraining import triplet_loss
 from ldot_milvus.models.texts import token_ids
-from ldot_milvus.training.batches import Batch, by_length, pad
+from ldot_milvus.training.batches import Batch, by_length, pad, region_tensors
 from ldot_milvus.training.contrastive import Scorer
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import Figures, region_batches, vectors
@@ -127,7 +126,7 @@ def _all_pairs(bundle: Bundle, scorer: RerankScorer, photos: CaptionedPhotos) ->
     scores = torch.empty(len(photos), len(photos))
     start = 0
     for regions in region_batches(photos):
-        features, boxes, region_mask = (tensor.to(device) for tensor in pad_regions(regions))
+        features, boxes, region_mask = (tensor.to(device) for tensor in region_tensors(regions))
         images = scorer.encode_images(features, boxes, region_mask)
         for rows, length in by_length(mask, groups=max(1, len(ids) // 20)):
             block = scorer.scores(ids[rows, :length], mask[rows, :length], images, region_mask)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import open_image
 from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
-from ldot_milvus.models.lightningdot.bundle import Bundle
-from ldot_milvus.models.lightningdot.files import RERANKER, LightningDOTRerankerFiles
+from ldot_milvus.models.lightningdot.bundle import Bundle, load_bundle
+from ldot_milvus.models.lightningdot.files import (
+    RERANKER,
+    LightningDOTFiles,
+    LightningDOTRerankerFiles,
+    find_lightningdot,
+)
 from ldot_milvus.models.lightningdot.inputs import pad_regions
-from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
-from ldot_milvus.models.loading import load_model
-from ldot_milvus.models.texts import by_length
+from ldot_milvus.models.lightningdot.text_side import load_pairs, load_texts
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
+
+    from ldot_milvus.models.base import Reranker
 
 TEXT_BATCH = 128
 IMAGE_BATCH = 32
@@ -32,47 +38,83 @@ IMAGE_BATCH = 32
 class LightningDOTEmbedder:
     """Encodes texts and photos as vectors with a LightningDOT model. Instances are thread-safe.
 
+    On the CPU, ONNX Runtime encodes texts if the model has a graph for it; torch is then loaded for the first photo.
+
     Args:
-        model: packaged name, folder or hub id, or a model that is already loaded.
+        model: packaged name, folder or hub id, or the files of a model, or a model that is already loaded.
         device, dtype: see :func:`~ldot_milvus.models.loading.load_embedder`; ignored for a loaded model.
 
     Attributes:
-        bundle: the loaded components of the model.
         name: packaged name, folder or hub id, for messages.
         dim: width of the vectors.
-        device, dtype: where the networks run and in which precision.
 
     Raises:
         UsageError: the name, device or dtype is unknown.
         ModelError: files are missing or do not fit together, or the model belongs to another family.
     """
 
-    def __init__(self, model: str | Bundle = "ldot-mini", device: str | None = None, dtype: str | None = None) -> None:
-        self.bundle = model if isinstance(model, Bundle) else load_model(model, device=device, dtype=dtype)
-        self.name = self.bundle.files.name
-        self.dim: int = self.bundle.encoder.config.embedding_dim
-        self.device, self.dtype = self.bundle.device, self.bundle.dtype
+    def __init__(
+        self,
+        model: str | LightningDOTFiles | Bundle = "ldot-mini",
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        self._bundle: Bundle | None = None
+        self._loading = threading.RLock()
+        self._device, self._dtype = device, dtype
+        self._graph = None
+        if isinstance(model, Bundle):
+            self._files, self._bundle = model.files, model
+        else:
+            self._files = find_lightningdot(model) if isinstance(model, str) else model
+            self._graph = load_texts(self._files, device, dtype)
+            if self._graph is None:
+                self._bundle = load_bundle(self._files, device=device, dtype=dtype)
+        self.name = self._files.name
+        self.dim: int = self._files.dim if self._bundle is None else self._bundle.encoder.config.embedding_dim
+
+    @property
+    def bundle(self) -> Bundle:
+        """The loaded components of the model, loaded on first use where texts are encoded without them.
+
+        Raises:
+            ModelError: files are missing or do not fit together.
+        """
+        with self._loading:
+            if self._bundle is None:
+                self._bundle = load_bundle(self._files, device=self._device, dtype=self._dtype)
+            return self._bundle
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run that encode photos."""
+        return self.bundle.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the networks that encode photos."""
+        return self.bundle.dtype
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that determines a vector: 32 hex digits."""
-        return self.bundle.files.fingerprint
+        return self._files.fingerprint
 
     @property
     def former_fingerprints(self) -> tuple[str, ...]:
         """Fingerprints to which earlier versions of ldot-milvus bound this model's collections."""
-        return self.bundle.files.former_fingerprints
+        return self._files.former_fingerprints
 
     @cached_property
     def calibration(self) -> Calibration | None:
         """Probabilities of the dot product, fitted on data (``calibration.json``); None if they were not."""
-        files = self.bundle.files
+        files = self._files
         return read_calibration(self.name, files.folder, lambda: files.fitted_for)
 
     @property
     def least_side(self) -> int | None:
         """Minimum length in pixels of both sides of a photo decoded at a reduced size; None: decode at full size."""
-        return self.bundle.files.least_side
+        return self._files.least_side
 
     @property
     def vocabulary_size(self) -> int:
@@ -80,12 +122,22 @@ class LightningDOTEmbedder:
         return int(self.bundle.encoder.config.text_config.vocab_size)
 
     @cached_property
-    def reranker(self) -> LightningDOTReranker | None:
+    def reranker(self) -> Reranker | None:
         """The model's own re-ranker, on the same device; None if it has none."""
+        files = self._files.own_reranker()
+        graph = None
+        if files is not None and self._graph is not None:
+            graph = load_pairs(files, lambda: self._network_reranker)
+        return graph or self._network_reranker
+
+    @cached_property
+    def _network_reranker(self) -> Any:
+        from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
+
         bundle = self.bundle
         if bundle.reranker is None:
             return None
-        files = LightningDOTRerankerFiles(self.name, bundle.files.folder / RERANKER, bundle.files)
+        files = LightningDOTRerankerFiles(self.name, self._files.folder / RERANKER, self._files)
         return LightningDOTReranker(files, bundle.reranker, bundle.texts, bundle.device, bundle.dtype)
 
     def encode_texts(self, texts: Sequence[Text]) -> Array:
@@ -101,11 +153,15 @@ class LightningDOTEmbedder:
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty.
         """
-        encoder = self.bundle.encoder
-        tokens = self.bundle.texts.ids(texts, encoder.config.max_text_length)
+        if self._graph is not None:
+            return self._graph.encode(texts)
+        from ldot_milvus.models.texts import by_length
+
+        bundle = self.bundle
+        tokens = bundle.texts.ids(texts, bundle.encoder.config.max_text_length)
 
         def encode(rows: list[int]) -> torch.Tensor:
-            return encoder.encode_text(*self.bundle.texts.padded([tokens[row] for row in rows]))
+            return bundle.encoder.encode_text(*bundle.texts.padded([tokens[row] for row in rows]))
 
         return by_length(tokens, TEXT_BATCH, self.dim, encode)
 
@@ -145,17 +201,19 @@ class LightningDOTEmbedder:
             regions.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
         return [regions[index] for index in range(len(images))]
 
-    @torch.inference_mode()
     def encode_features(self, features: Sequence[Regions]) -> Array:
         """Encode photos given as regions as vectors, float32 (n, dim)."""
+        import torch
+
         vectors = np.empty((len(features), self.dim), np.float32)
-        device, dtype = self.bundle.device, self.bundle.dtype
+        device, dtype = self.device, self.dtype
         for start in range(0, len(features), IMAGE_BATCH):
             batch = features[start : start + IMAGE_BATCH]
-            values, boxes, mask = pad_regions(batch)
-            encoded = self.bundle.encoder.encode_image(
-                values.to(device, dtype), boxes.to(device, dtype), mask.to(device)
-            )
+            values, boxes, mask = map(torch.from_numpy, pad_regions(batch))
+            with torch.inference_mode():
+                encoded = self.bundle.encoder.encode_image(
+                    values.to(device, dtype), boxes.to(device, dtype), mask.to(device)
+                )
             vectors[start : start + len(batch)] = encoded.float().cpu().numpy()
         return vectors
 

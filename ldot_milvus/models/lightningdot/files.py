@@ -129,10 +129,9 @@ class LightningDOTFiles(ModelFiles):
 
     @override
     def load(self, *, device: str | None = None, dtype: str | None = None) -> LightningDOTEmbedder:
-        from ldot_milvus.models.lightningdot.bundle import load_bundle
         from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 
-        return LightningDOTEmbedder(load_bundle(self, device=device, dtype=dtype))
+        return LightningDOTEmbedder(self, device, dtype)
 
     @property
     def _weights(self) -> list[Path]:

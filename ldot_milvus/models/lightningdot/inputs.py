@@ -1,16 +1,17 @@
-"""Prepare the networks' input: padded batches of regions. ``models/texts.py`` does the same for texts."""
+"""Prepare the networks' input: padded batches of regions. ``models/tokens.py`` does the same for texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
+from ldot_milvus.models.base import Array
 from ldot_milvus.regions import Regions
 
 
-def pad_regions(regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pad_regions(regions: Sequence[Regions]) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Pad the regions of B photos.
 
     Returns:
@@ -21,4 +22,4 @@ def pad_regions(regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor,
     boxes, mask = np.zeros((*shape, 7), np.float32), np.zeros(shape, bool)
     for photo, its in enumerate(regions):
         features[photo, : len(its)], boxes[photo, : len(its)], mask[photo, : len(its)] = its.features, its.boxes, True
-    return torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask)
+    return features, boxes, mask

@@ -15,6 +15,7 @@ from ldot_milvus.models.base import read_config
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.files import RERANKER, SCORE_GRAPH, TEXT_GRAPH
+from ldot_milvus.models.loading import QuietTransformers
 from ldot_milvus.models.onnx_graph import PREFIX, about_file, config_hash
 from ldot_milvus.weights import WEIGHTS_FILE
 
@@ -63,11 +64,13 @@ def export_graphs(folder: Path) -> list[Path]:
     written = []
     # The branch for batches with padding is traced, so a text of each batch is shorter than another.
     ids, mask = torch.tensor([[101, 100, 100, 102], [101, 102, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    encoder = LightningDOT.from_pretrained(folder).eval()
+    with QuietTransformers():
+        encoder = LightningDOT.from_pretrained(folder).float().eval()
     written.append(_write(_Texts(encoder), (ids, mask), _TEXT_AXES, folder / TEXT_GRAPH))
     own = folder / RERANKER
     if own.is_dir():
-        reranker = CrossAttentionReranker.from_pretrained(own).eval()
+        with QuietTransformers():
+            reranker = CrossAttentionReranker.from_pretrained(own).float().eval()
         if reranker.alignment is not None:
             regions = torch.randn(3, 5, reranker.config.bert_config.hidden_size)
             region_mask = torch.ones(3, 5, dtype=torch.bool)

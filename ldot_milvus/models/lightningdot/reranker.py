@@ -1,23 +1,15 @@
-"""Re-rank with the cross-attention network.
-
-The region data of an image are ``features`` float16 (n, d), ``boxes`` float32 (n, 7) and ``confidence`` float16 (n,).
-With ``region_input: features`` in the configuration, the features are the extractor's output (d = ``region_dim``);
-with ``region_input: embedded``, they are the network's embedding of it (d = its hidden size).
-"""
+"""Re-rank with the cross-attention network in torch. ``region_data.py`` describes what is kept of an image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from ldot_milvus.errors import InputError
 from ldot_milvus.models.base import Array, KeptImage, Text
-from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, record, regions_of
 from ldot_milvus.models.network_reranker import NetworkReranker
 from ldot_milvus.models.texts import TextTokens, by_length
 from ldot_milvus.regions import Regions
@@ -28,10 +20,9 @@ if TYPE_CHECKING:
 
 PAIR_BATCH = 100
 IMAGE_BATCH = 32
-ARRAYS = ("features", "boxes", "confidence")
 
 
-class LightningDOTReranker(NetworkReranker):
+class LightningDOTReranker(ReadsRegionData, NetworkReranker):
     """Scores pairs of a text and an image's region data. Instances are thread-safe.
 
     Args:
@@ -55,14 +46,6 @@ class LightningDOTReranker(NetworkReranker):
         self._files = files
         self._embedded = model.config.region_input == "embedded"
 
-    @cached_property
-    def calibration(self) -> Calibration | None:
-        """Probabilities of ``rerank_score``, fitted on data (``calibration.json``).
-
-        None if they were not, or with another first stage, re-ranker or weight of the dot product than here.
-        """
-        return read_calibration(self.name, self._files.folder, lambda: self._files.fitted_for)
-
     @torch.inference_mode()
     def keep(self, features: Sequence[Regions]) -> list[KeptImage]:
         """Convert regions to region data: embedded by the network if it is configured so, and in half precision.
@@ -78,16 +61,8 @@ class LightningDOTReranker(NetworkReranker):
                 padded, boxes, _ = self._padded(batch)
                 embedded = self.model.embed_regions(padded, boxes).float().cpu().numpy()
                 values = [row[: len(regions)] for row, regions in zip(embedded, batch, strict=True)]
-            kept += [_record(value, regions) for value, regions in zip(values, batch, strict=True)]
+            kept += [record(value, regions) for value, regions in zip(values, batch, strict=True)]
         return kept
-
-    def check(self, kept: KeptImage) -> None:
-        """Validate region data that was read from a store.
-
-        Raises:
-            InputError: one of the three arrays is missing or has a wrong shape. The message names it.
-        """
-        _regions(kept)
 
     def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i by cross-attention.
@@ -104,7 +79,7 @@ class LightningDOTReranker(NetworkReranker):
             InputError: region data that :meth:`check` refuses.
         """
         tokens = self._texts.ids(texts, self.model.config.max_text_length)
-        regions = {id(record): _regions(record) for record in kept}
+        regions = {id(one): regions_of(one) for one in kept}
 
         def score(pairs: list[int]) -> torch.Tensor:
             # A search compares one text with many photos: encode_words runs once for each distinct text.
@@ -119,29 +94,9 @@ class LightningDOTReranker(NetworkReranker):
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
 
     def _padded(self, regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features, boxes, mask = pad_regions(regions)
+        features, boxes, mask = map(torch.from_numpy, pad_regions(regions))
         return (
             features.to(self._device, self._dtype),
             boxes.to(self._device, self._dtype),
             mask.to(self._device),
         )
-
-
-def _record(features: Array, regions: Regions) -> KeptImage:
-    with np.errstate(over="ignore"):
-        halves = np.ascontiguousarray(features, np.float16)
-    if not np.isfinite(halves).all():
-        raise InputError("the regions' features are not finite, or exceed the range of half precision (65,504)")
-    return {
-        "features": halves,
-        "boxes": np.ascontiguousarray(regions.boxes, np.float32),
-        "confidence": np.ascontiguousarray(regions.confidence, np.float16),
-    }
-
-
-def _regions(kept: KeptImage) -> Regions:
-    missing = [name for name in ARRAYS if name not in kept]
-    if missing:
-        raise InputError(f"the region data lack {', '.join(missing)}; they contain {', '.join(kept) or 'no array'}")
-    features, boxes, confidence = (kept[name].astype(np.float32) for name in ARRAYS)
-    return Regions(features, boxes, confidence)

@@ -1,0 +1,75 @@
+"""The region data of an image: what LightningDOT's re-rankers keep and read, without torch.
+
+They are ``features`` float16 (n, d), ``boxes`` float32 (n, 7) and ``confidence`` float16 (n,). With ``region_input:
+features`` in the configuration, the features are the extractor's output (d = ``region_dim``); with ``region_input:
+embedded``, they are the network's embedding of it (d = its hidden size).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ldot_milvus.errors import InputError
+from ldot_milvus.models.base import Array, KeptImage
+from ldot_milvus.models.calibration import Calibration, read_calibration
+from ldot_milvus.regions import Regions
+
+if TYPE_CHECKING:
+    from ldot_milvus.models.lightningdot.files import LightningDOTRerankerFiles
+
+ARRAYS = ("features", "boxes", "confidence")
+
+
+class ReadsRegionData:
+    """What re-rankers have in common that score region data."""
+
+    _files: LightningDOTRerankerFiles
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Probabilities of ``rerank_score``, fitted on data (``calibration.json``).
+
+        None if they were not, or with another first stage, re-ranker or weight of the dot product than here.
+        """
+        return read_calibration(self._files.name, self._files.folder, lambda: self._files.fitted_for)
+
+    def check(self, kept: KeptImage) -> None:
+        """Validate region data that was read from a store.
+
+        Raises:
+            InputError: one of the three arrays is missing or has a wrong shape. The message names it.
+        """
+        regions_of(kept)
+
+
+def record(features: Array, regions: Regions) -> KeptImage:
+    """Return the region data of an image: ``features`` (n, d) in half precision, with the boxes of its regions.
+
+    Raises:
+        InputError: a value is not finite or exceeds the range of half precision.
+    """
+    with np.errstate(over="ignore"):
+        halves = np.ascontiguousarray(features, np.float16)
+    if not np.isfinite(halves).all():
+        raise InputError("the regions' features are not finite, or exceed the range of half precision (65,504)")
+    return {
+        "features": halves,
+        "boxes": np.ascontiguousarray(regions.boxes, np.float32),
+        "confidence": np.ascontiguousarray(regions.confidence, np.float16),
+    }
+
+
+def regions_of(kept: KeptImage) -> Regions:
+    """Return region data as regions in float32.
+
+    Raises:
+        InputError: one of the three arrays is missing or has a wrong shape. The message names it.
+    """
+    missing = [name for name in ARRAYS if name not in kept]
+    if missing:
+        raise InputError(f"the region data lack {', '.join(missing)}; they contain {', '.join(kept) or 'no array'}")
+    features, boxes, confidence = (kept[name].astype(np.float32) for name in ARRAYS)
+    return Regions(features, boxes, confidence)

@@ -1,0 +1,167 @@
+"""What a query computes, by ONNX Runtime on the CPU: vectors of texts, and scores of texts with region data.
+
+It needs neither torch nor transformers, whose imports take seconds. Photos are encoded by torch, which is imported for
+the first of them; so are texts on a GPU, in half precision, and of models without graphs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ldot_milvus.models.base import Array, ImageFeatures, KeptImage, Text
+from ldot_milvus.models.lightningdot.files import SCORE_GRAPH, TEXT_GRAPH, LightningDOTFiles, LightningDOTRerankerFiles
+from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, regions_of
+from ldot_milvus.models.onnx_graph import Graph, load_graph
+from ldot_milvus.models.tokens import Tokens, by_length, load_tokens
+
+if TYPE_CHECKING:
+    from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
+
+TEXT_BATCH = 32
+"""Texts in a batch. One thread computes 166 texts a second in batches of 32 of similar length."""
+
+PAIR_BATCH = 100
+TEXT_LIMIT = 60
+"""Tokens of a text where the configuration omits ``max_text_length``."""
+
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Devices of NVIDIA's driver, of GPUs under WSL, and of AMD's driver."""
+
+
+class GraphTexts:
+    """Encodes texts as vectors.
+
+    Args:
+        graph: the text encoder.
+        tokens: its tokenizer.
+        limit: the largest number of tokens of a text.
+        dim: width of the vectors.
+    """
+
+    def __init__(self, graph: Graph, tokens: Tokens, limit: int, dim: int) -> None:
+        self._graph, self._tokens, self._limit, self._dim = graph, tokens, limit, dim
+
+    def encode(self, texts: Sequence[Text]) -> Array:
+        """Encode n texts as vectors, float32 (n, dim).
+
+        Raises:
+            UsageError: ``texts`` is a single string, or a text is empty.
+        """
+        tokens = self._tokens.ids(texts, self._limit)
+
+        def encode(rows: list[int]) -> Array:
+            ids, mask = self._tokens.arrays([tokens[row] for row in rows])
+            return self._graph(ids=ids, mask=mask)
+
+        return by_length(tokens, TEXT_BATCH, self._dim, encode)
+
+
+class GraphReranker(ReadsRegionData):
+    """Scores pairs of a text and an image's region data by word-region alignment. Instances are thread-safe.
+
+    Args:
+        files: the files from which the network was loaded.
+        graph: the network.
+        tokens: its tokenizer.
+        network: returns the same network in torch, which region data are made with.
+    """
+
+    def __init__(
+        self,
+        files: LightningDOTRerankerFiles,
+        graph: Graph,
+        tokens: Tokens,
+        network: Callable[[], LightningDOTReranker],
+    ) -> None:
+        self.name = files.name
+        self.dot_weight = float(files.config.get("dot_weight", 0.0))
+        self._files = files
+        self._graph, self._tokens, self._network = graph, tokens, network
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that determines the region data of an image: 32 hex digits."""
+        return self._files.fingerprint
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
+        return self._files.former_fingerprints
+
+    def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
+        """Convert regions to region data, see :meth:`.reranker.LightningDOTReranker.keep`."""
+        return self._network().keep(features)
+
+    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+        """Score text i with photo i, see :meth:`.reranker.LightningDOTReranker.score`."""
+        tokens = self._tokens.ids(texts, int(self._files.config.get("max_text_length", TEXT_LIMIT)))
+        regions = {id(one): regions_of(one) for one in kept}
+
+        def score(pairs: list[int]) -> Array:
+            # A search compares one text with many photos: each distinct text is encoded once.
+            distinct = list(dict.fromkeys(tuple(tokens[pair]) for pair in pairs))
+            ids, mask = self._tokens.arrays(distinct)
+            features, _, region_mask = pad_regions([regions[id(kept[pair])] for pair in pairs])
+            text_of_pair = np.array([distinct.index(tuple(tokens[pair])) for pair in pairs], np.int64)
+            scores = self._graph(
+                ids=ids, mask=mask, text_of_pair=text_of_pair, regions=features, region_mask=region_mask
+            )
+            return scores[:, None]
+
+        return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
+
+
+def load_texts(files: LightningDOTFiles, device: str | None, dtype: str | None) -> GraphTexts | None:
+    """Load the text encoder of a model, if ONNX Runtime is to run it.
+
+    Args:
+        files: the model's files.
+        device, dtype: see :func:`~ldot_milvus.models.loading.load_embedder`.
+
+    Returns:
+        The encoder; None if torch runs it: on another device, in half precision, and without graph or tokenizer.json.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    if not _on_cpu(device) or dtype not in (None, "float32"):
+        return None
+    tokens, graph = _load(files, TEXT_GRAPH)
+    if tokens is None or graph is None:
+        return None
+    return GraphTexts(graph, tokens, int(files.config.get("max_text_length", TEXT_LIMIT)), files.dim)
+
+
+def load_pairs(files: LightningDOTRerankerFiles, network: Callable[[], LightningDOTReranker]) -> GraphReranker | None:
+    """Load the re-ranker of a model whose texts ONNX Runtime encodes; None if torch runs it.
+
+    Args:
+        files: of the model's own re-ranker.
+        network: returns the same network in torch.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    tokens, graph = _load(files, SCORE_GRAPH)
+    if tokens is None or graph is None:
+        return None
+    return GraphReranker(files, graph, tokens, network)
+
+
+def _load(files: LightningDOTFiles | LightningDOTRerankerFiles, name: str) -> tuple[Tokens | None, Graph | None]:
+    folder = files.folder if isinstance(files, LightningDOTFiles) else files.model.folder
+    graph = load_graph(files.folder / name, files.folder / "model.safetensors", files.config)
+    return load_tokens(folder), graph
+
+
+def _on_cpu(device: str | None) -> bool:
+    """Whether torch would choose the CPU too. Elsewhere than on Linux, only torch can tell."""
+    if device is not None:
+        return device == "cpu"
+    return sys.platform == "linux" and not any(Path(path).exists() for path in _ACCELERATORS)

@@ -1,0 +1,112 @@
+"""Tokenize texts and pad them to batches, without torch. ``models/texts.py`` does the same for torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldot_milvus.errors import ModelError, UsageError, first_line
+from ldot_milvus.models.base import Array, Text
+
+Tokenize = Callable[[list[str], int], list[list[int]]]
+"""Returns the ids of each text, truncated to a number of tokens, [CLS] and [SEP] included."""
+
+
+class Tokens:
+    """Tokenizes texts and pads them to batches. Instances are thread-safe.
+
+    Args:
+        tokenize: the tokenizer of the network that reads the ids.
+        padding: the id of the padding.
+    """
+
+    def __init__(self, tokenize: Tokenize, padding: int) -> None:
+        self._tokenize = tokenize
+        self._padding = padding
+        # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
+        self._lock = threading.Lock()
+
+    def ids(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
+        """Return the token ids of each text, truncated to ``limit`` tokens.
+
+        Raises:
+            UsageError: ``texts`` is a single string, or a text is empty.
+        """
+        if isinstance(texts, str):
+            raise UsageError("give a list of texts, not one string")
+        if any(isinstance(text, str) and not text.strip() for text in texts):
+            raise UsageError("the text is empty: describe what to look for")
+        with self._lock:
+            return joined_ids(self._tokenize, texts, limit)
+
+    def arrays(
+        self, tokens: Sequence[Sequence[int]], length: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pad token ids on the right.
+
+        Args:
+            tokens: token ids of B texts.
+            length: T, tokens of a padded text; None takes the longest text.
+
+        Returns:
+            ids (B, T) and mask (B, T), 1 = token, 0 = padding.
+        """
+        length = length or max(map(len, tokens))
+        ids = np.array([[*row, *[self._padding] * (length - len(row))] for row in tokens], np.int64)
+        mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in tokens], np.int64)
+        return ids, mask
+
+
+def joined_ids(tokenize: Tokenize, texts: Sequence[Text], limit: int) -> list[list[int]]:
+    """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
+    words = [text for text in texts if isinstance(text, str)]
+    tokenized = iter(tokenize(words, limit) if words else [])
+    return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+
+
+def load_tokens(folder: Path) -> Tokens | None:
+    """Load ``tokenizer.json`` without transformers; None if the folder has none.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"{path} cannot be loaded ({first_line(error)}): copy it again") from error
+    tokenizer.no_padding()
+
+    def tokenize(words: list[str], limit: int) -> list[list[int]]:
+        tokenizer.enable_truncation(limit)
+        return [encoding.ids for encoding in tokenizer.encode_batch(words)]
+
+    return Tokens(tokenize, tokenizer.token_to_id("[PAD]") or 0)
+
+
+def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], Array]) -> Array:
+    """Run ``compute`` on batches of texts of similar length, so that little padding is computed.
+
+    Args:
+        tokens: token ids of n texts.
+        size: texts in a batch.
+        width: of the result.
+        compute: called with the indices of a batch's texts; returns an array (batch, width).
+
+    Returns:
+        float32 (n, width), in the order of ``tokens``.
+    """
+    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+    result = np.empty((len(tokens), width), np.float32)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        result[rows] = compute(rows)
+    return result
