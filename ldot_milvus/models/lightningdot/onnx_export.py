@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from collections.abc import Mapping
@@ -84,13 +83,12 @@ def export_graphs(folder: Path) -> list[Path]:
 def _write(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, path: Path) -> Path:
     import onnx
 
-    buffer = io.BytesIO()
     with warnings.catch_warnings():  # of the tracer, about branches that are the same for every input
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             inputs,
-            buffer,
+            path,
             input_names=list(axes),
             output_names=["output"],
             dynamic_axes={**axes, "output": {0: "rows"}},
@@ -98,7 +96,7 @@ def _write(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, path: Pat
             do_constant_folding=False,  # folded weights would be copies, under other names
             dynamo=False,  # the newer exporter gives weights other names
         )
-    graph = onnx.load_from_string(buffer.getvalue())
+    graph = onnx.load(path)
     tensors = [tensor for tensor in graph.graph.initializer if tensor.name.startswith(PREFIX)]
     for tensor in tensors:
         tensor.ClearField("raw_data")
