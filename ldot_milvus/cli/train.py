@@ -71,8 +71,9 @@ def train(
 
     try:
         import accelerate  # noqa: F401
+        import onnx  # noqa: F401
     except ImportError as error:
-        raise UsageError("training needs accelerate: pip install 'ldot-milvus[train]'") from error
+        raise UsageError(f"training needs {error.name}: pip install 'ldot-milvus[train]'") from error
     from ldot_milvus.training.recipe import parse_change, read_recipe
 
     options = {
