@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ldot_milvus.models.background import in_background
 from ldot_milvus.models.base import Embedder, FilesOnDisk, Reranker
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.registry import find_model, find_reranker
@@ -147,11 +148,20 @@ def _store(address: str | None, collection: str | None, settings: Settings) -> t
 def _embedder(name: str, settings: Settings) -> tuple[Hashable, Embedder]:
     device, dtype = settings.device, settings.dtype
     key = (_files_key(find_model(name)), device, dtype)
-    return key, _embedders.get(key, lambda: load_embedder(name, device=device, dtype=dtype))
+
+
+    def load() -> Embedder:
+        with in_background():
+            embedder = load_embedder(name, device=device, dtype=dtype)
+            _ = embedder.reranker  # made here, since a cached property has no lock from Python 3.12 on
+            return embedder
+
+    return key, _embedders.get(key, load)
 
 
 def _loaded(name: str | None, embedder: Embedder) -> Reranker:
-    reranker = load_reranker(name, embedder)
+    with in_background():
+        reranker = load_reranker(name, embedder)
     assert reranker is not None
     return reranker
 
