@@ -265,7 +265,7 @@ class Retriever:
     ) -> list[Hit]:
         if namespace is not None:
             own: dict[str, Any] = {"namespace": namespace}
-            filter = own if filter is None else {"$and": [own, filter]}
+            filter = own if filter in (None, {}) else {"$and": [own, filter]}
         return [hit_of(match) for match in self.store.search(vectors, k, kind=kind, filter=filter)[0]]
 
     def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:

@@ -149,7 +149,6 @@ def _embedder(name: str, settings: Settings) -> tuple[Hashable, Embedder]:
     device, dtype = settings.device, settings.dtype
     key = (_files_key(find_model(name)), device, dtype)
 
-
     def load() -> Embedder:
         with in_background():
             embedder = load_embedder(name, device=device, dtype=dtype)

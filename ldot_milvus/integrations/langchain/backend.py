@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -31,18 +32,10 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-class ModelFields(BaseModel):
-    """Base of components with a model.
-
-    A component holds nothing but its fields. Models and stores that a field names are shared by the whole process
-    (:mod:`ldot_milvus.search.shared`), so a field may change, and a copy costs nothing. Copies share objects that were
-    given open or loaded. A pickle contains their addresses and names instead, and loads in any process that reaches
-    them.
-    """
+class StrictFields(BaseModel):
+    """Base of components that refuse what they do not know, in the constructor and in copies."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
-
-    model: str | SkipValidation[Embedder] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -51,16 +44,28 @@ class ModelFields(BaseModel):
             refuse_unknown(values, cls.model_fields, cls.__name__)
         return values
 
-    @property
-    def embedder(self) -> Embedder:
-        """The model, loaded at the first use of its name in this process."""
-        return shared_embedder(self.model) if _is_name(self.model) else self.model
-
     @override
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the component with other values of some fields; a name that is no field is refused."""
         refuse_unknown(update or (), type(self).model_fields, type(self).__name__)
-        return super().model_copy(update=update, deep=deep)
+        return super(StrictFields, copy.deepcopy(self) if deep else self).model_copy(update=update)
+
+
+class ModelFields(StrictFields):
+    """Base of components with a model.
+
+    A component holds nothing but its fields. Models and stores that a field names are shared by the whole process
+    (:mod:`ldot_milvus.search.shared`), so a field may change, and a copy costs nothing. Copies share objects that were
+    given open or loaded. A pickle contains their addresses and names instead, and loads in any process that reaches
+    them.
+    """
+
+    model: str | SkipValidation[Embedder] | None = None
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model, loaded at the first use of its name in this process."""
+        return shared_embedder(self.model) if _is_name(self.model) else self.model
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo

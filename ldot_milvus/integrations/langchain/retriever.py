@@ -123,5 +123,5 @@ def _provider(store: str | VectorStore | None) -> str:
     address = store.address if isinstance(store, VectorStore) else store or Settings().store
     try:
         return parse_address(address).provider or type(parse_address(address)).__name__.removesuffix("Address")
-    except UsageError:  # the search says it
-        return type(store).__name__
+    except UsageError:  # the search says it, or the store was opened without an address of ours
+        return type(store).__name__ if isinstance(store, VectorStore) else "unknown"

@@ -11,6 +11,7 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field, StringConstraints
 from typing_extensions import override
 
+from ldot_milvus.integrations.langchain.backend import StrictFields
 from ldot_milvus.integrations.langchain.documents import photo_blocks
 from ldot_milvus.integrations.langchain.retriever import LightningDOTRetriever
 
@@ -23,7 +24,7 @@ class PhotoQuery(BaseModel):
     )
 
 
-class LightningDOTTool(BaseTool):
+class LightningDOTTool(StrictFields, BaseTool):
     """A tool for agents with a vision-language model. Its answer shows the photos that it found.
 
     The content of the answer is a list of LangChain's standard blocks: for each photo a text block with its number and

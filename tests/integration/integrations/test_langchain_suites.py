@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -96,6 +95,6 @@ class TestVectorStore(VectorStoreIntegrationTests):
     """The packaged model, since the tests expect that a text is nearest to itself."""
 
     @pytest.fixture
-    def vectorstore(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
+    def vectorstore(self, tmp_path_factory: pytest.TempPathFactory) -> VectorStore:
         folder = tmp_path_factory.mktemp("vectors")
-        yield LightningDOTVectorStore.from_texts([], LightningDOTEmbeddings("ldot-mini"), store=f"faiss:{folder}")
+        return LightningDOTVectorStore.from_texts([], LightningDOTEmbeddings("ldot-mini"), store=f"faiss:{folder}")
