@@ -93,3 +93,26 @@ def test_the_tool_refuses_an_empty_query_and_raises_faults_of_the_store(retrieve
         LightningDOTTool(retriever=lost).invoke({"query": QUERY})
     with pytest.raises(UsageError, match="takes no argument 'top_k'"):
         LightningDOTTool(retriever=retriever, top_k=3)
+
+
+def test_the_examples_answer_from_what_they_see(run: Callable[..., Any]) -> None:
+    """The chain and the agent on the sample photos with the packaged model, as the README shows them."""
+    ingested = run("celery", "-A", "workers", "enqueue", str(PHOTOS), "--metadata", str(PHOTOS / "photos.jsonl"))
+    assert ingested.returncode == 0, ingested.stderr
+    for example, question in (("rag.py", "Where is the dog tied up?"), ("agent.py", "a dog that is tied up")):
+        done = run("python", str(PHOTOS.parent / example), question)
+        assert done.returncode == 0, done.stderr
+        assert "I see 3 pictures (320 x 480, " in done.stdout
+        assert "tied to a fire hydrant" in done.stdout
+        assert "[1] " in done.stdout.partition("000000377575.jpg")[0]
+
+
+def test_a_variable_gives_the_examples_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat_models = pytest.importorskip("langchain.chat_models")
+    monkeypatch.setattr(chat_models, "init_chat_model", lambda name: f"model {name}")
+    monkeypatch.syspath_prepend(str(PHOTOS.parent))
+    import local_model
+
+    assert isinstance(local_model.chat_model(), local_model.LocalModel)
+    monkeypatch.setenv("EXAMPLE_MODEL", "openai:gpt-5-mini")
+    assert local_model.chat_model() == "model openai:gpt-5-mini"
