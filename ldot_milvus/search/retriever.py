@@ -25,7 +25,7 @@ from ldot_milvus.stores import Match, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
-from ldot_milvus.stores.validation import filled_with
+from ldot_milvus.stores.validation import existing_dim, filled_with
 
 log = logging.getLogger(__name__)
 
@@ -129,20 +129,24 @@ class Retriever:
         text: str | Sequence[Part] | None = None,
         *,
         image: ImageInput | None = None,
+        vector: Sequence[float] | Array | None = None,
         k: int = 5,
         rerank: int | None = None,
         filter: dict[str, Any] | None = None,
         kind: str = "image",
         min_probability: float | None = None,
     ) -> list[Hit]:
-        """Return the k best rows for a text, an image or several of both, best first.
+        """Return the k best rows for a text, an image or several of both, or for a vector, best first.
 
         Args:
             text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (a
-                ``Path``, bytes, a PIL image or regions). Give either this or ``image``. The vectors of the parts are
-                scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
-                The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
+                ``Path``, bytes, a PIL image or regions). Give either this, ``image`` or ``vector``. The vectors of the
+                parts are scaled to unit length, multiplied by their weights and added; a negative weight leads away
+                from a part. The hits are re-ranked by the texts with positive weights, whose scores are averaged by
+                weight.
             image: query image.
+            vector: ``embedder.dim`` finite numbers, such as the stored vector of a row. What it was made of is not
+                known, so the hits are not re-ranked and have no probability.
             k: maximum number of hits, at least 1.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
                 re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
@@ -155,19 +159,19 @@ class Retriever:
             At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, ``k``, ``rerank`` or ``min_probability`` out of range, or
-                there is no calibration for ``min_probability``; the parts of a composed query are invalid or cancel
-                each other.
+            UsageError: no query or two, an empty text, a vector of another width, ``k``, ``rerank`` or
+                ``min_probability`` out of range, or there is no calibration for ``min_probability``; the parts of a
+                composed query are invalid or cancel each other.
             InputError: the query image cannot be read.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
             RegionStoreNotFound: hits are to be re-ranked, and this process does not reach their region data.
         """
-        if (text is None) == (image is None):
-            raise UsageError("search takes a text or an image: give exactly one of them")
+        if sum(query is not None for query in (text, image, vector)) != 1:
+            raise UsageError("search takes a text, an image or a vector: give exactly one of them")
         _check_count("k", k, 1)
         parts = None if text is None or isinstance(text, str) else check_parts(text)
-        crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
+        crosses = vector is None and (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
         _check_count("rerank", rerank, 0)
@@ -180,10 +184,7 @@ class Retriever:
         if parts is not None and min_probability is not None:
             raise UsageError("min_probability: a probability is that of one text with a photo: leave it out")
         check_minimum(min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses)
-        if not self._checked:  # checked once, since a collection never changes its model
-            self._checked = check_model(self.store, self.embedder)
-            if (old := outdated(self.store)) is not None:
-                log.warning("%s", old)
+        self._check_store()
 
         query: TextQuery | None = None
         kept: list[KeptImage] = []
@@ -193,6 +194,8 @@ class Retriever:
             else:
                 query = composed_query(parts or [], self.embedder)
             vectors = query.vector[None]
+        elif vector is not None:
+            vectors = _query_vector(vector, self.embedder.dim)
         else:
             assert image is not None
             reranker = self.reranker if rerank else None
@@ -213,6 +216,41 @@ class Retriever:
     async def asearch(self, text: str | Sequence[Part] | None = None, **arguments: Any) -> list[Hit]:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
         return await asyncio.to_thread(self.search, text, **arguments)
+
+    def rerank(self, text: str, ids: Sequence[str]) -> list[Hit]:
+        """Re-rank photos of the collection for a text, such as those that another retriever has found.
+
+        Args:
+            text: query text.
+            ids: ids of rows. Ids that do not exist, ids of texts and repeated ids are left out.
+
+        Returns:
+            The photos by ``rerank_score``, best first; last those without region data, by ``score``.
+
+        Raises:
+            UsageError: the text is empty, or there is no re-ranker.
+            CollectionNotFound: the collection does not exist yet.
+            ModelMismatch: the collection contains vectors of another model.
+            RegionStoreNotFound: this process does not reach the region data.
+        """
+        if self.reranker is None:
+            raise UsageError("this model has no re-ranker: name one with LDOT_RERANKER")
+        self._check_store()
+        if not self._checked:
+            existing_dim(self.store)
+        query = text_query(text, self.embedder)
+        hits = []
+        for row in self.store.get(list(dict.fromkeys(ids)), with_embeddings=True):
+            if row.kind == "image" and row.embedding is not None:
+                hits.append(_hit(Match(row, float(query.vector @ row.embedding))))
+        hits.sort(key=lambda hit: -hit.score)
+        return with_probability(self._by_images(query, hits), calibration_of(self.embedder)) if hits else []
+
+    def _check_store(self) -> None:
+        if not self._checked:  # checked once, since a collection never changes its model
+            self._checked = check_model(self.store, self.embedder)
+            if (old := outdated(self.store)) is not None:
+                log.warning("%s", old)
 
     def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:
         region_store = self.region_store
@@ -306,6 +344,18 @@ def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
 def _check_count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name} is {value!r}: give a whole number of at least {least}")
+
+
+def _query_vector(vector: Sequence[float] | Array, dim: int) -> Array:
+    """Return a query vector as float32 (1, dim)."""
+    try:
+        values = np.asarray(vector, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the query vector is no list of numbers: give {dim} numbers") from error
+    if values.shape != (dim,) or not np.isfinite(values).all():
+        shape = " x ".join(map(str, values.shape)) or "no"
+        raise UsageError(f"the query vector has {shape} numbers: give {dim} finite ones")
+    return values[None]
 
 
 def _hit(match: Match) -> Hit:
