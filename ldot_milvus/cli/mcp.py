@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import click
 
 from ldot_milvus.cli.common import (
@@ -48,6 +52,8 @@ def mcp(
     """
     from ldot_milvus.errors import UsageError
 
+    # The process only reads, so it may end at any moment, also while a thread waits for a line from stdin.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if names and http is None:
         raise UsageError("--allow-host is for an HTTP server: give --http HOST:PORT too")
     settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
@@ -66,6 +72,7 @@ def mcp(
         server = photo_server(LazyRetriever(opened, None, settings.model, settings.reranker))
         if http is None:
             serve_stdio(server)
+            _leave()
             return
         if not is_loopback(parse_host_port(http)[0]):
             click.echo("Everyone who reaches this address can search the collection: there is no password.", err=True)
@@ -75,3 +82,12 @@ def mcp(
             names=names,
             ready=lambda url: click.echo(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True),
         )
+
+
+def _leave() -> None:
+    """End the process although a search runs or the model is being loaded: the client is gone, and cannot stop them."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=0.5)
+            if thread.is_alive():
+                os._exit(0)

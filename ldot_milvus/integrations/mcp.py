@@ -10,7 +10,9 @@ import base64
 import binascii
 import json
 import re
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -50,6 +52,7 @@ MAX_PHOTO = 24 * 2**20
 
 _THUMBNAIL = 480  # pixels of the longer side
 _SEARCHES = 4  # that run at once; torch uses all processors for each of them
+_REQUESTS = 64  # that wait in a thread for their turn
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -66,7 +69,7 @@ def _parsed(value: object) -> object:
 
 
 class SearchArguments(BaseModel):
-    """Arguments of ``search_photos``; the texts are what a model reads of them."""
+    """Arguments of search_photos."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,7 +105,7 @@ class SearchArguments(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """Structured content of the answer of ``search_photos``."""
+    """The photos that were found, best first."""
 
     photos: list[Hit]
 
@@ -125,11 +128,7 @@ def photo_server(retriever: Callable[[], Retriever]) -> Server:
     Args:
         retriever: returns the retriever. It is called in a thread for each search, the first time with nothing loaded.
     """
-    threads = anyio.CapacityLimiter(_SEARCHES)
-
-    async def in_thread(function: Callable[..., T], *arguments: object) -> T:
-        # A request that its client has given up is cancelled while it waits here, and after each step.
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=threads)
+    in_thread = _Threads().run
 
     async def list_tools(_: ServerRequestContext, params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[SEARCH_PHOTOS])
@@ -144,7 +143,10 @@ def photo_server(retriever: Callable[[], Retriever]) -> Server:
             return CallToolResult(content=[TextContent(text=printable(str(error)))], is_error=True)
         content: list[ContentBlock] = []
         for hit in hits:
-            content += [TextContent(text=json.dumps(hit.to_dict(), ensure_ascii=False)), await in_thread(_picture, hit)]
+            content += [
+                TextContent(text=json.dumps(hit.to_dict(), ensure_ascii=False)),
+                await in_thread(partial(_picture, hit)),
+            ]
         return CallToolResult(
             content=content or [TextContent(text="No photo was found.")],
             structured_content={"photos": [hit.to_dict() for hit in hits]},
@@ -160,6 +162,36 @@ def photo_server(retriever: Callable[[], Retriever]) -> Server:
     )
 
 
+class _GivenUp(Exception):
+    """Nobody waits for the result any more."""
+
+
+class _Threads:
+    """Run a few functions at once in threads. A function that is cancelled while it waits for its turn never runs.
+
+    A function that runs cannot be interrupted. Its caller does not wait for it after a cancellation, so that the server
+    can end, but it keeps its turn.
+    """
+
+    def __init__(self) -> None:
+        self._turns = threading.Semaphore(_SEARCHES)
+        self._limiter = anyio.CapacityLimiter(_REQUESTS)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        given_up = threading.Event()
+
+        def call() -> T:
+            with self._turns:
+                if given_up.is_set():
+                    raise _GivenUp
+                return function()
+
+        try:
+            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+        finally:
+            given_up.set()
+
+
 def _checked(values: dict[str, Any]) -> SearchArguments:
     """Return the arguments of a call; raise UsageError with one line if one of them is invalid."""
     try:
@@ -173,8 +205,8 @@ def _checked(values: dict[str, Any]) -> SearchArguments:
         if problem["type"] == "extra_forbidden":
             known = ", ".join(SearchArguments.model_fields)
             raise UsageError(f"search_photos has no argument {name!r}: it takes {known}") from error
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{name}: {reason[:1].lower()}{reason[1:]}") from error
+        reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        raise UsageError(f"{name}: {reason}") from error
 
 
 def _search(retriever: Retriever, arguments: SearchArguments) -> list[Hit]:
