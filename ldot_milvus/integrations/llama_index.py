@@ -114,10 +114,11 @@ def _node(hit: Hit) -> ImageNode:
 def _picture(source: str) -> dict[str, str]:
     """Return where LlamaIndex reads the photo, or the photo itself if LlamaIndex cannot read it there."""
     place = located(source)
-    if place.member is None and scheme(place.path) is None:
-        return {"image_path": place.path}
-    if place.member is None and scheme(place.path) in ("http", "https"):
-        return {"image_url": place.path}
+    if place.problem is None and place.member is None:
+        if scheme(place.path) is None:
+            return {"image_path": place.path}
+        if scheme(place.path) in ("http", "https"):
+            return {"image_url": place.path}
     try:
         photo = thumbnail(source, _EMBEDDED)
     except InputError:
