@@ -217,7 +217,7 @@ def _search(retriever: Retriever, arguments: SearchArguments) -> list[Hit]:
     }  # fmt: skip
     if arguments.photo is None:
         return retriever.search(arguments.text, **options)
-    if len(arguments.photo.encode()) > MAX_ID or _DATA_URL.match(arguments.photo):
+    if len(arguments.photo) > MAX_ID or _DATA_URL.match(arguments.photo):
         return retriever.search(image=_encoded(arguments.photo), **options)
     for row in retriever.store.get([arguments.photo], with_embeddings=True):
         if row.kind == "image" and row.embedding is not None:

@@ -10,11 +10,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from llama_index.core import Settings
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.llms import MockLLM
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
+from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 from PIL import Image
 
@@ -82,10 +83,11 @@ def test_fields_may_be_changed(album: Album) -> None:
     assert [node.metadata["metadata"]["album"] for node in retriever.retrieve("red")] == ["a", "a"]
 
 
-def test_it_works_inside_a_query_engine(retriever: LightningDOTRetriever) -> None:
-    engine = RetrieverQueryEngine(
+def test_it_works_inside_a_query_engine(retriever: LightningDOTRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "_llm", MockLLM())
+    engine = RetrieverQueryEngine.from_args(
         retriever,
-        get_response_synthesizer(llm=MockLLM(), response_mode=ResponseMode.NO_TEXT),
+        response_mode=ResponseMode.NO_TEXT,
         node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=-1e9)],
     )
     assert ids(engine.query("a red square").source_nodes) == ids(retriever.retrieve("a red square"))
