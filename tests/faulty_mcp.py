@@ -1,7 +1,7 @@
 """``ldot mcp`` with an injected fault: ``python -m tests.faulty_mcp FAULT [OPTIONS]``.
 
-``noisy``: each search writes to stdout, as libraries and their C code do. ``slow``: a search takes a minute, which
-nothing can interrupt. ``loading``: loading the model takes a minute. Each fault writes a line to stderr when it occurs.
+``noisy``: each search writes to stdout, as libraries and their C code do. ``stuck``: loading the model takes a minute,
+which nothing can interrupt, and "loading" is written to stderr.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ldot_milvus.cli import main
 from ldot_milvus.integrations import common
 from ldot_milvus.search.retriever import Retriever
 
-search, load = Retriever.search, common.load_embedder
+search = Retriever.search
 
 
 def noisy(*arguments, **options):
@@ -23,20 +23,15 @@ def noisy(*arguments, **options):
     return search(*arguments, **options)
 
 
-def slow(*arguments, **options):
-    print("searching", file=sys.stderr, flush=True)
-    time.sleep(60)
-
-
-def loading(*arguments, **options):
+def stuck(*arguments, **options):
     print("loading", file=sys.stderr, flush=True)
     time.sleep(60)
 
 
 if __name__ == "__main__":
     fault, *options = sys.argv[1:]
-    if fault == "loading":
-        common.load_embedder = loading
+    if fault == "stuck":
+        common.load_embedder = stuck
     else:
-        Retriever.search = {"noisy": noisy, "slow": slow}[fault]
+        Retriever.search = noisy
     main(["mcp", *options])

@@ -74,14 +74,13 @@ def mcp(
             serve_stdio(server)
             _leave()
             return
-        if not is_loopback(parse_host_port(http)[0]):
-            click.echo("Everyone who reaches this address can search the collection: there is no password.", err=True)
-        serve_http(
-            server,
-            http,
-            names=names,
-            ready=lambda url: click.echo(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True),
-        )
+
+        def ready(url: str) -> None:
+            click.echo(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True)
+            if not is_loopback(parse_host_port(http)[0]):
+                click.echo("There is no password: everyone who reaches this address can search.", err=True)
+
+        serve_http(server, http, names=names, ready=ready)
 
 
 def _leave() -> None:
