@@ -11,7 +11,7 @@ import sys
 import time
 
 from ldot_milvus.cli import main
-from ldot_milvus.integrations import common
+from ldot_milvus.search import shared
 from ldot_milvus.search.retriever import Retriever
 
 search = Retriever.search
@@ -31,7 +31,7 @@ def stuck(*arguments, **options):
 if __name__ == "__main__":
     fault, *options = sys.argv[1:]
     if fault == "stuck":
-        common.load_embedder = stuck
+        shared.load_embedder = stuck
     else:
         Retriever.search = noisy
     main(["mcp", *options])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import partial
 
 import click
 
@@ -62,25 +63,26 @@ def mcp(
         from ldot_milvus.integrations.mcp_transports import is_loopback, parse_host_port, serve_http, serve_stdio
     except ImportError as error:
         raise UsageError(str(error)) from error
-    from ldot_milvus.integrations.common import LazyRetriever
     from ldot_milvus.models.registry import find_model
     from ldot_milvus.search.retriever import check_model
-    from ldot_milvus.stores import open_store
+    from ldot_milvus.search.shared import shared_retriever, shared_store
 
-    with open_store(settings.store, settings.collection) as opened:
-        check_model(opened, find_model(settings.model))  # fails early; a collection that is missing may come later
-        server = photo_server(LazyRetriever(opened, None, settings.model, settings.reranker))
-        if http is None:
-            serve_stdio(server)
-            _leave()
-            return
+    opened = shared_store(settings.store, settings.collection)
+    check_model(opened, find_model(settings.model))  # fails early; a collection that is missing may come later
+    server = photo_server(
+        partial(shared_retriever, settings.store, settings.collection, settings.model, settings.reranker)
+    )
+    if http is None:
+        serve_stdio(server)
+        _leave()
+        return
 
-        def ready(url: str) -> None:
-            click.echo(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True)
-            if not is_loopback(parse_host_port(http)[0]):
-                click.echo("There is no password: everyone who reaches this address can search.", err=True)
+    def ready(url: str) -> None:
+        click.echo(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True)
+        if not is_loopback(parse_host_port(http)[0]):
+            click.echo("There is no password: everyone who reaches this address can search.", err=True)
 
-        serve_http(server, http, names=names, ready=ready)
+    serve_http(server, http, names=names, ready=ready)
 
 
 def _leave() -> None:

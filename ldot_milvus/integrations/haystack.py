@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 from ldot_milvus.errors import FilterError
-from ldot_milvus.integrations.common import LazyRetriever, metadata_of, ranking_score
-from ldot_milvus.search.retriever import Hit
+from ldot_milvus.integrations.common import metadata_of, ranking_score
+from ldot_milvus.search.hits import Hit
+from ldot_milvus.search.retriever import Retriever
+from ldot_milvus.search.shared import shared_retriever
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -34,7 +36,7 @@ class LightningDOTRetriever:
         >>> retriever = LightningDOTRetriever(store="faiss:./ldot-data", collection="images", top_k=5)
         >>> retriever.run(query="two dogs in the snow")["documents"]
 
-    The store is opened and the model loaded by :meth:`warm_up`, or at the first query. They raise
+    The store is opened and the model loaded by :meth:`warm_up` or at the first query, once in a process. They raise
     :class:`~ldot_milvus.errors.LdotError` if the store or the model cannot be used or an argument is invalid.
 
     Args:
@@ -69,7 +71,6 @@ class LightningDOTRetriever:
         self.rerank = rerank
         self.filters = filters
         self.min_probability = min_probability
-        self._retriever = LazyRetriever(store, collection, model, reranker)
 
     def warm_up(self) -> None:
         """Open the store and load the model, unless they are."""
@@ -125,6 +126,9 @@ class LightningDOTRetriever:
         """Run :meth:`run` in a thread, without blocking the event loop."""
         found: dict[str, list[Document]] = await asyncio.to_thread(self.run, query, filters, top_k)
         return found
+
+    def _retriever(self) -> Retriever:
+        return shared_retriever(self.store, self.collection, self.model, self.reranker)
 
 
 def _document(hit: Hit) -> Document:

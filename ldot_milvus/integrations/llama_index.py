@@ -7,17 +7,18 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typing_extensions import override
 
 from ldot_milvus.errors import InputError
-from ldot_milvus.integrations.common import LazyRetriever, metadata_of, ranking_score
-from ldot_milvus.models.base import Embedder, Reranker
+from ldot_milvus.integrations.common import metadata_of, ranking_score
+from ldot_milvus.search.hits import Hit
+from ldot_milvus.search.probability import check_minimum
 from ldot_milvus.search.query import Part
-from ldot_milvus.search.retriever import Hit
+from ldot_milvus.search.shared import shared_retriever
 from ldot_milvus.search.thumbnails import thumbnail
 from ldot_milvus.sources.base import scheme
 from ldot_milvus.sources.reading import located
-from ldot_milvus.stores import VectorStore
 
 try:
     from llama_index.core.base.base_retriever import BaseRetriever
@@ -39,7 +40,7 @@ class LightningDOTRetriever(BaseRetriever):
     in pixels, and the photo's own fields under ``metadata``. A node's score is ``rerank_score``, or the dot product if
     the photo was not re-ranked.
 
-    A :class:`QueryBundle` is searched by its ``embedding`` if it has one, and else by its texts
+    A :class:`QueryBundle` is searched by its ``embedding`` if it has one, without re-ranking, and else by its texts
     (``custom_embedding_strs``, or ``query_str``) and ``image_path``: several are added up, as in
     :meth:`Retriever.search <ldot_milvus.search.retriever.Retriever.search>`.
 
@@ -47,14 +48,14 @@ class LightningDOTRetriever(BaseRetriever):
         >>> retriever = LightningDOTRetriever(store="faiss:./ldot-data", collection="images", k=5)
         >>> retriever.retrieve("two dogs in the snow")  # or await retriever.aretrieve(...)
 
-    The store is opened and the model loaded at the first query. A query raises
+    The store is opened and the model loaded at the first query, once in a process. A query raises
     :class:`~ldot_milvus.errors.LdotError` if they cannot be used or an argument is invalid.
 
     Args:
-        store: address of the vector store, or an open store; None takes the setting ``LDOT_STORE``.
-        collection: name of the collection; None takes ``LDOT_COLLECTION``. Ignored for an open store.
-        model: packaged name, folder or hub id, or an embedder; None takes ``LDOT_MODEL``.
-        reranker: folder, hub id, "none", or a re-ranker; None takes ``LDOT_RERANKER``, else the model's own.
+        store: address of the vector store; None takes the setting ``LDOT_STORE``.
+        collection: name of the collection; None takes ``LDOT_COLLECTION``.
+        model: packaged name, folder or hub id; None takes ``LDOT_MODEL``.
+        reranker: folder, hub id or "none"; None takes ``LDOT_RERANKER``, else the model's own.
         k: number of nodes.
         rerank: number of candidates to re-rank; None takes the default of ``Retriever.search``.
         filter: condition on the rows, see ``docs/filters.md``.
@@ -64,11 +65,11 @@ class LightningDOTRetriever(BaseRetriever):
 
     def __init__(
         self,
-        store: str | VectorStore | None = None,
+        store: str | None = None,
         collection: str | None = None,
         *,
-        model: str | Embedder | None = None,
-        reranker: str | Reranker | None = None,
+        model: str | None = None,
+        reranker: str | None = None,
         k: int = 5,
         rerank: int | None = None,
         filter: dict[str, Any] | None = None,
@@ -76,11 +77,14 @@ class LightningDOTRetriever(BaseRetriever):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.store = store
+        self.collection = collection
+        self.model = model
+        self.reranker = reranker
         self.k = k
         self.rerank = rerank
         self.filter = filter
         self.min_probability = min_probability
-        self._retriever = LazyRetriever(store, collection, model, reranker)
 
     @override
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -91,12 +95,13 @@ class LightningDOTRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def _search(self, query: QueryBundle) -> list[Hit]:
-        retriever = self._retriever()
+        retriever = shared_retriever(self.store, self.collection, self.model, self.reranker)
+        if query.embedding is not None:
+            check_minimum(self.min_probability, retriever.embedder, None, crosses=False)
+            return retriever.nearest(np.asarray(query.embedding, np.float32), k=self.k, filter=self.filter)
         options: dict[str, Any] = {
             "k": self.k, "rerank": self.rerank, "filter": self.filter, "min_probability": self.min_probability,
         }  # fmt: skip
-        if query.embedding is not None:
-            return retriever.search(vector=query.embedding, **options)
         photos = [] if query.image_path is None else [Path(query.image_path)]
         texts = query.embedding_strs
         if photos and not texts:

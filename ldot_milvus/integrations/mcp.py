@@ -22,7 +22,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 import ldot_milvus
 from ldot_milvus.errors import InputError, LdotError, UsageError, printable
-from ldot_milvus.search.retriever import Hit, Retriever
+from ldot_milvus.search.hits import Hit
+from ldot_milvus.search.probability import check_minimum
+from ldot_milvus.search.retriever import Retriever
 from ldot_milvus.search.thumbnails import thumbnail
 from ldot_milvus.stores.validation import MAX_ID
 
@@ -202,9 +204,6 @@ def _checked(values: dict[str, Any]) -> SearchArguments:
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(SearchArguments.model_fields)
-            raise UsageError(f"search_photos has no argument {name!r}: it takes {known}") from error
         reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
         raise UsageError(f"{name}: {reason}") from error
 
@@ -221,7 +220,8 @@ def _search(retriever: Retriever, arguments: SearchArguments) -> list[Hit]:
         return retriever.search(image=_encoded(arguments.photo), **options)
     for row in retriever.store.get([arguments.photo], with_embeddings=True):
         if row.kind == "image" and row.embedding is not None:
-            return retriever.search(vector=row.embedding, **options)
+            check_minimum(arguments.min_probability, retriever.embedder, None, crosses=False)
+            return retriever.nearest(row.embedding, k=arguments.k, filter=arguments.filter)
     raise UsageError(
         f"photo: the collection has no photo with the id {arguments.photo!r}: give the id of an earlier answer, or the "
         "encoded photo"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.integrations.common import LazyRetriever, embedder_of
-from ldot_milvus.models.base import Array, Embedder, ImageInput, Reranker
-from ldot_milvus.stores import VectorStore
+from ldot_milvus.models.base import Array, Embedder, ImageInput
+from ldot_milvus.models.loading import load_embedder
+from ldot_milvus.search.shared import shared_embedder, shared_retriever
+from ldot_milvus.settings import Settings
 from ldot_milvus.stores.validation import MAX_ID
 
 try:
@@ -23,7 +24,7 @@ class LightningDOTEmbeddingFunction(BaseEmbeddingFunction):
 
     Args:
         model: packaged name, folder or hub id, or an embedder; None takes the setting ``LDOT_MODEL``.
-        device: "cuda", "cuda:1", "mps" or "cpu"; None takes ``LDOT_DEVICE``, else the best one.
+        device: "cuda", "cuda:1", "mps" or "cpu"; None takes ``LDOT_DEVICE``, and shares the model in the process.
 
     Raises:
         ModelError: the model's files are missing or incomplete.
@@ -34,7 +35,13 @@ class LightningDOTEmbeddingFunction(BaseEmbeddingFunction):
     """
 
     def __init__(self, model: str | Embedder | None = None, *, device: str | None = None) -> None:
-        self.embedder = embedder_of(model, device)
+        if model is not None and not isinstance(model, str):
+            self.embedder = model
+        elif device is None:
+            self.embedder = shared_embedder(model)
+        else:
+            settings = Settings()
+            self.embedder = load_embedder(model or settings.model, device=device, dtype=settings.dtype)
 
     @property
     def dim(self) -> int:
@@ -78,24 +85,27 @@ class LightningDOTEmbeddingFunction(BaseEmbeddingFunction):
 class LightningDOTRerankFunction(BaseRerankFunction):
     """A re-rank function for the photos of a collection, from their stored region data; no photo is opened.
 
-    The collection is opened and the model loaded at the first call.
+    The collection is opened and the model loaded at the first call, once in a process.
 
     Args:
-        store: address of the vector store, or an open store; None takes the setting ``LDOT_STORE``.
-        collection: name of the collection; None takes ``LDOT_COLLECTION``. Ignored for an open store.
-        model: packaged name, folder or hub id, or an embedder; None takes ``LDOT_MODEL``.
-        reranker: folder or hub id of a re-ranker, or a re-ranker; None takes ``LDOT_RERANKER``, else the model's own.
+        store: address of the vector store; None takes the setting ``LDOT_STORE``.
+        collection: name of the collection; None takes ``LDOT_COLLECTION``.
+        model: packaged name, folder or hub id; None takes ``LDOT_MODEL``.
+        reranker: folder or hub id of a re-ranker; None takes ``LDOT_RERANKER``, else the model's own.
     """
 
     def __init__(
         self,
-        store: str | VectorStore | None = None,
+        store: str | None = None,
         collection: str | None = None,
         *,
-        model: str | Embedder | None = None,
-        reranker: str | Reranker | None = None,
+        model: str | None = None,
+        reranker: str | None = None,
     ) -> None:
-        self._retriever = LazyRetriever(store, collection, model, reranker)
+        self.store = store
+        self.collection = collection
+        self.model = model
+        self.reranker = reranker
 
     def __call__(self, query: str, documents: Sequence[str], top_k: int | None = 5) -> list[RerankResult]:
         """Rank photos for a text.
@@ -118,32 +128,17 @@ class LightningDOTRerankFunction(BaseRerankFunction):
             raise UsageError("documents are a list of ids or sources, not a single string")
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k is {top_k}: give 1 or more, or None for all")
-        retriever = self._retriever()
-        ids = _ids(retriever.store, documents)
-        places: dict[str, list[int]] = {}
-        for index, id in enumerate(ids):
-            places.setdefault(id, []).append(index)
-        results = [
-            RerankResult(text=documents[index], score=hit.rerank_score, index=index)
-            for hit in retriever.rerank(query, ids)
-            if hit.rerank_score is not None
-            for index in places[hit.id]
-        ]
+        if not documents:
+            return []
+        retriever = shared_retriever(self.store, self.collection, self.model, self.reranker)
+        photos = [(text if len(text.encode()) <= MAX_ID else None, text) for text in documents]
+        results = []
+        for index, hit in retriever.rerank(query, photos):
+            if hit is None:
+                raise UsageError(
+                    f"document {index} ({documents[index]!r}) is no photo of collection {retriever.store.collection!r} "
+                    f"in {retriever.store.address}: give ids or sources of its rows"
+                )
+            if hit.rerank_score is not None:
+                results.append(RerankResult(text=documents[index], score=hit.rerank_score, index=index))
         return results[:top_k]
-
-
-def _ids(store: VectorStore, documents: Sequence[str]) -> list[str]:
-    """Return the ids of the photos that are given by their ids or sources."""
-    short = [document for document in documents if len(document.encode()) <= MAX_ID]
-    known = {row.id: row.id for row in store.get(short) if row.kind == "image"}
-    sources = [document for document in dict.fromkeys(documents) if document not in known]
-    if sources:
-        for row in store.iterate({"kind": "image", "source": {"$in": sources}}):
-            known.setdefault(row.source, row.id)
-    for index, document in enumerate(documents):
-        if document not in known:
-            raise UsageError(
-                f"document {index} ({document!r}) is no photo of collection {store.collection!r} in {store.address}: "
-                "give ids or sources of its rows"
-            )
-    return [known[document] for document in documents]

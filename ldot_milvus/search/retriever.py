@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,54 +18,22 @@ from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, Mode
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.search.hits import Hit as Hit
+from ldot_milvus.search.hits import hit_of
 from ldot_milvus.search.probability import at_least, check_minimum, with_probability
 from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
 from ldot_milvus.settings import Settings
-from ldot_milvus.stores import Match, VectorStore, open_store
+from ldot_milvus.sources import Source
+from ldot_milvus.stores import Match, Record, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
-from ldot_milvus.stores.validation import existing_dim, filled_with
+from ldot_milvus.stores.validation import filled_with
 
 log = logging.getLogger(__name__)
 
 RERANK = 20
 """Default number of hits to re-rank."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One row found by a search.
-
-    Attributes:
-        id: id of the row: the SHA-256 of the contents in hex unless the caller chose another.
-        score: inner product of the query's and the row's vectors.
-        rerank_score: score of the re-ranker, which orders the re-ranked hits; None if the hit was not re-ranked.
-        probability: probability from 0 to 1 that text and photo belong together, from the model's calibration; None if
-            the model has none, or the search compared rows of one kind.
-        source: path or URL of the photo.
-        caption: caption of the photo, or the text itself.
-        kind: "image" or "text".
-        namespace: tenant of the row.
-        width, height: pixels after EXIF rotation; 0 for texts.
-        metadata: the caller's own fields.
-    """
-
-    id: str
-    score: float
-    rerank_score: float | None
-    probability: float | None
-    source: str
-    caption: str
-    kind: str
-    namespace: str
-    width: int
-    height: int
-    metadata: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON values."""
-        return asdict(self)
 
 
 class Retriever:
@@ -129,49 +97,47 @@ class Retriever:
         text: str | Sequence[Part] | None = None,
         *,
         image: ImageInput | None = None,
-        vector: Sequence[float] | Array | None = None,
         k: int = 5,
         rerank: int | None = None,
         filter: dict[str, Any] | None = None,
         kind: str = "image",
+        namespace: str | None = None,
         min_probability: float | None = None,
     ) -> list[Hit]:
-        """Return the k best rows for a text, an image or several of both, or for a vector, best first.
+        """Return the k best rows for a text, an image or several of both, best first.
 
         Args:
             text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (a
-                ``Path``, bytes, a PIL image or regions). Give either this, ``image`` or ``vector``. The vectors of the
-                parts are scaled to unit length, multiplied by their weights and added; a negative weight leads away
-                from a part. The hits are re-ranked by the texts with positive weights, whose scores are averaged by
-                weight.
+                ``Path``, bytes, a PIL image or regions). Give either this or ``image``. The vectors of the parts are
+                scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
+                The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
             image: query image.
-            vector: ``embedder.dim`` finite numbers, such as the stored vector of a row. What it was made of is not
-                known, so the hits are not re-ranked and have no probability.
             k: maximum number of hits, at least 1.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
                 re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
                 positive weights are compared with images), else 0.
             filter: search only rows that match, see ``docs/filters.md``.
             kind: kind of the rows to find, "image" or "text".
+            namespace: search only this tenant's rows, whatever ``filter`` says; None searches those of all tenants.
             min_probability: return only hits with at least this probability, perhaps none.
 
         Returns:
             At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, a vector of another width, ``k``, ``rerank`` or
-                ``min_probability`` out of range, or there is no calibration for ``min_probability``; the parts of a
-                composed query are invalid or cancel each other.
+            UsageError: no query or two, an empty text, ``k``, ``rerank`` or ``min_probability`` out of range, or
+                there is no calibration for ``min_probability``; the parts of a composed query are invalid or cancel
+                each other.
             InputError: the query image cannot be read.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
             RegionStoreNotFound: hits are to be re-ranked, and this process does not reach their region data.
         """
-        if sum(query is not None for query in (text, image, vector)) != 1:
-            raise UsageError("search takes a text, an image or a vector: give exactly one of them")
+        if (text is None) == (image is None):
+            raise UsageError("search takes a text or an image: give exactly one of them")
         _check_count("k", k, 1)
         parts = None if text is None or isinstance(text, str) else check_parts(text)
-        crosses = vector is None and (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
+        crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
         _check_count("rerank", rerank, 0)
@@ -184,8 +150,7 @@ class Retriever:
         if parts is not None and min_probability is not None:
             raise UsageError("min_probability: a probability is that of one text with a photo: leave it out")
         check_minimum(min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses)
-        self._check_store()
-
+        self._check_model()
         query: TextQuery | None = None
         kept: list[KeptImage] = []
         if text is not None:
@@ -194,8 +159,6 @@ class Retriever:
             else:
                 query = composed_query(parts or [], self.embedder)
             vectors = query.vector[None]
-        elif vector is not None:
-            vectors = _query_vector(vector, self.embedder.dim)
         else:
             assert image is not None
             reranker = self.reranker if rerank else None
@@ -203,8 +166,7 @@ class Retriever:
             vectors = self.embedder.encode_features(features)
             if reranker is not None:
                 kept = reranker.keep(own)
-        matches = self.store.search(vectors, max(k, rerank), kind=kind, filter=filter)[0]
-        hits = [_hit(match) for match in matches]
+        hits = self._nearest(vectors, max(k, rerank), kind, filter, namespace)
         if rerank and hits:
             first = hits[:rerank]
             scored = self._by_images(query, first) if query is not None else self._by_texts(kept[0], first)
@@ -217,40 +179,94 @@ class Retriever:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
         return await asyncio.to_thread(self.search, text, **arguments)
 
-    def rerank(self, text: str, ids: Sequence[str]) -> list[Hit]:
-        """Re-rank photos of the collection for a text, such as those that another retriever has found.
+    def nearest(
+        self,
+        vector: Array,
+        *,
+        k: int = 5,
+        filter: dict[str, Any] | None = None,
+        kind: str = "image",
+        namespace: str | None = None,
+    ) -> list[Hit]:
+        """Return the k rows whose vectors have the largest inner product with a vector of the model, best first.
+
+        Args:
+            vector: float32 (dim,), for instance from ``embedder.encode_texts``.
+            k, filter, kind, namespace: see :meth:`search`.
+
+        Raises:
+            UsageError: ``k`` is out of range.
+            CollectionNotFound: the collection does not exist yet.
+            ModelMismatch: the collection contains vectors of another model, or of another dimension than ``vector``.
+        """
+        _check_count("k", k, 1)
+        self._check_model()
+        return self._nearest(vector[None], k, kind, filter, namespace)
+
+    def rerank(
+        self, text: str, photos: Sequence[tuple[str | None, str | None]], *, namespace: str | None = None
+    ) -> list[tuple[int, Hit | None]]:
+        """Re-rank photos that another search found, by their stored region data.
 
         Args:
             text: query text.
-            ids: ids of rows. Ids that do not exist, ids of texts and repeated ids are left out.
+            photos: the id and the source of each photo; either may be None. The source, which may be relative to the
+                current folder, counts if the collection has no photo of that id.
+            namespace: consider only this tenant's photos; None those of all tenants.
 
         Returns:
-            The photos by ``rerank_score``, best first; last those without region data, by ``score``.
+            The index and the hit of each photo: first the re-ranked ones by ``rerank_score``, best first, then those
+            without region data, whose ``rerank_score`` is None, then those that the collection does not have, whose
+            hit is None.
 
         Raises:
-            UsageError: the text is empty, or there is no re-ranker.
-            CollectionNotFound: the collection does not exist yet.
+            UsageError: the text is empty, or the model has no re-ranker.
             ModelMismatch: the collection contains vectors of another model.
             RegionStoreNotFound: this process does not reach the region data.
         """
         if self.reranker is None:
             raise UsageError("this model has no re-ranker: name one with LDOT_RERANKER")
-        self._check_store()
-        if not self._checked:
-            existing_dim(self.store)
         query = text_query(text, self.embedder)
-        hits = []
-        for row in self.store.get(list(dict.fromkeys(ids)), with_embeddings=True):
-            if row.kind == "image" and row.embedding is not None:
-                hits.append(_hit(Match(row, float(query.vector @ row.embedding))))
-        hits.sort(key=lambda hit: -hit.score)
-        return with_probability(self._by_images(query, hits), calibration_of(self.embedder)) if hits else []
+        self._check_model()
+        rows = self._rows_of(photos, namespace)
+        found = {row.id: hit_of(Match(row, _dot(query.vector, row))) for row in rows if row is not None}
+        ranks = {hit.id: (rank, hit) for rank, hit in enumerate(self._by_images(query, list(found.values())))}
+        last = (len(ranks), None)
+        ranked = [(*(last if row is None else ranks[row.id]), index) for index, row in enumerate(rows)]
+        return [(index, hit) for _, hit, index in sorted(ranked, key=lambda one: (one[0], one[2]))]
 
-    def _check_store(self) -> None:
-        if not self._checked:  # checked once, since a collection never changes its model
+    def _rows_of(self, photos: Sequence[tuple[str | None, str | None]], namespace: str | None) -> list[Record | None]:
+        """Return the row of each photo, with its vector; None where the collection has none."""
+
+        def usable(rows: Iterable[Record]) -> Iterator[Record]:
+            return (row for row in rows if row.kind == "image" and namespace in (None, row.namespace))
+
+        ids = list(dict.fromkeys(id for id, _ in photos if id is not None))
+        by_id = {row.id: row for row in usable(self.store.get(ids, with_embeddings=True))}
+        places = [None if id in by_id or not source else Source(source).source for id, source in photos]
+        names = {name for place, (_, source) in zip(places, photos, strict=True) if place for name in (place, source)}
+        wanted = {"source": {"$in": sorted(name for name in names if name)}}
+        stored = self.store.iterate(wanted, with_embeddings=True) if names else ()
+        by_source = {row.source: row for row in usable(stored)}
+        return [
+            by_id.get(id or "") or by_source.get(source or "") or by_source.get(place or "")
+            for (id, source), place in zip(photos, places, strict=True)
+        ]
+
+    def _check_model(self) -> None:
+        """Refuse a collection of another model; checked once, since a collection never changes its model."""
+        if not self._checked:
             self._checked = check_model(self.store, self.embedder)
             if (old := outdated(self.store)) is not None:
                 log.warning("%s", old)
+
+    def _nearest(
+        self, vectors: Array, k: int, kind: str, filter: dict[str, Any] | None, namespace: str | None
+    ) -> list[Hit]:
+        if namespace is not None:
+            own: dict[str, Any] = {"namespace": namespace}
+            filter = own if filter in (None, {}) else {"$and": [own, filter]}
+        return [hit_of(match) for match in self.store.search(vectors, k, kind=kind, filter=filter)[0]]
 
     def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:
         region_store = self.region_store
@@ -346,21 +362,6 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise UsageError(f"{name} is {value!r}: give a whole number of at least {least}")
 
 
-def _query_vector(vector: Sequence[float] | Array, dim: int) -> Array:
-    """Return a query vector as float32 (1, dim)."""
-    try:
-        values = np.asarray(vector, np.float32)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the query vector is no list of numbers: give {dim} numbers") from error
-    if values.shape != (dim,) or not np.isfinite(values).all():
-        shape = " x ".join(map(str, values.shape)) or "no"
-        raise UsageError(f"the query vector has {shape} numbers: give {dim} finite ones")
-    return values[None]
-
-
-def _hit(match: Match) -> Hit:
-    row = match.record
-    return Hit(
-        id=row.id, score=match.score, rerank_score=None, probability=None, source=row.source, caption=row.caption,
-        kind=row.kind, namespace=row.namespace, width=row.width, height=row.height, metadata=row.metadata,
-    )  # fmt: skip
+def _dot(vector: Array, row: Record) -> float:
+    assert row.embedding is not None
+    return float(vector @ row.embedding)

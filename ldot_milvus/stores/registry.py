@@ -49,11 +49,13 @@ class StoreAddress(ABC):
     Attributes:
         form: the form and its meaning for messages, such as ``http://HOST:19530 (a Milvus server)``.
         index_types: index types that :func:`~ldot_milvus.stores.open_store` accepts for such a store.
+        provider: name of the kind of store in traces of other frameworks, such as ``Milvus``.
         address: absolute address, which means the same in every working directory.
     """
 
     form: ClassVar[str]
     index_types: ClassVar[tuple[str, ...]] = tuple(BUILD)
+    provider: ClassVar[str] = ""
 
     def __init__(self, address: str) -> None:
         self.address = address

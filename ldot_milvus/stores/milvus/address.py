@@ -15,6 +15,7 @@ class ServerAddress(StoreAddress):
     """Address of a Milvus server: ``http://HOST:PORT`` or ``https://HOST:PORT``."""
 
     form = "http://HOST:19530 (a Milvus server)"
+    provider = "Milvus"
 
     @classmethod
     @override

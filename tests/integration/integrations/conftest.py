@@ -1,61 +1,68 @@
-"""A small collection that all adapters search."""
+"""A collection of six photos of two tenants, made with a tiny model."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ldot_milvus import Hit, Retriever, load_metadata, open_store
+from ldot_milvus import open_store
 from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.sources import expand
+from ldot_milvus.search import shared
+from ldot_milvus.sources.base import source_at
 from tests.conftest import make_photo
-
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before the first import of haystack
+from tests.integration.integrations.album import album  # noqa: F401  (a fixture)
 
 
 @dataclass(frozen=True)
-class Album:
-    """Six photos with captions and an album each, the second without a caption, ingested with the tiny model."""
+class Photos:
+    """An ingested collection.
 
-    store: str
+    Attributes:
+        folder: folder of the photos 0.jpg to 5.jpg; the last two are large.
+        address: address of the store.
+        fields: what names the collection and its model in a component.
+    """
+
+    folder: Path
+    address: str
     model: str
-    photos: Path
 
     @property
-    def parts(self) -> dict[str, str]:
-        """Arguments by which every adapter opens the collection."""
-        return {"store": self.store, "collection": "photos", "model": self.model}
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Settings for a process that opens the collection."""
-        return {"LDOT_STORE": self.store, "LDOT_COLLECTION": "photos", "LDOT_MODEL": self.model, "LDOT_DEVICE": "cpu"}
-
-    def search(self, *arguments, **options) -> list[Hit]:
-        """The answer of the library itself."""
-        from ldot_milvus import LightningDOTEmbedder
-
-        with open_store(self.store, "photos") as store:
-            return Retriever(LightningDOTEmbedder(self.model, device="cpu"), store).search(*arguments, **options)
+    def fields(self) -> dict[str, Any]:
+        return {"store": self.address, "collection": "photos", "model": self.model}
 
 
-@pytest.fixture(scope="session")
-def album(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Album:
-    folder = tmp_path_factory.mktemp("album")
-    photos = folder / "photos"
-    photos.mkdir()
-    lines = []
-    for number in range(6):
-        (photos / f"{number}.jpg").write_bytes(make_photo(number, (640 + 10 * number, 480)))
-        fields = {"file": f"{number}.jpg", "album": "ab"[number % 2], "year": 2020 + number}
-        lines.append({**fields, "caption": f"blocks of colour {number}"} if number != 1 else fields)
-    (folder / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    address = f"faiss:{folder / 'store'}"
-    with open_store(address, "photos") as store:
-        sources = expand([str(photos)], metadata=load_metadata(str(folder / "photos.jsonl")))
-        assert Ingestor(store, tiny_model).ingest(list(sources)).added == 6
-    return Album(address, tiny_model, photos)
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Photos:
+    folder = tmp_path_factory.mktemp("photos")
+    made = Photos(folder, f"faiss:{folder / 'store'}", tiny_model)
+    sources = []
+    for seed in range(6):
+        path = folder / f"{seed}.jpg"
+        path.write_bytes(make_photo(seed, (1600, 1200) if seed > 3 else (80, 60)))
+        own = {"source": "flickr", "score": "five stars", "width": "wide", "album": seed % 2}
+        tenant = "anna" if seed % 2 else "bob"
+        caption = "" if seed == 0 else f"photo {seed}"
+        sources.append(source_at(str(path), namespace=tenant, metadata=own, caption=caption))
+    with open_store(made.address, "photos") as store:
+        assert Ingestor(store, tiny_model).ingest(sources).added == 6
+    return made
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the models that are loaded from here on; those loaded before are forgotten."""
+    loaded: list[str] = []
+    load = shared.load_embedder
+
+    def counted(name: str, **arguments: Any) -> Any:
+        loaded.append(name)
+        return load(name, **arguments)
+
+    for cache in (shared._embedders, shared._rerankers, shared._retrievers, shared._stores):
+        cache.clear()
+    monkeypatch.setattr(shared, "load_embedder", counted)
+    return loaded

@@ -13,7 +13,7 @@ from haystack.utils.filters import document_matches_filter
 
 from ldot_milvus.errors import FilterError, UsageError
 from ldot_milvus.integrations.haystack import LightningDOTRetriever
-from tests.integration.integrations.conftest import Album
+from tests.integration.integrations.album import Album
 
 
 @pytest.fixture(scope="module")

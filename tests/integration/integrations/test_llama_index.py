@@ -20,10 +20,10 @@ from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle
 from PIL import Image
 
 from ldot_milvus import open_store
-from ldot_milvus.errors import FilterError, UsageError
+from ldot_milvus.errors import FilterError, ModelMismatch, UsageError
 from ldot_milvus.integrations.llama_index import LightningDOTRetriever
 from ldot_milvus.stores import Record
-from tests.integration.integrations.conftest import Album
+from tests.integration.integrations.album import Album
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ async def test_async_is_the_same_and_runs_side_by_side(retriever: LightningDOTRe
     assert list(map(ids, together)) == [ids(retriever.retrieve(text)) for text in texts]
 
 
-def test_a_query_bundle_means_what_it_means_in_llama_index(album: Album) -> None:
+def test_a_query_bundle_means_what_it_means_in_llama_index(album: Album, tiny) -> None:
     retriever = LightningDOTRetriever(**album.parts, k=6)
     photo = album.photos / "3.jpg"
-    vector = retriever._retriever().embedder.encode_images([photo])[0].tolist()
+    vector = tiny.encode_images([photo])[0].tolist()
     cases = [
         (QueryBundle("a red square"), {"text": "a red square"}),
         (QueryBundle("", image_path=str(photo)), {"image": photo}),
-        (QueryBundle("red", embedding=vector), {"vector": vector}),
+        (QueryBundle("red", embedding=vector), {"image": photo}),
         (QueryBundle("red", custom_embedding_strs=["a red square"]), {"text": "a red square"}),
         (QueryBundle("red", custom_embedding_strs=["red", "blue"]), {"text": [(1, "red"), (1, "blue")]}),
         (QueryBundle("red", image_path=str(photo)), {"text": [(1, "red"), (1, photo)]}),
@@ -117,8 +117,9 @@ def test_photos_that_llama_index_cannot_read_itself(album: Album, tiny, tmp_path
     with open_store(f"faiss:{tmp_path / 'store'}", "photos") as store:
         store.bind(tiny.fingerprint, tiny.dim)
         store.upsert([Record(name, vector, source=source) for name, source in sources.items()])
-        retriever = LightningDOTRetriever(store, model=tiny, reranker="none", k=4)
-        nodes = {node.node_id: node.node for node in retriever.retrieve("a")}
+    parts = {**album.parts, "store": f"faiss:{tmp_path / 'store'}"}
+    retriever = LightningDOTRetriever(**parts, reranker="none", k=4)
+    nodes = {node.node_id: node.node for node in retriever.retrieve("a")}
     with Image.open(nodes["tar"].resolve_image()) as image:
         assert image.size == (660, 480)
     assert nodes["tar"].image_mimetype == "image/jpeg"
@@ -135,7 +136,8 @@ def test_photos_that_llama_index_cannot_read_itself(album: Album, tiny, tmp_path
         ({"filter": {"colour": 1}}, "red", FilterError, "colour"),
         ({"min_probability": 0.5}, "red", UsageError, "no calibration"),
         ({}, "", UsageError, "empty"),
-        ({}, QueryBundle("red", embedding=[1.0]), UsageError, "1 numbers: give 16"),
+        ({}, QueryBundle("red", embedding=[1.0]), ModelMismatch, "16"),
+        ({"min_probability": 0.5}, QueryBundle("red", embedding=[1.0] * 16), UsageError, "leave it out"),
     ],
 )
 def test_mistakes_are_our_errors(

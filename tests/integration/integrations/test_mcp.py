@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -19,17 +20,18 @@ from PIL import Image
 from ldot_milvus import LightningDOTEmbedder, Retriever, open_store
 from ldot_milvus.errors import ModelError
 from ldot_milvus.integrations import mcp as photos_mcp
-from ldot_milvus.integrations.common import LazyRetriever
 from ldot_milvus.integrations.mcp import photo_server
+from ldot_milvus.search import shared
+from ldot_milvus.search.shared import shared_retriever
 from ldot_milvus.search.thumbnails import thumbnail
 from ldot_milvus.stores import Record
 from tests.conftest import make_photo
-from tests.integration.integrations.conftest import Album
+from tests.integration.integrations.album import Album
 
 
 @pytest.fixture
 def server(album: Album):
-    return photo_server(LazyRetriever(**album.parts, reranker=None))
+    return photo_server(partial(shared_retriever, **album.parts))
 
 
 async def call(server, **arguments) -> CallToolResult:
@@ -145,6 +147,11 @@ async def test_no_path_of_a_client_is_opened(
     assert not [path for path in opened if "secret" in path]
 
 
+async def test_an_id_has_no_probability(server, album: Album) -> None:
+    id = album.search("red", k=1)[0].id
+    assert "leave it out" in refusal(await call(server, photo=id, min_probability=0.5))
+
+
 async def test_a_source_of_a_row_is_no_photo_to_give(server, album: Album) -> None:
     assert "no photo with the id" in refusal(await call(server, photo="photos/2.jpg"))
     assert "neither an id" in refusal(await call(server, photo=f"{album.photos}/../{'x' * 64}/2.jpg"))
@@ -161,9 +168,10 @@ async def test_a_source_of_a_row_is_no_photo_to_give(server, album: Album) -> No
         ({"text": "red", "k": 0}, "k: it should be greater than or equal to 1"),
         ({"text": "red", "k": 51}, "k: it should be less than or equal to 50"),
         ({"text": "red", "k": 2.5}, "k: it should be a valid integer"),
-        ({"text": "red", "top_k": 3}, "no argument 'top_k': it takes text, photo, filter, k, min_probability"),
+        ({"text": "red", "top_k": 3}, "search_photos takes no argument 'top_k': did you mean 'k'?"),
         ({"text": "red", "min_probability": 1.5}, "min_probability: it should be less"),
         ({"text": "red", "min_probability": 0.5}, "no calibration"),
+        ({"photo": base64.b64encode(make_photo(0)).decode(), "min_probability": 0}, "leave it out"),
         ({"photo": "0" * 64, "k": 2}, "no photo with the id '000"),
         ({"photo": "text row"}, "no photo with the id 'text row'"),
         ({"text": "red", "filter": {"colour": 1}}, "unknown field 'colour'"),
@@ -216,7 +224,7 @@ async def test_a_collection_that_is_missing_may_come_later(tiny, tmp_path: Path)
 
 
 async def test_the_model_is_loaded_once_and_the_server_answers_meanwhile(
-    album: Album, monkeypatch: pytest.MonkeyPatch
+    album: Album, monkeypatch: pytest.MonkeyPatch, loads: list[str]
 ) -> None:
     begun, may_end, loaded = threading.Event(), threading.Event(), []
 
@@ -226,9 +234,9 @@ async def test_the_model_is_loaded_once_and_the_server_answers_meanwhile(
         assert may_end.wait(30)
         return LightningDOTEmbedder(name, device="cpu")
 
-    monkeypatch.setattr("ldot_milvus.integrations.common.load_embedder", load)
+    monkeypatch.setattr(shared, "load_embedder", load)
     results: list[CallToolResult] = []
-    server = photo_server(LazyRetriever(**album.parts, reranker=None))
+    server = photo_server(partial(shared_retriever, **album.parts))
     async with Client(server) as client:
 
         async def search() -> None:
@@ -248,14 +256,16 @@ async def test_the_model_is_loaded_once_and_the_server_answers_meanwhile(
     assert loaded[0] is not threading.main_thread()
 
 
-async def test_a_model_that_cannot_be_loaded_is_tried_again(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = photo_server(LazyRetriever(**album.parts, reranker=None))
+async def test_a_model_that_cannot_be_loaded_is_tried_again(
+    album: Album, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+) -> None:
+    server = photo_server(partial(shared_retriever, **album.parts))
     with monkeypatch.context() as patch:
 
         def load(name: str, **options) -> LightningDOTEmbedder:
             raise ModelError(f"model {name!r}: the disk\nis gone")
 
-        patch.setattr("ldot_milvus.integrations.common.load_embedder", load)
+        patch.setattr(shared, "load_embedder", load)
         assert "the disk\\nis gone" in refusal(await call(server, text="red"))
     assert found(await call(server, text="red"))
 

@@ -27,7 +27,7 @@ from ldot_milvus.errors import UsageError
 from ldot_milvus.integrations import mcp_transports
 from ldot_milvus.integrations.mcp_transports import is_loopback, parse_host_port
 from tests.conftest import ROOT
-from tests.integration.integrations.conftest import Album
+from tests.integration.integrations.album import Album
 
 LDOT = ["-m", "ldot_milvus", "mcp"]
 FAULTY = ["-m", "tests.faulty_mcp"]

@@ -12,7 +12,7 @@ from milvus_model.base import BaseEmbeddingFunction, BaseRerankFunction, RerankR
 from ldot_milvus import open_store
 from ldot_milvus.errors import UsageError
 from ldot_milvus.integrations.pymilvus_model import LightningDOTEmbeddingFunction, LightningDOTRerankFunction
-from tests.integration.integrations.conftest import Album
+from tests.integration.integrations.album import Album
 from tests.tolerance import assert_first
 
 TEXTS = ["a red square", "blocks of colour"]
@@ -53,8 +53,12 @@ def test_vectors_are_those_of_the_model(embeddings: LightningDOTEmbeddingFunctio
         embeddings.encode_queries("a single string")
 
 
-def test_a_loaded_model_is_used_as_it_is(tiny) -> None:
+def test_models_are_shared_unless_a_device_is_given(tiny, tiny_model: str) -> None:
     assert LightningDOTEmbeddingFunction(tiny).embedder is tiny
+    shared = LightningDOTEmbeddingFunction(tiny_model).embedder
+    assert LightningDOTEmbeddingFunction(tiny_model).embedder is shared
+    with pytest.raises(UsageError, match="device"):
+        LightningDOTEmbeddingFunction(tiny_model, device="abacus")
 
 
 def test_a_collection_of_pymilvus_is_filled_searched_and_reranked(
@@ -111,7 +115,8 @@ def test_photos_without_region_data_are_left_out(album: Album, tiny, tmp_path: P
     with open_store(f"faiss:{tmp_path / 'bare'}", "photos") as store:
         store.bind(tiny.fingerprint, tiny.dim)
         store.upsert([Record("a", tiny.encode_texts(["a"])[0], source="/a.jpg")])
-        assert LightningDOTRerankFunction(store, model=tiny)("a red square", ["a"]) == []
+    parts = {**album.parts, "store": f"faiss:{tmp_path / 'bare'}"}
+    assert LightningDOTRerankFunction(**parts)("a red square", ["a"]) == []
 
 
 @pytest.mark.parametrize(

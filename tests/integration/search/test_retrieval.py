@@ -77,34 +77,41 @@ def test_a_photo_finds_itself_and_sentences(retriever: Retriever, tmp_path: Path
 def test_a_stored_vector_finds_what_its_photo_finds(retriever: Retriever, tmp_path: Path) -> None:
     photo = tmp_path / "photos" / "0003.jpg"
     row = next(row for row in retriever.store.iterate(with_embeddings=True) if row.source == str(photo))
-    hits = retriever.search(vector=row.embedding, k=12)
+    hits = retriever.nearest(row.embedding, k=12)
     by_photo = {hit.id: hit.score for hit in retriever.search(image=photo, k=12)}
     assert {hit.id: hit.score for hit in hits} == pytest.approx(by_photo, rel=1e-4, abs=1e-4)
     assert {(hit.rerank_score, hit.probability) for hit in hits} == {(None, None)}
-    assert retriever.search(vector=row.embedding.tolist(), k=12) == hits
+    with pytest.raises(ModelMismatch):
+        retriever.nearest(row.embedding[:3])
+    with pytest.raises(UsageError, match="k is 0"):
+        retriever.nearest(row.embedding, k=0)
 
 
 def test_given_photos_are_reranked_as_those_of_a_search(retriever: Retriever) -> None:
-    hits = retriever.search("a red square", k=12, rerank=12)
-    ids = sorted(hit.id for hit in hits)
-    again = retriever.rerank("a red square", [*ids, "t0", "nowhere", ids[0]])
-    assert sorted(hit.id for hit in again) == ids  # neither the text nor the unknown id, and no id twice
-    assert_first([hit.id for hit in again], {hit.id: hit.rerank_score for hit in hits})
-    for hit, before in zip(sorted(again, key=lambda hit: hit.id), sorted(hits, key=lambda hit: hit.id), strict=True):
+    hits = {hit.id: hit for hit in retriever.search("a red square", k=12, rerank=12)}
+    ids = sorted(hits)
+    given = [(id, None) for id in (*ids, "t0", "nowhere", ids[0])]
+    again = retriever.rerank("a red square", given)
+    assert sorted(index for index, _ in again) == list(range(len(given)))
+    assert [index for index, hit in again if hit is None] == [12, 13]  # the text and the unknown id, which come last
+    assert again[-2:] == [(12, None), (13, None)]
+    ranked = [hit for index, hit in again if hit is not None and index != 14]
+    assert_first([hit.id for hit in ranked], {id: hit.rerank_score for id, hit in hits.items()})
+    for hit in ranked:
+        before = hits[hit.id]
         assert (hit.score, hit.rerank_score) == pytest.approx((before.score, before.rerank_score), abs=1e-4)
+    by_source = retriever.rerank("a red square", [(None, hits[id].source) for id in ids])
+    assert [hit.id for _, hit in by_source] == [hit.id for hit in ranked]
     retriever.region_store.delete([ids[0]])
-    last = retriever.rerank("a red square", ids)[-1]
+    _, last = retriever.rerank("a red square", given[:12])[-1]
     assert (last.id, last.rerank_score) == (ids[0], None)
-    assert retriever.rerank("a red square", []) == []
 
 
-def test_reranking_what_cannot_be_is_refused(retriever: Retriever, tiny, tmp_path: Path) -> None:
+def test_reranking_what_cannot_be_is_refused(retriever: Retriever, tiny) -> None:
     with pytest.raises(UsageError, match="empty"):
-        retriever.rerank(" ", ["t0"])
+        retriever.rerank(" ", [("t0", None)])
     with pytest.raises(UsageError, match="LDOT_RERANKER"):
-        Retriever(tiny, retriever.store, reranker="none").rerank("blue", ["t0"])
-    with open_store(f"faiss:{tmp_path / 'store'}", "missing") as store, pytest.raises(CollectionNotFound):
-        Retriever(tiny, store).rerank("blue", ["t0"])
+        Retriever(tiny, retriever.store, reranker="none").rerank("blue", [("t0", None)])
 
 
 def test_lost_region_data_is_ranked_last_and_told(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,13 +142,6 @@ async def test_async_is_the_same_and_runs_side_by_side(retriever: Retriever) -> 
         ({"text": " \n"}, "empty"),
         ({}, "exactly one of them"),
         ({"text": "a", "image": b"x"}, "exactly one of them"),
-        ({"text": "a", "vector": [0.0] * 16}, "exactly one of them"),
-        ({"vector": [0.0] * 3}, "3 numbers: give 16"),
-        ({"vector": [[0.0] * 16]}, "1 x 16 numbers: give 16"),
-        ({"vector": [float("nan")] * 16}, "give 16 finite"),
-        ({"vector": "a red square"}, "no list of numbers"),
-        ({"vector": [0.0] * 16, "rerank": 3}, "rerank=0"),
-        ({"vector": [0.0] * 16, "min_probability": 0.5}, "leave it out"),
         ({"text": "a", "k": 0}, "k is 0"),
         ({"text": "a", "k": -1}, "k is -1"),
         ({"text": "a", "k": 2.5}, "k is 2.5"),
