@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 import ldot_milvus
 from ldot_milvus.errors import InputError, LdotError, UsageError, printable
+from ldot_milvus.integrations.arguments import refuse_unknown
 from ldot_milvus.search.hits import Hit
 from ldot_milvus.search.probability import check_minimum
 from ldot_milvus.search.retriever import Retriever
@@ -196,11 +197,10 @@ class _Threads:
 
 def _checked(values: dict[str, Any]) -> SearchArguments:
     """Return the arguments of a call; raise UsageError with one line if one of them is invalid."""
+    refuse_unknown(values, SearchArguments.model_fields, SEARCH_PHOTOS.name)
+    given = {name: value for name, value in values.items() if value not in ("", None)}  # models fill in both
     try:
-        # Models give "" and null for what they leave out.
-        return SearchArguments.model_validate(
-            {name: value for name, value in values.items() if value not in ("", None)}
-        )
+        return SearchArguments.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
