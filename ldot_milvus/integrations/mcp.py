@@ -26,6 +26,7 @@ from ldot_milvus.integrations.arguments import refuse_unknown
 from ldot_milvus.search.hits import Hit
 from ldot_milvus.search.probability import check_minimum
 from ldot_milvus.search.retriever import Retriever
+from ldot_milvus.search.shared import shared_retriever
 from ldot_milvus.search.thumbnails import thumbnail
 from ldot_milvus.stores.validation import MAX_ID
 
@@ -125,11 +126,15 @@ SEARCH_PHOTOS = Tool(
 )
 
 
-def photo_server(retriever: Callable[[], Retriever]) -> Server:
+def photo_server(retriever: Callable[[], Retriever] = shared_retriever) -> Server:
     """Make an MCP server with the tool ``search_photos``.
 
     Args:
-        retriever: returns the retriever. It is called in a thread for each search, the first time with nothing loaded.
+        retriever: returns the retriever. It is called in a thread at each search, and loads the model at the first one.
+            The default is the retriever of the settings.
+
+    Returns:
+        A server of the MCP SDK, to be run with one of the SDK's transports.
     """
     in_thread = _Threads().run
 
