@@ -8,6 +8,7 @@ from ldot_milvus.cli.convert import convert
 from ldot_milvus.cli.doctor import doctor
 from ldot_milvus.cli.duplicates import duplicates
 from ldot_milvus.cli.evaluate import evaluate
+from ldot_milvus.cli.mcp import mcp
 from ldot_milvus.cli.models import models
 from ldot_milvus.cli.regions import regions
 from ldot_milvus.cli.search import search
@@ -27,5 +28,5 @@ def main() -> None:
     """
 
 
-for command in (search, duplicates, evaluate, regions, convert, train, migrate, reindex, models, doctor):
+for command in (search, duplicates, evaluate, regions, convert, train, migrate, reindex, models, mcp, doctor):
     main.add_command(command)

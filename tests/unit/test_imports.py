@@ -7,7 +7,19 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "faiss", "langchain_core", "PIL", "pymilvus", "redis", "tqdm"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "faiss",
+    "langchain_core",
+    "PIL",
+    "pymilvus",
+    "redis",
+    "tqdm",
+    "mcp",
+    "llama_index",
+    "haystack",
+}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +77,16 @@ def test_promised_names_outside_of_the_package_itself() -> None:
     assert integrations.langchain.LightningDOTEmbeddings is ldot_milvus.LightningDOTEmbeddings
     for name in ("LightningDOT", "LightningDOTConfig", "CrossAttentionReranker", "LightningDOTForPreTraining"):
         assert getattr(ldot_milvus.model, name).__name__ == name
+
+
+@pytest.mark.parametrize("name", ["haystack", "llama_index", "mcp", "pymilvus_model"])
+def test_short_names_of_the_adapters(name: str) -> None:
+    from importlib import import_module
+
+    alias, module = import_module(f"integrations.{name}"), import_module(f"ldot_milvus.integrations.{name}")
+    assert alias.__all__
+    for public in alias.__all__:
+        assert getattr(alias, public) is getattr(module, public)
 
 
 def test_the_former_module_of_the_ingestor_says_where_it_is_now() -> None:

@@ -13,6 +13,7 @@ from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.search import shared
 from ldot_milvus.sources.base import source_at
 from tests.conftest import make_photo
+from tests.integration.integrations.album import album  # noqa: F401  (a fixture)
 
 
 @dataclass(frozen=True)
