@@ -87,13 +87,23 @@ class RegionStore:
         """
         self._int8 = dtype == "int8"
         self.address = root = absolute_region_address(address)
-        self._fs: Any = None  # None: a local folder, read and written without fsspec
+        self._opened: tuple[int, Any] = os.getpid(), None
         if _is_fsspec(address):
-            self._fs, root = _connect(address)
+            fs, root = _connect(address)
+            self._opened = os.getpid(), fs
         self._base = root.rstrip("/")
         self._root = self._folder(fingerprint)
         self._former = former
         self._former_roots: list[str] | None = None  # None: not needed so far
+
+    @property
+    def _fs(self) -> Any:
+        """The file system in this process; None for a local folder, which is read and written without fsspec."""
+        process, fs = self._opened
+        if fs is not None and process != os.getpid():  # its event loop runs in a thread, which no fork copies
+            fs, _ = _connect(self.address)
+            self._opened = os.getpid(), fs
+        return fs
 
     @property
     def folder(self) -> str | None:
