@@ -148,11 +148,15 @@ class Computation(ContextDecorator):
         return self._own.paused
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _turns() -> int:
     """Return how many threads may compute at once: as many as keep every core busy with torch's own threads."""
     torch: Any = sys.modules.get("torch")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(LEAST_TURNS, cores // (torch.get_num_threads() if torch else 1))
+    return max(LEAST_TURNS, cores() // (torch.get_num_threads() if torch else 1))
 
 
 def _renew_torch(threads: int | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldot_milvus.errors import ModelError, UsageError
-from ldot_milvus.forks import Lock
+from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.lightningdot.files import LightningDOTFiles, LightningDOTRerankerFiles
 from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype
 from ldot_milvus.regions.registry import extractor_class
@@ -82,7 +82,7 @@ def load_bundle(files: LightningDOTFiles, *, device: str | None = None, dtype: s
     chosen_dtype = choose_dtype(dtype, chosen_device)
     from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 
-    with QuietTransformers():
+    with computation, QuietTransformers():
         try:
             encoder = LightningDOT.from_pretrained(files.folder)
             tokenizer = load_tokenizer(files.folder)
