@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.filesystems import open_filesystem
 from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
 
@@ -288,10 +289,8 @@ def _is_fsspec(address: str) -> bool:
 
 
 def _connect(address: str) -> tuple[Any, str]:
-    import fsspec
-
     try:
-        fs, root = fsspec.core.url_to_fs(address)
+        fs, root = open_filesystem(address)
     except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
         raise StoreError(f"region store {address}: {error} (pip install)") from error
     except ValueError as error:
@@ -301,7 +300,7 @@ def _connect(address: str) -> tuple[Any, str]:
     except Exception as error:
         raise StoreError(f"region store {address} cannot be opened: {_remedy(error)}") from error
     is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    return (None if is_local else fs), str(root)
+    return (None if is_local else fs), root
 
 
 def _safe(text: str) -> str:

@@ -1,0 +1,37 @@
+"""Remote file systems of fsspec, such as ``s3://bucket/photos``, with limits on silence.
+
+By its defaults, s3fs would wait six minutes for a server that accepts connections and never answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CONNECT_SECONDS, READ_SECONDS = 5, 10
+"""Seconds until an attempt fails that cannot connect, or that receives nothing."""
+
+ATTEMPTS = 3
+"""Attempts of each request, of which s3fs repeats those that failed for a while."""
+
+
+def open_filesystem(address: str) -> tuple[Any, str]:
+    """Return the file system of an address in this process, and the path in it.
+
+    Args:
+        address: an fsspec address, which may be chained (``simplecache::s3://...``).
+
+    Raises:
+        ImportError: the package of the file system is not installed; the message names it.
+        ValueError: fsspec does not know the scheme.
+    """
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if "s3://" in address:
+        limits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"total_max_attempts": 1}}
+        own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # the user's, which arguments would replace
+        options["s3"] = {"config_kwargs": {**limits, **own}}
+    fs, path = fsspec.core.url_to_fs(address, **options)
+    if "s3://" in address and hasattr(fs, "retries"):
+        fs.retries = ATTEMPTS
+    return fs, str(path)
