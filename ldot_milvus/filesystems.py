@@ -10,8 +10,11 @@ from typing import Any
 CONNECT_SECONDS, READ_SECONDS = 5, 10
 """Seconds until an attempt fails that cannot connect, or that receives nothing."""
 
-ATTEMPTS = 3
-"""Attempts of each request, of which s3fs repeats those that failed for a while."""
+ATTEMPTS = 2
+"""Attempts of each request, which s3fs makes; botocore repeats none."""
+
+CONNECTIONS = 32
+"""Requests at a time: the region data that a search reads by default is requested at once."""
 
 
 def open_filesystem(address: str) -> tuple[Any, str]:
@@ -28,7 +31,10 @@ def open_filesystem(address: str) -> tuple[Any, str]:
 
     options: dict[str, Any] = {}
     if "s3://" in address:
-        limits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"total_max_attempts": 1}}
+        limits = {
+            "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"total_max_attempts": 1},
+            "max_pool_connections": CONNECTIONS,
+        }  # fmt: skip
         own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # the user's, which arguments would replace
         options["s3"] = {"config_kwargs": {**limits, **own}}
     fs, path = fsspec.core.url_to_fs(address, **options)
