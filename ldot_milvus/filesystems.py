@@ -1,6 +1,7 @@
 """Remote file systems of fsspec, such as ``s3://bucket/photos``, with limits on silence.
 
-By its defaults, s3fs would wait six minutes for a server that accepts connections and never answers.
+By its defaults, s3fs would wait six minutes for a server that accepts connections and never answers; for its permission
+to upload, it would wait for ever.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ ATTEMPTS = 2
 
 CONNECTIONS = 32
 """Requests at a time: the region data that a search reads by default is requested at once."""
+
+CALL_SECONDS = 30.0
+"""Limit of a call that reads or writes small files, and one second more for each file."""
 
 
 def open_filesystem(address: str) -> tuple[Any, str]:
@@ -41,3 +45,27 @@ def open_filesystem(address: str) -> tuple[Any, str]:
     if "s3://" in address and hasattr(fs, "retries"):
         fs.retries = ATTEMPTS
     return fs, str(path)
+
+
+def call(fs: Any, method: str, *args: Any, files: int = 1, **kwargs: Any) -> Any:
+    """Call a method of a file system, with a time limit if it belongs to a network.
+
+    Args:
+        fs: the file system.
+        method: name of the method.
+        args, kwargs: its arguments.
+        files: number of small files that it reads or writes.
+
+    Raises:
+        TimeoutError: the call did not end within :data:`CALL_SECONDS` and a second for each file.
+    """
+    if not fs.async_impl:
+        return getattr(fs, method)(*args, **kwargs)
+    from fsspec.asyn import sync
+    from fsspec.exceptions import FSTimeoutError
+
+    seconds = CALL_SECONDS + files
+    try:
+        return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=seconds, **kwargs)
+    except FSTimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from error

@@ -60,7 +60,6 @@ def _import_all() -> None:
     import huggingface_hub  # noqa: F401
     import kombu.transport.pyamqp
     import kombu.transport.redis  # noqa: F401
-    import pymilvus  # noqa: F401
     import s3fs  # noqa: F401
 
     import ldot_milvus.cli

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
-from ldot_milvus.filesystems import open_filesystem
+from ldot_milvus.filesystems import call, open_filesystem
 from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
 
@@ -167,7 +167,7 @@ class RegionStore:
             try:
                 if self._fs is None:
                     return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
-                entries = self._fs.ls(self._base, detail=True)
+                entries = call(self._fs, "ls", self._base, detail=True)
             except FileNotFoundError:
                 return []
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
@@ -226,7 +226,7 @@ class RegionStore:
                     contents[path] = file.read()
             return contents
         # Not on_error="omit": an unreachable network must not look like missing region data.
-        results = self._fs.cat(list(paths), on_error="return") if paths else {}
+        results = call(self._fs, "cat", list(paths), files=len(paths), on_error="return") if paths else {}
         for path, result in results.items():
             if isinstance(result, bytes):
                 contents[path] = result
@@ -237,10 +237,10 @@ class RegionStore:
     def _write(self, path: str, data: bytes, *, durable: bool = False) -> None:
         if self._fs is not None:
             try:
-                self._fs.pipe_file(path, data)
+                call(self._fs, "pipe_file", path, data)
             except FileNotFoundError:  # a file system with real folders
-                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._fs.pipe_file(path, data)
+                call(self._fs, "makedirs", path.rpartition("/")[0], exist_ok=True)
+                call(self._fs, "pipe_file", path, data)
             return
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
@@ -263,7 +263,7 @@ class RegionStore:
 
     def _size(self, path: str) -> int:
         with suppress(FileNotFoundError):
-            return os.stat(path).st_size if self._fs is None else int(self._fs.info(path)["size"] or 0)
+            return os.stat(path).st_size if self._fs is None else int(call(self._fs, "info", path)["size"] or 0)
         return 0
 
     def _remove(self, path: str) -> None:
@@ -271,7 +271,7 @@ class RegionStore:
             if self._fs is None:
                 os.remove(path)
             else:
-                self._fs.rm_file(path)
+                call(self._fs, "rm_file", path)
 
     @contextmanager
     def _explained(self, done: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -109,8 +110,8 @@ GROUPS = {
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> dict[str, str]:
-    """Settings of a collection with a photo, whose journal has a failure, so that each command has something to do."""
+def filled(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Path:
+    """A store with a photo, whose journal has a failure, so that each command has something to do."""
     folder = tmp_path_factory.mktemp("filled")
     address = f"faiss:{folder}"
     with open_store(address) as store:
@@ -122,7 +123,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> dict[st
     source = next(iter(expand([PHOTO])))
     failed = FailedItem(source.source, "for this test", run.id, "ingest", target, source.to_dict())
     with_failure.end(run.id, "chunk", {"failed": 1.0}, [failed])
-    return {"LDOT_STORE": address, "LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    return folder
 
 
 @pytest.fixture
@@ -133,23 +134,26 @@ def servers() -> Iterator[ExitStack]:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_command_ends_with_one_line(
-    group: str, filled: dict[str, str], servers: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: str, filled: Path, tiny_model: str, servers: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells, about = [], []
     for number, kind in enumerate(GROUPS[group]):
         folder = tmp_path / str(number)
         folder.mkdir()
         port = servers.enter_context(serving(kind.server, folder))
-        env = {**filled, **{name: value.format(port=port) for name, value in kind.env.items()}}
+        given = {name: value.format(port=port) for name, value in kind.env.items()}
         if group == "hub":  # its client reads them when it is imported
-            for name, value in {**env, "HF_HOME": str(folder / "hub"), "NO_PROXY": "127.0.0.1"}.items():
+            for name, value in {**given, "HF_HOME": str(folder / "hub"), "NO_PROXY": "127.0.0.1"}.items():
                 monkeypatch.setenv(name, value)
         for name in kind.commands:
+            place = folder / name.replace(" ", "-")
+            store = shutil.copytree(filled, place / "store")  # of its own, since some commands write
+            env = {"LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "LDOT_STORE": f"faiss:{store}"}
             # A worker waits for its broker without end, and says so.
             seconds = 20.0 if name == "worker" else kind.seconds
-            place = {"folder": str(folder / name.replace(" ", "-")), "seconds": seconds}
-            cells.append({"command": list(COMMANDS[name]), "env": env, **place})
-            about.append((f"{name} with {env_of(kind)} ({kind.server!r})", name, kind))
+            command = list(COMMANDS[name])
+            cells.append({"command": command, "env": {**env, **given}, "folder": str(place), "seconds": seconds})
+            about.append((f"{name} with {given} ({kind.server!r})", name, kind))
     wrong = []
     for (what, name, kind), result in zip(about, run_all(cells), strict=True):
         lines = [line for line in result["output"].splitlines() if not line.startswith("No broker is set")]
@@ -169,7 +173,3 @@ def serving(server: str | bytes, folder: Path) -> AbstractContextManager[int]:
     if isinstance(server, bytes):
         return plain_server(server)
     return tls_server(folder) if server == "tls" else silent_server()
-
-
-def env_of(kind: Kind) -> str:
-    return " ".join(f"{name}={value}" for name, value in kind.env.items() if name.startswith(("LDOT", "HF")))
