@@ -7,7 +7,6 @@ import io
 import os
 import re
 import struct
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
 from ldot_milvus.errors import InputError
+from ldot_milvus.forks import Lock
 from ldot_milvus.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ LARGE = 2**22
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _ORIENTATION_TAG = 0x0112
 _NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-_strict_lock = threading.Lock()
+_strict_lock = Lock()
 _strict_users = 0
 _lenient_before = False
 _pixels_before: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -31,6 +32,7 @@ def one_line_errors(command: F) -> F:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from ldot_milvus.errors import LdotError
 
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC prints lines of its own at every attempt
         try:
             command(*args, **kwargs)
         except LdotError as error:

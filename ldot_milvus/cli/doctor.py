@@ -6,8 +6,11 @@ import sys
 
 import click
 
+from ldot_milvus.cli.common import one_line_errors
+
 
 @click.command()
+@one_line_errors
 def doctor() -> None:
     """Check the settings: device, model, stores and broker.
 

@@ -7,11 +7,11 @@ precomputed regions skip decoding and extraction; texts are read, hashed, encode
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ldot_milvus.batches import batched, prefetch
+from ldot_milvus.forks import Lock
 from ldot_milvus.ingest.near_duplicates import Hashes, NearDuplicates
 from ldot_milvus.ingest.pipeline import Pipeline
 from ldot_milvus.ingest.report import Failure as Failure
@@ -82,7 +82,7 @@ class Ingestor:
         self._device, self._dtype = device, dtype
         self._embedder = None if isinstance(model, str) else model
         self._reranker: Reranker | None = None
-        self._loading = threading.Lock()
+        self._loading = Lock()
         self.replaced: dict[str, Record] = {}
         self.hashes = Hashes()
         stored = store.model

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ldot_milvus.errors import UsageError
+from ldot_milvus.forks import Lock
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -117,7 +117,7 @@ def _canonical(address: str) -> str:
 
 
 class OpenTarget:
-    """The open store of a target, and its ingestor; not usable after a fork.
+    """The open store of a target, and its ingestor.
 
     Args:
         target: collection and models.
@@ -135,7 +135,7 @@ class OpenTarget:
         self.store: VectorStore = open_store(target.store, target.collection)
         self._settings = settings
         self._ingestor: Ingestor | None = None
-        self._making = threading.Lock()
+        self._making = Lock()
 
     @property
     def ingestor(self) -> Ingestor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.base import Array, Text
 
 
@@ -26,7 +26,7 @@ class TextTokens:
         self._tokenizer = tokenizer
         self._device = device
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def ids(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
         """Return the token ids of each text, truncated to ``limit`` tokens.
@@ -38,7 +38,7 @@ class TextTokens:
             raise UsageError("give a list of texts, not one string")
         if any(isinstance(text, str) and not text.strip() for text in texts):
             raise UsageError("the text is empty: describe what to look for")
-        with self._lock:
+        with computation, self._lock:
             return token_ids(self._tokenizer, texts, limit)
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,8 +125,8 @@ def by_length(
     """
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     result = np.empty((len(tokens), width), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        with computation, torch.inference_mode():
             result[rows] = compute(rows).float().cpu().numpy()
     return result

@@ -5,7 +5,6 @@ Source: LightningDOT, section 3.4. The second stage reads stored region data, so
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ldot_milvus.search.hits import Hit as Hit
 from ldot_milvus.search.hits import hit_of
 from ldot_milvus.search.probability import at_least, check_minimum, with_probability
 from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.settings import Settings
 from ldot_milvus.sources import Source
 from ldot_milvus.stores import Match, Record, VectorStore, open_store
@@ -176,8 +176,11 @@ class Retriever:
         return at_least(hits[:k], min_probability)
 
     async def asearch(self, text: str | Sequence[Part] | None = None, **arguments: Any) -> list[Hit]:
-        """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
-        return await asyncio.to_thread(self.search, text, **arguments)
+        """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop.
+
+        A process runs a few at a time (:mod:`~ldot_milvus.search.threads`); the others wait for their turn.
+        """
+        return await in_search_thread(self.search, text, **arguments)
 
     def nearest(
         self,

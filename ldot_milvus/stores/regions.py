@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.filesystems import call, open_filesystem
 from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
 
@@ -87,13 +88,23 @@ class RegionStore:
         """
         self._int8 = dtype == "int8"
         self.address = root = absolute_region_address(address)
-        self._fs: Any = None  # None: a local folder, read and written without fsspec
+        self._opened: tuple[int, Any] = os.getpid(), None
         if _is_fsspec(address):
-            self._fs, root = _connect(address)
+            fs, root = _connect(address)
+            self._opened = os.getpid(), fs
         self._base = root.rstrip("/")
         self._root = self._folder(fingerprint)
         self._former = former
         self._former_roots: list[str] | None = None  # None: not needed so far
+
+    @property
+    def _fs(self) -> Any:
+        """The file system in this process; None for a local folder, which is read and written without fsspec."""
+        process, fs = self._opened
+        if fs is not None and process != os.getpid():  # its event loop runs in a thread, which no fork copies
+            fs, _ = _connect(self.address)
+            self._opened = os.getpid(), fs
+        return fs
 
     @property
     def folder(self) -> str | None:
@@ -156,7 +167,7 @@ class RegionStore:
             try:
                 if self._fs is None:
                     return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
-                entries = self._fs.ls(self._base, detail=True)
+                entries = call(self._fs, "ls", self._base, detail=True)
             except FileNotFoundError:
                 return []
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
@@ -215,7 +226,7 @@ class RegionStore:
                     contents[path] = file.read()
             return contents
         # Not on_error="omit": an unreachable network must not look like missing region data.
-        results = self._fs.cat(list(paths), on_error="return") if paths else {}
+        results = call(self._fs, "cat", list(paths), files=len(paths), on_error="return") if paths else {}
         for path, result in results.items():
             if isinstance(result, bytes):
                 contents[path] = result
@@ -226,10 +237,10 @@ class RegionStore:
     def _write(self, path: str, data: bytes, *, durable: bool = False) -> None:
         if self._fs is not None:
             try:
-                self._fs.pipe_file(path, data)
+                call(self._fs, "pipe_file", path, data)
             except FileNotFoundError:  # a file system with real folders
-                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._fs.pipe_file(path, data)
+                call(self._fs, "makedirs", path.rpartition("/")[0], exist_ok=True)
+                call(self._fs, "pipe_file", path, data)
             return
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
@@ -252,7 +263,7 @@ class RegionStore:
 
     def _size(self, path: str) -> int:
         with suppress(FileNotFoundError):
-            return os.stat(path).st_size if self._fs is None else int(self._fs.info(path)["size"] or 0)
+            return os.stat(path).st_size if self._fs is None else int(call(self._fs, "info", path)["size"] or 0)
         return 0
 
     def _remove(self, path: str) -> None:
@@ -260,7 +271,7 @@ class RegionStore:
             if self._fs is None:
                 os.remove(path)
             else:
-                self._fs.rm_file(path)
+                call(self._fs, "rm_file", path)
 
     @contextmanager
     def _explained(self, done: str) -> Iterator[None]:
@@ -278,10 +289,8 @@ def _is_fsspec(address: str) -> bool:
 
 
 def _connect(address: str) -> tuple[Any, str]:
-    import fsspec
-
     try:
-        fs, root = fsspec.core.url_to_fs(address)
+        fs, root = open_filesystem(address)
     except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
         raise StoreError(f"region store {address}: {error} (pip install)") from error
     except ValueError as error:
@@ -291,7 +300,7 @@ def _connect(address: str) -> tuple[Any, str]:
     except Exception as error:
         raise StoreError(f"region store {address} cannot be opened: {_remedy(error)}") from error
     is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    return (None if is_local else fs), str(root)
+    return (None if is_local else fs), root
 
 
 def _safe(text: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.forks import computation
 from ldot_milvus.hub import hub_folder
 from ldot_milvus.images import ImageSource, open_image
 from ldot_milvus.regions.base import Regions, boxes7
@@ -154,6 +155,7 @@ class BottomUpExtractor:
             return [self._regions(image) for image in images]
         return self._regions(images)
 
+    @computation
     @torch.inference_mode()
     def _regions(self, image: ImageSource) -> Regions:
         config, predictor = self.config, self.detector.roi_heads.box_predictor

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ldot_milvus.errors import CollectionNotFound, StoreError
+from ldot_milvus.forks import Lock
 from ldot_milvus.stores.milvus.address import LiteAddress
 
 TIMEOUT = 30.0
@@ -63,7 +66,7 @@ class Server:
         self.address = LiteAddress(address).address if self.lite else address
         self.timeout = timeout
         self._token = token
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._connected: tuple[int, Any] | None = None
 
     def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
@@ -214,3 +217,13 @@ def _quiet_pymilvus() -> Iterator[None]:
         yield
     finally:
         _our_call.active = False
+
+
+def _leave_lite_to_parent() -> None:
+    """Let a forked child, which uses its parent's server of Milvus Lite, not stop it and write its file at the end."""
+    if "milvus_lite.server_manager" in sys.modules:
+        atexit.unregister(sys.modules["milvus_lite.server_manager"].server_manager_instance.release_all)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_lite_to_parent)
