@@ -64,15 +64,32 @@ def look(store: VectorStore, node: Node, rows_with: RowsWith) -> None:
 
 
 def _absent(store: VectorStore, field: Field, rows: list[Record]) -> str:
-    *parents, last = field.path
-    siblings = (value_of(Field(field.name, tuple(parents)), row) for row in rows)
-    names = {key for value in siblings if isinstance(value, dict) for key in value}
-    near = get_close_matches(last, sorted(names), 1)
-    hint = f"did you mean {Field(field.name, (*parents, near[0]))}? " if near else ""
+    near = _with_dots(field, rows) or _similar(field, rows)
+    hint = f"did you mean {near}? " if near else ""
     return (
         f"no row of collection {store.collection!r} has a value in {field}: {hint}a missing field matches only $ne, "
         "$nin, $not and $exists: false"
     )
+
+
+def _similar(field: Field, rows: list[Record]) -> Field | None:
+    *parents, last = field.path
+    near = get_close_matches(last, sorted(_keys(field, tuple(parents), rows)), 1)
+    return Field(field.name, (*parents, near[0])) if near else None
+
+
+def _with_dots(field: Field, rows: list[Record]) -> Field | None:
+    """Return the field if its path is a key with dots."""
+    for place in range(len(field.path) - 1):
+        parents, key = field.path[:place], ".".join(field.path[place:])
+        if key in _keys(field, parents, rows):
+            return Field(field.name, (*parents, key))
+    return None
+
+
+def _keys(field: Field, parents: tuple[str, ...], rows: list[Record]) -> set[str]:
+    values = (value_of(Field(field.name, parents), row) for row in rows)
+    return {key for value in values if isinstance(value, dict) for key in value}
 
 
 def _of_other_types(field: Field, about: list[Condition], rows: list[Record]) -> str | None:
@@ -82,6 +99,9 @@ def _of_other_types(field: Field, about: list[Condition], rows: list[Record]) ->
         stored.add("time")
     if not stored:
         return None
+    dotted = _with_dots(field, rows)
+    if dotted is not None:
+        return f"{field} is a nested key here, and some rows also have a key with dots: write {dotted} for that one"
     has_lists = "list" in stored and not any(isinstance(one, (Contains, Exists)) for one in about)
     for condition in about:
         wanted = _types_of(condition)
@@ -90,8 +110,8 @@ def _of_other_types(field: Field, about: list[Condition], rows: list[Record]) ->
         if has_lists:
             return f"{field} is a list in some rows, which only $contains looks into: use it to find an element"
         return (
-            f"{field}: the filter compares with a {_or(wanted)}, and the {len(rows)} rows looked at have a {_or(stored)} "
-            "there: values of different types never match"
+            f"{field}: the filter compares with a {_or(wanted)}, and each of {len(rows)} rows looked at has a "
+            f"{_or(stored)} there: values of different types never match"
         )
     return None
 

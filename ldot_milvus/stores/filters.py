@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,7 @@ MAX_DEPTH = 32
 MAX_PATTERN = 8192  # bytes; SQLite takes 50,000 after each of them may have become three
 
 _KEY = r"""[^.\[\]"'\\\x00-\x1f\x7f]+"""
-_PART = re.compile(rf"""\.(?P<key>{_KEY})|\[(?P<index>0|[1-9][0-9]*)\]|\[(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\]""",
-                   re.DOTALL)  # fmt: skip
+_PART = re.compile(rf"""\.(?P<key>{_KEY})|\[(?P<index>0|[1-9][0-9]*)\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]""")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Field:
         return self.name in TEXT_FIELDS
 
     def __str__(self) -> str:
-        keys = (f".{key}" if re.fullmatch(_KEY, key) else f"[{_quoted(key)}]" for key in self.path)
+        keys = (
+            f".{key}" if re.fullmatch(_KEY, key) else f"[{json.dumps(key, ensure_ascii=False)}]" for key in self.path
+        )
         return self.name + "".join(keys)
 
 
@@ -183,9 +185,17 @@ def _parse_field(key: Any) -> Field:
             _check_text(part, "a field name")
         return Field("metadata", path)
     fields = (*TEXT_FIELDS, *NUMBER_FIELDS)
-    near = get_close_matches(key, fields, 1) if isinstance(key, str) else []
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise FilterError(f"unknown field {key!r}: {hint}use {', '.join(fields)} or metadata.KEY (dots for nested keys)")
+    raise FilterError(
+        f"unknown field {key!r}{_meant(key, fields)}: use {', '.join(fields)} or metadata.KEY (dots for nested keys)"
+    )
+
+
+def _meant(key: Any, fields: tuple[str, ...]) -> str:
+    """Return what an unknown field was probably meant to be."""
+    if not isinstance(key, str) or not key or key == "metadata":
+        return ""
+    near = get_close_matches(key, fields, 1, 0.75)
+    return f" (did you mean {near[0]}?)" if near else f" (a field of your own is {Field('metadata', (key,))})"
 
 
 def _parse_path(key: str) -> tuple[str, ...]:
@@ -199,27 +209,16 @@ def _parse_path(key: str) -> tuple[str, ...]:
                 f"bad metadata path {key!r}: join keys with dots, and write a key with dots, quotes or brackets as in "
                 'metadata["a.b"]'
             )
-        if found["quoted"] is None:
-            path.append(found["key"] or found["index"])
-        else:
-            path.append(_unquoted(found["quoted"], key))
+        path.append(found["key"] or found["index"] or _unquoted(found["quoted"], key))
         place = found.end()
     return tuple(path)
 
 
-def _quoted(key: str) -> str:
-    escapes = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
-    return '"' + "".join(escapes.get(char, char) for char in key) + '"'
-
-
 def _unquoted(quoted: str, key: str) -> str:
-    def meant(found: re.Match[str]) -> str:
-        char = {"n": "\n", "r": "\r", "t": "\t", **dict.fromkeys("\"'\\", found[1])}.get(found[1])
-        if char is None:
-            raise FilterError(f"bad metadata path {key!r}: inside quotes, write \\\\ for a backslash")
-        return char
-
-    return re.sub(r"\\(.)", meant, quoted[1:-1], flags=re.DOTALL)
+    try:
+        return str(json.loads(quoted))
+    except ValueError as error:
+        raise FilterError(f"bad metadata path {key!r}: a key in quotes is a JSON string ({error})") from error
 
 
 def _parse_operators(field: Field, key: str, operators: Mapping[Any, Any], depth: int) -> Node:
@@ -233,7 +232,9 @@ def _parse_operators(field: Field, key: str, operators: Mapping[Any, Any], depth
 def _parse_operator(field: Field, key: str, operator: Any, value: Any, depth: int) -> Node:
     where = f"{key}: {operator}"
     if operator not in OPERATORS:
-        raise FilterError(f"{key}: unknown operator {operator!r}{_hint(field, key, operator)}; use {', '.join(OPERATORS)}")
+        raise FilterError(
+            f"{key}: unknown operator {operator!r}{_hint(field, key, operator)}; use {', '.join(OPERATORS)}"
+        )
     if operator == "$not":
         if not isinstance(value, Mapping):
             raise FilterError(f'{key}: $not takes operators such as {{"$gt": 5}}, not {_describe(value)}; or use $ne')
@@ -270,7 +271,8 @@ def _hint(field: Field, key: str, operator: Any) -> str:
         return ""
     if not operator.startswith("$") and field.path and "$" + operator not in OPERATORS:
         return f" (for a nested key, write {str(Field(field.name, (*field.path, operator)))!r})"
-    near = get_close_matches("$" + operator.lstrip("$").lower(), OPERATORS, 1)
+    name = "$" + operator.lstrip("$").lower()
+    near = ["$like"] if name in ("$regex", "$ilike", "$glob") else get_close_matches(name, OPERATORS, 1, 0.75)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
@@ -326,5 +328,5 @@ def _all(parts: list[Node]) -> Node:
 
 
 def _describe(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) else repr(value)
+    text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

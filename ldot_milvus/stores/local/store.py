@@ -135,7 +135,9 @@ class FaissStore(VectorStore):
             collection = self._find(transaction)
             if collection is None or transaction is None or not listed:
                 return []
-            pairs = transaction.select(collection, self._where({"id": {"$in": listed}}), with_embeddings=with_embeddings)
+            pairs = transaction.select(
+                collection, self._where({"id": {"$in": listed}}), with_embeddings=with_embeddings
+            )
         by_id = {record.id: record for _, record in pairs}
         return [by_id[id] for id in listed if id in by_id]
 
@@ -255,4 +257,3 @@ class FaissStore(VectorStore):
         index.catch_up(transaction, collection)
         self._index = index
         return index
-

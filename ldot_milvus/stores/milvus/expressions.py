@@ -129,10 +129,11 @@ class _Compiler:
                 exact = False
             elif not _is_exact(value):
                 return _ANY
-        for kind in (bool, str, (int, float)):
-            # Floats, since a whole number equals them, and not the other way round.
-            same = [float(value) if isinstance(value, (int, float)) and kind is not bool else value
-                    for value in values if isinstance(value, kind) and (kind is bool or not isinstance(value, bool))]  # fmt: skip
+        flags = [value for value in values if isinstance(value, bool)]
+        # As floats, because a whole number equals one for a server, but not the other way round.
+        numbers = [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        words = [value for value in values if isinstance(value, str)]
+        for same in (flags, numbers, words):
             literals = self._literals(dict.fromkeys(same))
             if literals is None:
                 return _ANY
@@ -155,7 +156,7 @@ class _Compiler:
         if isinstance(value, Time) or not _is_exact(value):
             return _ANY
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        literal = self._literal(float(value) if number and value is not None else value)
+        literal = self._literal(float(value) if number else value)
         return _ANY if literal is None else Expression(f"(json_contains({path}, {literal}))")
 
     def _like(self, name: str, node: Like) -> Expression:
