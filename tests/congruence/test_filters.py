@@ -102,7 +102,7 @@ def assert_found(store: VectorStore, filter: dict[str, Any], expected: list[str]
     assert best == expected[: -K - 1 : -1]
 
 
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(filter=filters)
 def test_the_same_rows_as_the_reference(store: VectorStore, rows: list[Record], filter: dict[str, Any]) -> None:
     matches = predicate(parse(filter))

@@ -141,7 +141,7 @@ class _Compiler:
                 tests.append(f"{path} == {literals[0]}")
             elif literals:
                 tests.append(f"{path} in [{', '.join(literals)}]")
-        return Expression(f"({' or '.join(tests)})" if tests else NOTHING, exact)
+        return Expression(f"({' or '.join(tests) or NOTHING})", exact)
 
     def _order(self, path: str, node: Compare) -> Expression:
         if isinstance(node.value, Time):
@@ -155,8 +155,9 @@ class _Compiler:
     def _contains(self, path: str, value: Value) -> Expression:
         if isinstance(value, Time) or not _is_exact(value):
             return _ANY
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        literal = self._literal(float(value) if number else value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = float(value)
+        literal = self._literal(value)
         return _ANY if literal is None else Expression(f"(json_contains({path}, {literal}))")
 
     def _like(self, name: str, node: Like) -> Expression:
@@ -242,7 +243,7 @@ def _is_exact(value: Scalar) -> bool:
 
 
 def _is_whole(value: float) -> bool:
-    return isinstance(value, int) or (value.is_integer() and abs(value) <= _BEYOND_INT32)
+    return abs(value) <= _BEYOND_INT32 and float(value).is_integer()
 
 
 def _negated(found: Expression, negated: bool) -> Expression:
