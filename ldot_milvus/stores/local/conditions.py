@@ -74,17 +74,22 @@ def _metadata(node: Condition) -> Sql:
     if isinstance(node, Contains):
         equal, params = _equal("type", "atom", [], (node.value,))
         clause = f"{place.type} = 'array' AND EXISTS (SELECT 1 FROM {place.elements} WHERE {equal})"
-        return f"COALESCE({clause}, 0)", [*place.params, *place.params, *params]
+        return _truth(clause), [*place.params, *place.params, *params]
     if isinstance(node, Like):
-        clause = f"COALESCE({place.type} = 'text' AND {place.value} GLOB ?, 0)"
-        return clause, [*place.params, *place.params, glob(node.pattern)]
+        clause = f"{place.type} = 'text' AND {place.value} GLOB ?"
+        return _truth(clause), [*place.params, *place.params, glob(node.pattern)]
     if isinstance(node, In):
         equal, params = _equal(place.type, place.value, place.params, node.values)
     elif node.operator == "$eq":
         equal, params = _equal(place.type, place.value, place.params, (node.value,))
     else:
         equal, params = _order(place, node.operator, node.value)
-    return f"COALESCE({equal}, 0)", params  # a missing key gives NULL, which NOT would leave NULL
+    return _truth(equal), params
+
+
+def _truth(clause: str) -> str:
+    """Return 1 or 0: a missing key gives NULL, which NOT would leave NULL. WHEN stops at the first false part."""
+    return f"(CASE WHEN {clause} THEN 1 ELSE 0 END)"
 
 
 def _order(place: _Place, operator: str, operand: Value) -> Sql:
@@ -138,6 +143,7 @@ def _time(value: Any) -> int | None:
     return microseconds(value) if isinstance(value, str) else None
 
 
+@lru_cache(maxsize=16)  # a condition asks for the type and the value of one row after the other
 def _at(metadata: str, path: str) -> str | None:
     found = at(json.loads(metadata), _path(path))
     return None if found is MISSING else _json(found)
