@@ -72,6 +72,13 @@ class RegionStoreNotFound(StoreError):
     code = "region_store_not_found"
 
 
+class UnknownField(UserWarning):
+    """A filter names a field of ``metadata`` that no row has, or that no row has with a value of that type.
+
+    It is told once in a process for each field of a collection. The filter is applied as it is.
+    """
+
+
 def printable(path: str) -> str:
     """Return a path as one line of valid UTF-8 for messages, with other bytes and control characters escaped."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

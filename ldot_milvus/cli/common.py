@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,7 +28,10 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def one_line_errors(command: F) -> F:
-    """Decorate a command to print an :class:`~ldot_milvus.errors.LdotError` as one line and exit with status 2."""
+    """Decorate a command to print an :class:`~ldot_milvus.errors.LdotError` as one line and exit with status 2.
+
+    An :class:`~ldot_milvus.errors.UnknownField` is one line too, without the place in the source that a program sees.
+    """
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -34,12 +39,30 @@ def one_line_errors(command: F) -> F:
 
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC prints lines of its own at every attempt
         try:
-            command(*args, **kwargs)
+            with _one_line_warnings():
+                command(*args, **kwargs)
         except LdotError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
 
     return cast(F, wrapped)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    from ldot_milvus.errors import UnknownField
+
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, UnknownField):
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                others(message, category, *place, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def settings_with(**options: str | None) -> Settings:

@@ -49,8 +49,8 @@ PUBLIC = {
     "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
     "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError",
-    "TrainingError", "UsageError", "VectorStore", "__version__", "expand", "load_embedder", "load_metadata",
-    "load_model", "load_reranker", "open_store", "register_family", "register_store",
+    "TrainingError", "UnknownField", "UsageError", "VectorStore", "__version__", "expand", "load_embedder",
+    "load_metadata", "load_model", "load_reranker", "open_store", "register_family", "register_store",
 }  # fmt: skip
 """Other people's programs import these: a name that goes or changes is a new major version (docs/releasing.md)."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.stores.base import SCHEMA_VERSION
+from ldot_milvus.stores.local.conditions import add_functions
 from ldot_milvus.stores.local.transaction import APPLICATION_ID, SCHEMA, UPGRADE, Transaction, damaged, version_of
 
 BUSY_SECONDS = 60.0
@@ -97,6 +98,7 @@ class Database:
         try:
             # A finished commit survives a power cut.
             connection.execute("PRAGMA synchronous = FULL")
+            add_functions(connection)
             if not self._is_ours(connection):
                 if not create:
                     connection.close()
