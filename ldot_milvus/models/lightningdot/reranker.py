@@ -7,7 +7,7 @@ with ``region_input: embedded``, they are the network's embedding of it (d = its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,7 @@ class LightningDOTReranker(NetworkReranker):
         """
         _regions(kept)
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i by cross-attention.
 
         Args:
