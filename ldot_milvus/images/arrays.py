@@ -80,7 +80,7 @@ def _to_8_bits(values: NDArray[Any], given: str, name: str) -> NDArray[np.uint8]
 
     kind = values.dtype.kind
     if kind == "b":
-        return np.where(values, np.uint8(255), np.uint8(0))
+        return np.asarray(values * 255, np.uint8)
     if values.dtype == np.uint8:
         return values
     low, high = float(values.min()), float(values.max())

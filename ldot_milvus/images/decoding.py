@@ -66,10 +66,12 @@ def decode(data: bytes, *, name: str = "image", draft_to: int | None = None) -> 
     with _boundary(name, data):
         try:
             return _decoded(data, name, draft_to)
-        except ValueError as error:
-            if "MAX_TEXT_" not in str(error):  # Pillow's limits on texts in a PNG
+        except (ValueError, SyntaxError, OSError) as error:
+            if not png.may_be_texts(data, error):
                 raise
-        shorter, profile = png.without_texts(data)
+            shorter, profile = png.without_texts(data)
+            if len(shorter) == len(data):
+                raise
         return _decoded(shorter, name, draft_to, profile)
 
 

@@ -1,4 +1,4 @@
-"""PNGs with texts or colour profiles beyond Pillow's limits: editors and generators of images store megabytes."""
+"""PNGs with damaged texts, or texts or colour profiles beyond Pillow's limits: editors store megabytes of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 # Displays and scanners measured in detail have profiles of up to three megabytes.
 MAX_PROFILE = 4 * 2**20
 """Largest colour profile that is used, in bytes."""
+
+
+def may_be_texts(data: bytes, error: Exception) -> bool:
+    """Return whether an error of Pillow may come from the texts of a PNG: from their size, or from damage in them."""
+    return "MAX_TEXT_" in str(error) or (data.startswith(b"\x89PNG") and "truncated" not in str(error))
 
 
 def without_texts(png: bytes) -> tuple[bytes, bytes | None]:

@@ -130,7 +130,8 @@ def _tiff(data: bytes) -> str | None:
             return f"this Pillow does not read TIFFs with the compression {name}: save it without compression"
     kinds = TiffImagePlugin.OPEN_INFO
     bits = bits * samples if len(bits) == 1 else bits
-    if not any(key[1:3] == (colours, (numbers,)) and key[4] == tuple(bits) for key in kinds):
+    like = (data[:2], colours, (numbers,))
+    if not any(key[:3] == like and key[4] == tuple(bits) for key in kinds):
         number = _NUMBERS.get(numbers, "unknown")
         form = f"{samples} x {'/'.join(map(str, sorted(set(bits))))} bits, {number} {_COLOURS.get(colours, 'colours')}"
         return f"this Pillow does not read TIFFs of this kind ({form}): save it with 8 bits, as RGB or grey"
