@@ -80,7 +80,7 @@ def real_number(value: Any, name: str, least: float, most: float) -> float:
     plain = value.item() if single else value
     number = float(plain) if isinstance(plain, (Real, Decimal)) and not _is_bool(plain) else math.nan
     if not least <= number <= most:
-        raise UsageError(f"{name} is {described(value)}: give a number from {least:,g} to {most:,g}")
+        raise UsageError(f"{name} is {described(value)}: give a number from {least:,.10g} to {most:,.10g}")
     return number
 
 

@@ -29,19 +29,24 @@ class TextTokens:
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
         self._lock = threading.Lock()
 
-    def ids(self, texts: Iterable[Text], limit: int) -> list[list[int]]:
+    def ids(self, texts: Iterable[Text], limit: int, vocabulary: int | None = None) -> list[list[int]]:
         """Return the token ids of each text, truncated to ``limit`` tokens.
+
+        Args:
+            texts: texts, or their token ids.
+            limit: maximum number of tokens.
+            vocabulary: number of ids that the network reads; None for the tokenizer's.
 
         Raises:
             UsageError: :func:`~.inputs.text_list` refuses the texts.
         """
-        given = self.checked(texts)
+        given = self.checked(texts, vocabulary)
         with self._lock:
             return token_ids(self._tokenizer, given, limit)
 
-    def checked(self, texts: Iterable[Text]) -> list[Text]:
-        """Return texts and token ids as :func:`~.inputs.text_list` normalises them, for this vocabulary."""
-        return text_list(texts, len(self._tokenizer))
+    def checked(self, texts: Iterable[Text], vocabulary: int | None = None) -> list[Text]:
+        """Return texts and token ids in the forms of :func:`~.inputs.text_list`; ``vocabulary`` as for :meth:`ids`."""
+        return text_list(texts, len(self._tokenizer) if vocabulary is None else vocabulary)
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Pad token ids on the right.

@@ -106,9 +106,10 @@ class EdjeTokenReranker(NetworkReranker):
         """
         for record in {id(one): one for one in kept}.values():
             self.check(record)
-        keys = [text if isinstance(text, str) else tuple(text) for text in self._texts.checked(texts)]
+        limit, vocabulary = self.model.config.max_text_length, self.model.config.bert_config.vocab_size
+        keys = [text if isinstance(text, str) else tuple(text) for text in self._texts.checked(texts, vocabulary)]
         distinct: dict[str | tuple[int, ...], Text] = {key: key if isinstance(key, str) else [*key] for key in keys}
-        ids = dict(zip(distinct, self._texts.ids(distinct.values(), self.model.config.max_text_length), strict=True))
+        ids = dict(zip(distinct, self._texts.ids(distinct.values(), limit, vocabulary), strict=True))
         tokens = [ids[key] for key in keys]
 
         def score(pairs: list[int]) -> torch.Tensor:

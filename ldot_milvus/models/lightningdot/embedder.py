@@ -103,7 +103,7 @@ class LightningDOTEmbedder:
             UsageError: ``texts`` is a single string, or a text is empty.
         """
         encoder = self.bundle.encoder
-        tokens = self.bundle.texts.ids(texts, encoder.config.max_text_length)
+        tokens = self.bundle.texts.ids(texts, encoder.config.max_text_length, self.vocabulary_size)
 
         def encode(rows: list[int]) -> torch.Tensor:
             return encoder.encode_text(*self.bundle.texts.padded([tokens[row] for row in rows]))

@@ -103,7 +103,8 @@ class LightningDOTReranker(NetworkReranker):
             UsageError: ``texts`` is a single string, or a text is empty.
             InputError: region data that :meth:`check` refuses.
         """
-        tokens = self._texts.ids(texts, self.model.config.max_text_length)
+        config = self.model.config
+        tokens = self._texts.ids(texts, config.max_text_length, config.bert_config.vocab_size)
         regions = {id(record): _regions(record) for record in kept}
 
         def score(pairs: list[int]) -> torch.Tensor:
