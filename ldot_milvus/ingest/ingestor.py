@@ -7,10 +7,12 @@ precomputed regions skip decoding and extraction; texts are read, hashed, encode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ldot_milvus.arguments import described, listed
 from ldot_milvus.batches import batched, prefetch
+from ldot_milvus.errors import UsageError
 from ldot_milvus.forks import Lock
 from ldot_milvus.ingest.near_duplicates import Hashes, NearDuplicates
 from ldot_milvus.ingest.pipeline import Pipeline
@@ -127,7 +129,7 @@ class Ingestor:
 
     def ingest(
         self,
-        sources: Sequence[Source],
+        sources: Iterable[Source],
         *,
         skip_near_duplicates: bool = False,
         ids: dict[str, str] | None = None,
@@ -138,7 +140,7 @@ class Ingestor:
         this chunk or an earlier one, give one row. A source that fails is reported and does not stop the others.
 
         Args:
-            sources: photos, texts and precomputed regions.
+            sources: photos, texts and precomputed regions; all are held in memory.
             skip_near_duplicates: leave out new photos that show the same as a row of their namespace, or as an earlier
                 photo of the chunk, see :mod:`~ldot_milvus.ingest.near_duplicates`.
             ids: receives the ids of the rows, by :attr:`Source.name`; None does not report them.
@@ -149,7 +151,12 @@ class Ingestor:
         Raises:
             StoreError: a store cannot be used.
             ModelError: the model cannot be loaded.
+            UsageError: an entry is not a :class:`~ldot_milvus.Source`.
         """
+        sources = list(listed(sources, "sources"))
+        for source in sources:
+            if not isinstance(source, Source):
+                raise UsageError(f"{described(source)} is not a Source: expand(paths) makes them of paths")
         if any(source.kind != "text" for source in sources):
             self._claim_region_store()
         report = Report()

@@ -103,7 +103,7 @@ def reconcile(store: VectorStore, region_store: RegionStore | None, places: Mapp
         try:
             for source, said in places[id].sources.items():
                 new = described(new, source, *said)
-            validation.fields(new)
+            new = validation.fields(new)
         except UsageError as error:
             outcome.refused[id] = str(error)
             continue

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.errors import ModelError
 from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.base import Array, Text
+from ldot_milvus.models.inputs import text_list
 
 
 class TextTokens:
@@ -28,18 +29,24 @@ class TextTokens:
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
         self._lock = Lock()
 
-    def ids(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
+    def ids(self, texts: Iterable[Text], limit: int, vocabulary: int | None = None) -> list[list[int]]:
         """Return the token ids of each text, truncated to ``limit`` tokens.
 
+        Args:
+            texts: texts, or their token ids.
+            limit: maximum number of tokens.
+            vocabulary: number of ids that the network reads; None for the tokenizer's.
+
         Raises:
-            UsageError: ``texts`` is a single string, or a text is empty.
+            UsageError: :func:`~.inputs.text_list` refuses the texts.
         """
-        if isinstance(texts, str):
-            raise UsageError("give a list of texts, not one string")
-        if any(isinstance(text, str) and not text.strip() for text in texts):
-            raise UsageError("the text is empty: describe what to look for")
+        given = self.checked(texts, vocabulary)
         with computation, self._lock:
-            return token_ids(self._tokenizer, texts, limit)
+            return token_ids(self._tokenizer, given, limit)
+
+    def checked(self, texts: Iterable[Text], vocabulary: int | None = None) -> list[Text]:
+        """Return texts and token ids in the forms of :func:`~.inputs.text_list`; ``vocabulary`` as for :meth:`ids`."""
+        return text_list(texts, len(self._tokenizer) if vocabulary is None else vocabulary)
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Pad token ids on the right.
@@ -63,20 +70,6 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: 
     words = [text for text in texts if isinstance(text, str)]
     tokenized = iter(tokenizer(words, truncation=True, max_length=limit)["input_ids"] if words else [])
     return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
-
-
-def words_only(name: str, texts: Sequence[Text]) -> list[str]:
-    """Return the texts of a model that reads no token ids.
-
-    Raises:
-        UsageError: ``texts`` is a single string, or one of them is given as token ids.
-    """
-    if isinstance(texts, str):
-        raise UsageError("give a list of texts, not one string")
-    words = [text for text in texts if isinstance(text, str)]
-    if len(words) < len(texts):
-        raise UsageError(f"model {name!r} reads texts, not token ids: give the words")
-    return words
 
 
 def load_tokenizer(name: str, folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:

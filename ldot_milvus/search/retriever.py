@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from ldot_milvus.arguments import whole_number
 from ldot_milvus.errors import InputError, ModelMismatch, UsageError
+from ldot_milvus.images import as_image
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.regions.base import Regions
 from ldot_milvus.search.hits import Hit as Hit
 from ldot_milvus.search.hits import hit_of
 from ldot_milvus.search.probability import at_least, check_minimum, with_probability
@@ -94,7 +97,7 @@ class Retriever:
 
     def search(
         self,
-        text: str | Sequence[Part] | None = None,
+        text: str | Iterable[Part] | None = None,
         *,
         image: ImageInput | None = None,
         k: int = 5,
@@ -107,11 +110,12 @@ class Retriever:
         """Return the k best rows for a text, an image or several of both, best first.
 
         Args:
-            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (a
-                ``Path``, bytes, a PIL image or regions). Give either this or ``image``. The vectors of the parts are
+            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (as
+                for ``image``, but a path is a ``Path``). Give either this or ``image``. The vectors of the parts are
                 scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
                 The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
-            image: query image.
+            image: query image: a path or an address, encoded bytes, an open binary file, an array, a tensor, a PIL
+                image or regions, see ``docs/search.md``.
             k: maximum number of hits, at least 1.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
                 re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
@@ -135,12 +139,12 @@ class Retriever:
         """
         if (text is None) == (image is None):
             raise UsageError("search takes a text or an image: give exactly one of them")
-        _check_count("k", k, 1)
+        k = whole_number(k, "k", 1)
         parts = None if text is None or isinstance(text, str) else check_parts(text)
         crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
-        _check_count("rerank", rerank, 0)
+        rerank = whole_number(rerank, "rerank", 0)
         if rerank and not crosses and parts is not None and kind == "image":
             raise UsageError("re-ranking reads the texts with positive weights, and there is none: use rerank=0")
         if rerank and not crosses:
@@ -149,7 +153,9 @@ class Retriever:
             raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
         if parts is not None and min_probability is not None:
             raise UsageError("min_probability: a probability is that of one text with a photo: leave it out")
-        check_minimum(min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses)
+        min_probability = check_minimum(
+            min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses
+        )
         self._check_model()
         query: TextQuery | None = None
         kept: list[KeptImage] = []
@@ -161,8 +167,9 @@ class Retriever:
             vectors = query.vector[None]
         else:
             assert image is not None
+            given = image if isinstance(image, Regions) else as_image(image, "the query image")
             reranker = self.reranker if rerank else None
-            features, own = image_features(self.embedder, reranker, [image])
+            features, own = image_features(self.embedder, reranker, [given])
             vectors = self.embedder.encode_features(features)
             if reranker is not None:
                 kept = reranker.keep(own)
@@ -175,7 +182,7 @@ class Retriever:
             hits = with_probability(hits, calibration_of(self.embedder))
         return at_least(hits[:k], min_probability)
 
-    async def asearch(self, text: str | Sequence[Part] | None = None, **arguments: Any) -> list[Hit]:
+    async def asearch(self, text: str | Iterable[Part] | None = None, **arguments: Any) -> list[Hit]:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop.
 
         A process runs a few at a time (:mod:`~ldot_milvus.search.threads`); the others wait for their turn.
@@ -202,7 +209,7 @@ class Retriever:
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model, or of another dimension than ``vector``.
         """
-        _check_count("k", k, 1)
+        k = whole_number(k, "k", 1)
         self._check_model()
         return self._nearest(vector[None], k, kind, filter, namespace)
 
@@ -358,11 +365,6 @@ def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
             f"{model.name!r} returns {model.dim}: name the model that filled it, or another collection"
         )
     return dim is not None
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}: give a whole number of at least {least}")
 
 
 def _dot(vector: Array, row: Record) -> float:

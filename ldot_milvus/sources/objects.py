@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from ldot_milvus.errors import UsageError, printable
 from ldot_milvus.filesystems import open_filesystem
-from ldot_milvus.sources import base
-from ldot_milvus.sources.base import Source, scheme, too_large
+from ldot_milvus.images import files
+from ldot_milvus.sources.base import Source, scheme
 from ldot_milvus.sources.selection import Selection
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs")
@@ -97,7 +97,7 @@ def object_photos(path: str, selection: Selection, *, refresh: bool = False) -> 
                 todo += sorted(children, key=lambda child: str(child["name"]), reverse=True)
             elif selection.takes(key, address):
                 size = int(entry.get("size") or 0)
-                problem = too_large(size) if size > base.MAX_BYTES else None
+                problem = files.too_large(size) if size > files.MAX_BYTES else None
                 yield key, Source(address, problem=problem)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import httpcore
 import pytest
 
-from ldot_milvus import open_store
+from ldot_milvus import open_store, urls
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.sources import Source, expand, read, read_all, reading, urls
-from ldot_milvus.sources.urls import Fetcher, Limits, is_public
+from ldot_milvus.sources import Source, expand, read, read_all
+from ldot_milvus.urls import Fetcher, Limits, is_public
 from tests.conftest import make_photo
 from tests.http_server import RawServer, ok, status
 from tests.silent_servers import certificate
@@ -50,7 +50,7 @@ def hasty() -> Fetcher:
 def allowed(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read sources with the fixture ``fetcher``."""
     monkeypatch.setenv("LDOT_ALLOW_URLS", "true")
-    monkeypatch.setattr(reading, "_fetcher", fetcher)
+    monkeypatch.setattr(urls, "_fetcher", fetcher)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_letters_beyond_ascii_are_quoted(server: RawServer, fetcher: Fetcher) ->
 
 def test_off_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without LDOT_ALLOW_URLS nothing is even resolved: not on a command line, not in a list, not in a worker."""
-    monkeypatch.setattr(reading, "_fetcher", Fetcher(resolve=lambda *_, **__: pytest.fail("resolved a name")))
+    monkeypatch.setattr(urls, "_fetcher", Fetcher(resolve=lambda *_, **__: pytest.fail("resolved a name")))
     url = "http://photos.example/a.jpg"
     (tmp_path / "l.txt").write_text(f"{url}\n")
     (tmp_path / "m.jsonl").write_text(json.dumps({"url": url}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from ldot_milvus.forks import computation
 from ldot_milvus.images import open_image
 from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
+from ldot_milvus.models.inputs import image_inputs
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.files import RERANKER, LightningDOTRerankerFiles
 from ldot_milvus.models.lightningdot.inputs import pad_regions
@@ -89,7 +90,7 @@ class LightningDOTEmbedder:
         files = LightningDOTRerankerFiles(self.name, bundle.files.folder / RERANKER, bundle.files)
         return LightningDOTReranker(files, bundle.reranker, bundle.texts, bundle.device, bundle.dtype)
 
-    def encode_texts(self, texts: Sequence[Text]) -> Array:
+    def encode_texts(self, texts: Iterable[Text]) -> Array:
         """Encode texts as vectors.
 
         Args:
@@ -103,14 +104,14 @@ class LightningDOTEmbedder:
             UsageError: ``texts`` is a single string, or a text is empty.
         """
         encoder = self.bundle.encoder
-        tokens = self.bundle.texts.ids(texts, encoder.config.max_text_length)
+        tokens = self.bundle.texts.ids(texts, encoder.config.max_text_length, self.vocabulary_size)
 
         def encode(rows: list[int]) -> torch.Tensor:
             return encoder.encode_text(*self.bundle.texts.padded([tokens[row] for row in rows]))
 
         return by_length(tokens, TEXT_BATCH, self.dim, encode)
 
-    def encode_images(self, images: Sequence[ImageInput]) -> Array:
+    def encode_images(self, images: Iterable[ImageInput]) -> Array:
         """Encode photos as vectors.
 
         Args:
@@ -123,10 +124,12 @@ class LightningDOTEmbedder:
             InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
             UsageError: the model has no region extractor, and an image is not given as regions.
         """
-        batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
+        batches = [
+            self.encode_features(self.image_features(batch)) for batch in batched(image_inputs(images), IMAGE_BATCH)
+        ]
         return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
 
-    def image_features(self, images: Sequence[ImageInput]) -> list[Regions]:
+    def image_features(self, images: Iterable[ImageInput]) -> list[Regions]:
         """Extract the regions of photos with the model's own extractor. Precomputed regions are checked and returned.
 
         Raises:
@@ -135,7 +138,7 @@ class LightningDOTEmbedder:
         """
         regions: dict[int, Regions] = {}
         pixels: dict[int, Image] = {}
-        for index, image in enumerate(images):
+        for index, image in enumerate(image_inputs(images)):
             if isinstance(image, Regions):
                 regions[index] = self._checked(image)
             else:
@@ -144,7 +147,7 @@ class LightningDOTEmbedder:
             if self.bundle.extractor is None:
                 raise UsageError(f"model {self.name!r} has no region extractor: give region features instead of photos")
             regions.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
-        return [regions[index] for index in range(len(images))]
+        return [regions[index] for index in range(len(regions))]
 
     @computation
     @torch.inference_mode()

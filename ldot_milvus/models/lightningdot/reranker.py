@@ -7,7 +7,7 @@ with ``region_input: embedded``, they are the network's embedding of it (d = its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ class LightningDOTReranker(NetworkReranker):
         """
         _regions(kept)
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i by cross-attention.
 
         Args:
@@ -105,7 +105,8 @@ class LightningDOTReranker(NetworkReranker):
             UsageError: ``texts`` is a single string, or a text is empty.
             InputError: region data that :meth:`check` refuses.
         """
-        tokens = self._texts.ids(texts, self.model.config.max_text_length)
+        config = self.model.config
+        tokens = self._texts.ids(texts, config.max_text_length, config.bert_config.vocab_size)
         regions = {id(record): _regions(record) for record in kept}
 
         def score(pairs: list[int]) -> torch.Tensor:

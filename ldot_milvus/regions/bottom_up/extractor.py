@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.forks import computation
 from ldot_milvus.hub import hub_folder
-from ldot_milvus.images import ImageSource, open_image
+from ldot_milvus.images import ImageSource, each_image, is_one_image, open_image
 from ldot_milvus.regions.base import Regions, boxes7
 from ldot_milvus.regions.bottom_up.boxes import clip_boxes, decode_boxes, propose
 from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
@@ -135,13 +135,13 @@ class BottomUpExtractor:
     def __call__(self, images: ImageSource) -> Regions: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, images: Sequence[ImageSource]) -> list[Regions]: ...
+    def __call__(self, images: Iterable[ImageSource]) -> list[Regions]: ...
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Regions | list[Regions]:
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> Regions | list[Regions]:
         """Extract the regions of one photo or of several.
 
         Args:
-            images: a path, encoded bytes or a PIL image of any mode and size; or a sequence of these.
+            images: a photo in any form of :data:`~ldot_milvus.images.ImageSource`; or a list, generator or batch.
 
         Returns:
             The photo's regions, best first; or a list of them. A photo without proposals has one region, the whole
@@ -149,11 +149,12 @@ class BottomUpExtractor:
 
         Raises:
             InputError: a photo cannot be read.
+            UsageError: the argument is neither a photo nor several.
             ModelError: features are not finite, because the weights exceed the range of ``dtype``.
         """
-        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            return [self._regions(image) for image in images]
-        return self._regions(images)
+        if is_one_image(images):
+            return self._regions(cast("ImageSource", images))
+        return [self._regions(image) for image in each_image(images)]
 
     @computation
     @torch.inference_mode()

@@ -75,7 +75,7 @@ class FaissStore(VectorStore):
 
     @override
     def bind(self, model: str, dim: int) -> None:
-        validation.model_and_dim(model, dim)
+        dim = validation.model_and_dim(model, dim)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
             if collection is not None and collection.model == model and collection.dim == dim:
@@ -111,7 +111,7 @@ class FaissStore(VectorStore):
         The index types FLAT and GPU_BRUTE_FORCE, which ``AUTO`` uses for small collections, are exact. Other types may
         miss neighbours, but they return as many rows, with exact scores.
         """
-        validation.k(k)
+        k = validation.k(k)
         validation.kind(kind, "search")
         where = self._where(filter)
         with self._database.reading() as transaction:
@@ -143,15 +143,14 @@ class FaissStore(VectorStore):
 
     @override
     def update(self, records: Sequence[Record]) -> int:
-        for record in records:
-            validation.fields(record)
-        if not records or self._current() is None:
+        latest = {record.id: record for record in validation.plain(records)}
+        if not latest or self._current() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
             if collection is None:
                 return 0
-            return transaction.update(collection, {record.id: record for record in records}.values())
+            return transaction.update(collection, latest.values())
 
     @override
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
@@ -174,7 +173,7 @@ class FaissStore(VectorStore):
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        validation.k(batch_size, "batch_size")
+        batch_size = validation.k(batch_size, "batch_size")
         return self._pages(self._where(filter), batch_size, with_embeddings)
 
     @override

@@ -111,7 +111,7 @@ class MilvusStore(VectorStore):
 
     @override
     def bind(self, model: str, dim: int) -> None:
-        validation.model_and_dim(model, dim)
+        dim = validation.model_and_dim(model, dim)
         described = self._describe() or self._create(dim, model)
         validation.same_model(self, (described.model, described.dim), model, dim, described.properties)
         if described.model is None:
@@ -134,7 +134,7 @@ class MilvusStore(VectorStore):
     @override
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
         """If more rows tie with the k-th than fit, the server chooses which of them are returned."""
-        validation.k(k)
+        k = validation.k(k)
         validation.kind(kind, "search")
         given = parse(filter)
         node = And((Compare(Field("kind"), "$eq", kind), given))
@@ -178,9 +178,7 @@ class MilvusStore(VectorStore):
 
     @override
     def update(self, records: Sequence[Record]) -> int:
-        for given in records:
-            validation.fields(given)
-        latest = {given.id: given for given in records}
+        latest = {given.id: given for given in validation.plain(records)}
         stored = self.get(list(latest), with_embeddings=True)
         self.upsert(
             [
@@ -219,7 +217,7 @@ class MilvusStore(VectorStore):
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        validation.k(batch_size, "batch_size")
+        batch_size = validation.k(batch_size, "batch_size")
         node = parse(filter)
         self._look(node)
         return self._records(node, batch_size, with_embeddings=with_embeddings)

@@ -7,6 +7,7 @@ so that DNS rebinding has no effect. Each redirect is checked like a new URL.
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -20,6 +21,7 @@ import httpcore
 from typing_extensions import override
 
 from ldot_milvus.errors import InputError, printable
+from ldot_milvus.settings import Settings
 
 SCHEMES = ("http", "https")
 MAX_URL = 4096
@@ -174,6 +176,26 @@ class Fetcher:
                 subject = address if host == address else f"{host} resolves to {address}, which"
                 raise _PermanentError(f"{subject} is not a public address")
         return addresses
+
+
+_fetcher = Fetcher()
+
+
+def fetch(url: str) -> bytes:
+    """Fetch a photo if the setting ``LDOT_ALLOW_URLS`` of this process allows it.
+
+    Raises:
+        InputError: URLs are not allowed, or :meth:`Fetcher.fetch` fails. The message starts with the URL.
+    """
+    if not _allowed(os.environ.get("LDOT_ALLOW_URLS")):
+        raise InputError(f"{printable(url)}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it for this process")
+    return _fetcher.fetch(url)
+
+
+@lru_cache(maxsize=2)
+def _allowed(_: str | None) -> bool:
+    """Return the setting, cached by the variable's value: reading all settings takes milliseconds."""
+    return Settings().allow_urls
 
 
 class _PermanentError(Exception):
