@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
 from ldot_milvus.errors import InputError
-from ldot_milvus.settings import Settings
+from ldot_milvus.settings import current
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -310,13 +310,7 @@ def _orientation(image: Image) -> int:
 
 def max_pixels() -> int:
     """The largest number of pixels of a photo, from the setting LDOT_MAX_PIXELS."""
-    return _max_pixels(os.environ.get("LDOT_MAX_PIXELS"))
-
-
-@lru_cache(maxsize=2)
-def _max_pixels(_: str | None) -> int:
-    """The setting, cached by the variable's value: reading all settings takes milliseconds."""
-    return Settings().max_pixels
+    return int(current("max_pixels"))
 
 
 def _limit(limit: int, pixels: int) -> str:

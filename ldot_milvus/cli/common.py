@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import click
+from ldot_milvus.cli.output import stop
 
 if TYPE_CHECKING:
     from ldot_milvus.models.base import Embedder
@@ -34,8 +33,7 @@ def one_line_errors(command: F) -> F:
         try:
             command(*args, **kwargs)
         except LdotError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
+            stop(error)
 
     return cast(F, wrapped)
 
@@ -45,10 +43,13 @@ def settings_with(**options: str | None) -> Settings:
 
     Args:
         options: setting name to value; None keeps the value of the environment.
+
+    Raises:
+        UsageError: a value of the wrong kind; the message names the option or the variable.
     """
     from ldot_milvus.settings import Settings
 
-    return Settings().model_copy(update={name: value for name, value in options.items() if value is not None})
+    return Settings(_given_as="option", **{name: value for name, value in options.items() if value is not None})
 
 
 def embedder_of(settings: Settings) -> Embedder:

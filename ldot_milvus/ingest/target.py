@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ldot_milvus.errors import UsageError
+from ldot_milvus.redaction import split_user
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -108,7 +109,7 @@ def _check_address(setting: str, named: str, own: str, alias: str | None) -> Non
 def _canonical(address: str) -> str:
     """Return a form in which different spellings of an address are equal."""
     if "://" in address:
-        parts = urlsplit(address)
+        parts = urlsplit(split_user(address)[0])  # chunks of earlier versions name stores with their users
         return parts._replace(netloc=parts.netloc.lower()).geturl().rstrip("/")
     scheme, path = "", os.path.expanduser(address)
     if not path.startswith(("/", "~")) and ":" in path:

@@ -113,6 +113,10 @@ def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
 
 def _found(name: str) -> tuple[type[Any], Path]:
     """Return a model's family and folder."""
+    if not name.strip():
+        raise UsageError(
+            f"the name of the model is empty: give a packaged name ({_packaged_names()}), a folder or a hub id"
+        )
     folder = _local_folder(name)
     if folder is not None:
         return _family(name, folder), folder

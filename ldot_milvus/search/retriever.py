@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ldot_milvus.errors import InputError, ModelMismatch, UsageError
+from ldot_milvus.errors import InputError, ModelMismatch, UsageError, printable
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.redaction import masked
 from ldot_milvus.search.probability import at_least, check_minimum, with_probability
 from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
 from ldot_milvus.settings import Settings
@@ -224,7 +225,7 @@ class Retriever:
             log.warning(
                 "%d of %d photos have no region data in %s and are ranked last: ingest them again, or set "
                 "LDOT_REGION_STORE to the place of their region data (first: %s)",
-                len(unscored), len(hits), region_store.address, unscored[0].source,
+                len(unscored), len(hits), region_store.address, printable(masked(unscored[0].source)),
             )  # fmt: skip
         assert self.reranker is not None
         texts = [text for text in query.texts for _ in scored]
@@ -250,7 +251,7 @@ class Retriever:
             try:
                 self.reranker.check(kept[id])
             except InputError as error:
-                log.warning("region data of %s is damaged (%s): ingest the photo again", id, error)
+                log.warning("region data of %s is damaged (%s): ingest the photo again", printable(id), error)
                 del kept[id]
         return kept
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from ldot_milvus.errors import InputError, UsageError, printable, reason
 from ldot_milvus.images import content_id
-from ldot_milvus.settings import Settings
+from ldot_milvus.settings import current
 from ldot_milvus.sources import base, region_files
 from ldot_milvus.sources.base import Source
 from ldot_milvus.sources.objects import is_object, read_object
@@ -48,7 +48,7 @@ def read(source: Source) -> bytes:
     if region_files.is_lmdb_record(source):
         return region_files.read_lmdb_record(source)
     if base.scheme(source.path) in URL_SCHEMES:
-        if not _urls_allowed(os.environ.get("LDOT_ALLOW_URLS")):  # the setting of this process, not of the listing one
+        if not current("allow_urls"):  # the setting of this process, not of the listing one
             raise InputError(f"{source.name}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it for this process")
         return _fetcher.fetch(source.path)
     try:
@@ -80,12 +80,6 @@ def _read_or_error(source: Source) -> bytes | InputError:
         return read(source)
     except InputError as error:
         return error
-
-
-@lru_cache(maxsize=2)
-def _urls_allowed(_: str | None) -> bool:
-    """Return the setting, cached by the variable's value: reading all settings takes milliseconds."""
-    return Settings().allow_urls
 
 
 def _read_local(source: Source) -> bytes:
