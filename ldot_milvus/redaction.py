@@ -50,9 +50,8 @@ def without_secrets(address: str) -> str:
     parts = [head]
     for after in rest:
         parts.append(_without_password(_scheme_before(parts[-1]), after, ""))
-    place, mark, parameters = "://".join(parts).partition("?")
-    kept = [part for part in parameters.split("&") if part and not _PARAMETER.match(f"?{part}")]
-    return place + (mark + "&".join(kept) if kept else "")
+    kept = _PARAMETER.sub(lambda found: found[0][0], "://".join(parts))
+    return re.sub(r"([?#])[&;]+", r"\1", re.sub(r"[?&;#]+(?=#|$)", "", kept))
 
 
 def split_user(address: str) -> tuple[str, str | None]:
@@ -74,7 +73,7 @@ def _without_password(scheme: str, place: str, hidden: str) -> str:
     user, colon, password = place[:end].partition(":")
     if password == "PASSWORD":  # in our own messages and help texts
         return place
-    if not colon and scheme.startswith(("http", "redis")):  # a user alone is a key
+    if scheme.startswith(("http", "redis")) and not (colon and hidden):  # a user alone is a key
         user = hidden
     elif colon and hidden:
         user += f":{hidden}"

@@ -75,8 +75,8 @@ def _checked_journal(address: str) -> str:
 
 _Text = Annotated[
     str,
-    BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
     StringConstraints(strip_whitespace=True, min_length=1, strict=True),
+    BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
 ]
 _Switch = Annotated[bool, Field(description="true or false")]
 _Lower = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
@@ -101,7 +101,11 @@ class Settings(BaseSettings):
     store: Annotated[_Text, Field(description="the address of a store")] = "faiss:./ldot-data"
     # Other addresses of a worker's store, separated by commas.
     store_alias: Annotated[_Text | None, Field(description="addresses of the store, separated by commas")] = None
-    store_token: Annotated[SecretStr | None, Field(min_length=1, description="USER:PASSWORD or an API key")] = None
+    store_token: Annotated[
+        Annotated[SecretStr, Field(min_length=1)] | None,
+        BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
+        Field(description="USER:PASSWORD or an API key"),
+    ] = None
     collection: Annotated[
         _Text,
         _matching(COLLECTION_NAME),

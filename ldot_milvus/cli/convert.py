@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -62,7 +63,7 @@ def _read_json(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        with open(file, encoding="utf-8") as opened:
+        with open(os.path.expanduser(file), encoding="utf-8") as opened:
             value = json.load(opened)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as JSON ({error}): --config takes a BERT config.json") from error

@@ -45,13 +45,15 @@ class Target:
     @classmethod
     def of(cls, settings: Settings) -> Target:
         """Build the target that the settings name."""
+        from ldot_milvus.models.registry import absolute_name
         from ldot_milvus.stores.regions import absolute_region_address
         from ldot_milvus.stores.registry import parse_address
 
-        regions = settings.region_store
+        regions, reranker = settings.region_store, settings.reranker
         return cls(
-            parse_address(settings.store).address, settings.collection, settings.model,
-            None if regions is None else absolute_region_address(regions), settings.reranker,
+            parse_address(settings.store).address, settings.collection, absolute_name(settings.model),
+            None if regions is None else absolute_region_address(regions),
+            None if reranker is None else absolute_name(reranker),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:

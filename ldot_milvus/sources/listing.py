@@ -64,6 +64,7 @@ def expand(
             URLs are not allowed. It is raised before the first source is yielded.
     """
     allow_urls, exclude = Settings().allow_urls, (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    paths = [os.path.expanduser(path) for path in paths]  # of Python, or of --option=~/x, where no shell does it
     for path in paths:
         next(_Listing(allow_urls, Selection(exclude), peek=True).expand(path), None)
     skipped = Skipped() if skipped is None else skipped

@@ -39,7 +39,7 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
     """
     fields: dict[str, dict[str, Any]] = {}
     try:
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
