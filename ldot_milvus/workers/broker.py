@@ -100,12 +100,11 @@ def _try_to_send(connection: Any, name: str, address: str) -> None:
     try:
         channel = connection.channel()
         channel.queue_declare(name, durable=False, exclusive=True, auto_delete=True)
-        try:
-            connection.Producer(channel).publish(
-                "", exchange="", routing_key=name, delivery_mode=1, timeout=TIMEOUT, confirm_timeout=TIMEOUT
-            )
-        finally:
-            channel.queue_delete(name)
+        connection.Producer(channel).publish(
+            "", exchange="", routing_key=name, delivery_mode=1, timeout=TIMEOUT, confirm_timeout=TIMEOUT
+        )
+        channel.queue_purge(name)  # in Redis, a queue without messages does not exist
+        channel.queue_delete(name)
     except broker_errors(connection) as error:
         connection.collect()  # a connection that RabbitMQ blocks would not close
         raise StoreError(

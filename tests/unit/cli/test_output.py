@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ldot_milvus.cli.output import say, say_json
 from ldot_milvus.errors import UsageError
+from ldot_milvus.workers.logs import CleanRecords, JsonFormatter
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437", "shift_jis", "utf-8", "utf-16-le"]
 LINE = "ph/Straße_日本\udce9🚌\x1b[2J\u202e\x85.jpg\n"
@@ -72,3 +74,24 @@ def test_a_full_disk_is_one_line(print_all: object, monkeypatch: pytest.MonkeyPa
             print_all()  # type: ignore[operator]
         monkeypatch.undo()
         full.buffer.raw.close()  # what is left cannot be written either
+
+
+def test_logs_of_workers_are_clean() -> None:
+    """Messages, their arguments and tracebacks, as text and as JSON; the colours of Celery stay."""
+    for formatter in (logging.Formatter("\x1b[31m%(message)s"), JsonFormatter()):
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(formatter)
+        handler.addFilter(CleanRecords())
+        log = logging.Logger("worker")
+        log.addHandler(handler)
+        log.warning("cannot read %s\n%s", "a\x1b[2J\u202e.jpg", "redis://:S3cret@h/0")
+        try:
+            raise OSError("ftp://u:S3cret@h/x \x07")
+        except OSError:
+            log.exception("failed")
+        text = stream.getvalue()
+        assert "S3cret" not in text
+        assert "redis://:****@h/0" in text
+        assert "ftp://u:****@h/x" in text
+        assert all(line.removeprefix("\x1b[31m").isprintable() for line in text.splitlines())
