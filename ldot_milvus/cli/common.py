@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import click
+from ldot_milvus.cli.output import say, stop
 
 if TYPE_CHECKING:
     from ldot_milvus.models.base import Embedder
@@ -42,8 +41,7 @@ def one_line_errors(command: F) -> F:
             with _one_line_warnings():
                 command(*args, **kwargs)
         except LdotError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
+            stop(error)
 
     return cast(F, wrapped)
 
@@ -57,7 +55,7 @@ def _one_line_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
             if issubclass(category, UnknownField):
-                click.echo(f"Warning: {message}", err=True)
+                say(f"Warning: {message}", err=True)
             else:
                 others(message, category, *place, **options)
 
@@ -70,10 +68,13 @@ def settings_with(**options: str | None) -> Settings:
 
     Args:
         options: setting name to value; None keeps the value of the environment.
+
+    Raises:
+        UsageError: a value of the wrong kind; the message names the option or the variable.
     """
     from ldot_milvus.settings import Settings
 
-    return Settings().model_copy(update={name: value for name, value in options.items() if value is not None})
+    return Settings(_given_as="option", **{name: value for name, value in options.items() if value is not None})
 
 
 def embedder_of(settings: Settings) -> Embedder:

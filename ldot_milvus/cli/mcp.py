@@ -17,6 +17,7 @@ from ldot_milvus.cli.common import (
     one_line_errors,
     settings_with,
 )
+from ldot_milvus.cli.output import say
 
 
 @click.command()
@@ -78,9 +79,9 @@ def mcp(
         return
 
     def ready(url: str) -> None:
-        click.echo(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True)
+        say(f"Collection {opened.collection!r} of {opened.address}: {url}", err=True)
         if not is_loopback(parse_host_port(http)[0]):
-            click.echo("There is no password: everyone who reaches this address can search.", err=True)
+            say("There is no password: everyone who reaches this address can search.", err=True)
 
     serve_http(server, http, names=names, ready=ready)
 

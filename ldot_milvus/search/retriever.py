@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from ldot_milvus.arguments import whole_number
-from ldot_milvus.errors import InputError, ModelMismatch, UsageError
+from ldot_milvus.errors import InputError, ModelMismatch, UsageError, printable
 from ldot_milvus.images import as_image
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.redaction import masked
 from ldot_milvus.regions.base import Regions
 from ldot_milvus.search.hits import Hit as Hit
 from ldot_milvus.search.hits import hit_of
@@ -288,7 +289,7 @@ class Retriever:
             log.warning(
                 "%d of %d photos have no region data in %s and are ranked last: ingest them again, or set "
                 "LDOT_REGION_STORE to the place of their region data (first: %s)",
-                len(unscored), len(hits), region_store.address, unscored[0].source,
+                len(unscored), len(hits), region_store.address, printable(masked(unscored[0].source)),
             )  # fmt: skip
         assert self.reranker is not None
         texts = [text for text in query.texts for _ in scored]
@@ -314,7 +315,7 @@ class Retriever:
             try:
                 self.reranker.check(kept[id])
             except InputError as error:
-                log.warning("region data of %s is damaged (%s): ingest the photo again", id, error)
+                log.warning("region data of %s is damaged (%s): ingest the photo again", printable(id), error)
                 del kept[id]
         return kept
 

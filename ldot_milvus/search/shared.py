@@ -19,7 +19,7 @@ from ldot_milvus.models.registry import find_model, find_reranker
 from ldot_milvus.search.retriever import Retriever
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import VectorStore, open_store
-from ldot_milvus.stores.registry import parse_address
+from ldot_milvus.stores.registry import parse_address, token_for
 
 T = TypeVar("T")
 
@@ -140,9 +140,12 @@ def shared_retriever(
 
 
 def _store(address: str | None, collection: str | None, settings: Settings) -> tuple[Hashable, VectorStore]:
-    address, collection = parse_address(address or settings.store).address, collection or settings.collection
-    key = (address, collection, settings.store_token, settings.index, settings.index_fallback)
-    return key, _stores.get(key, lambda: open_store(address, collection))
+    given, collection = address or settings.store, collection or settings.collection
+    parsed = parse_address(given)
+    # A password in the address is part of the key: other users of a server may see other collections.
+    token = token_for(parsed, settings)
+    key = (parsed.address, collection, token, settings.index, settings.index_fallback)
+    return key, _stores.get(key, lambda: open_store(given, collection))
 
 
 def _embedder(name: str, settings: Settings) -> tuple[Hashable, Embedder]:

@@ -23,8 +23,10 @@ from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.filesystems import call, open_filesystem
+from ldot_milvus.redaction import without_secrets
 from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
+from ldot_milvus.stores.writing import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,25 @@ def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionSto
 
 
 def absolute_region_address(address: str) -> str:
-    """Return the absolute path of a folder; an fsspec address (``s3://...``, ``a::b``) is returned unchanged."""
-    return address if _is_fsspec(address) else absolute_path(address)
+    """Return the absolute path of a folder, or an fsspec address (``s3://...``, ``a::b``) without its password.
+
+    The password stays in this process, where :class:`RegionStore` uses it. What this returns goes into messages,
+    chunks, journals and collections.
+
+    Raises:
+        UsageError: see :func:`~ldot_milvus.stores.registry.absolute_path`.
+    """
+    if address.startswith("file://"):
+        address = address.removeprefix("file://")
+    if not _is_fsspec(address):
+        return absolute_path(address)
+    public = without_secrets(address)
+    if public != address:
+        _given[public] = address
+    return public
+
+
+_given: dict[str, str] = {}  # addresses as they were given, by those without their passwords
 
 
 class RegionStore:
@@ -89,8 +108,8 @@ class RegionStore:
         self._int8 = dtype == "int8"
         self.address = root = absolute_region_address(address)
         self._opened: tuple[int, Any] = os.getpid(), None
-        if _is_fsspec(address):
-            fs, root = _connect(address)
+        if _is_fsspec(self.address):
+            fs, root = _connect(self.address)
             self._opened = os.getpid(), fs
         self._base = root.rstrip("/")
         self._root = self._folder(fingerprint)
@@ -189,6 +208,21 @@ class RegionStore:
         path = self._mark_path(mark)
         with self._explained("read"):
             return path in self._read([path])
+
+    def check_writable(self) -> None:
+        """Write a file beside the region data and delete it; folders that do not exist do not exist afterwards."""
+        if self._fs is None:
+            check_folder(self._base, self.address, "check the folder's owner, or set LDOT_REGION_STORE")
+            return
+        path = f"{self._base}/ldot-doctor-{secrets.token_hex(8)}.txt"
+        with self._explained("written"):
+            existed = self._fs.exists(self._base)
+            self._write(path, b"written by ldot doctor, may be deleted\n")
+        with self._explained(f"deleted from ({path} remains)"):
+            self._remove(path)
+        if not existed:
+            with suppress(Exception):  # an object store has no folders
+                self._fs.rmdir(self._base)
 
     def _mark_path(self, mark: str) -> str:
         return f"{self._base}/ldot-{mark}.txt"
@@ -290,7 +324,7 @@ def _is_fsspec(address: str) -> bool:
 
 def _connect(address: str) -> tuple[Any, str]:
     try:
-        fs, root = open_filesystem(address)
+        fs, root = open_filesystem(_given.get(address, address))
     except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
         raise StoreError(f"region store {address}: {error} (pip install)") from error
     except ValueError as error:

@@ -116,7 +116,7 @@ class BottomUpExtractor:
             UsageError: neither a folder nor a hub repository has that name, or the constructor refuses an option.
             ModelError: the configuration or the weights do not fit; see :func:`~.weights.load_detector`.
         """
-        folder = Path(folder_or_hub_id)
+        folder = Path(folder_or_hub_id).expanduser()
         if not folder.is_dir():
             folder = hub_folder(str(folder_or_hub_id), "detector", files=[CONFIG, *FILES])
         return cls(load_detector(folder), **options)

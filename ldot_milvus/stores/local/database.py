@@ -68,6 +68,23 @@ class Database:
                         connection.execute(statement)
                 yield Transaction(connection, self.path)
 
+    def check_writable(self) -> None:
+        """Write to the file in a transaction that is not committed; a file that does not exist is not created.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self.lock, _translated(self.path):
+            connection = self._connect(create=False)
+            if connection is None:
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute("CREATE TABLE written_by_ldot_doctor (a)")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
     def close(self) -> None:
         """Close the connection; the next transaction opens another."""
         with self.lock:

@@ -19,6 +19,7 @@ from ldot_milvus.stores.local.conditions import to_sql
 from ldot_milvus.stores.local.database import Database
 from ldot_milvus.stores.local.transaction import Collection, Transaction, Where
 from ldot_milvus.stores.registry import absolute_path
+from ldot_milvus.stores.writing import check_folder
 
 _EVERYTHING: Where = ("1", [])
 
@@ -44,6 +45,12 @@ class FaissStore(VectorStore):
         self._spec = index.checked()
         self._available: IndexSpec | None = None  # known at the first search, which imports FAISS
         self._index: LocalIndex | None = None
+
+    @override
+    def check_writable(self) -> None:
+        """Writes to the file without a commit, and to the disk a temporary file."""
+        check_folder(self._folder, self.address, "check its owner, or set LDOT_STORE to another folder")
+        self._database.check_writable()
 
     @property
     @override

@@ -16,7 +16,7 @@ from typing import Any
 
 from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.forks import Lock
-from ldot_milvus.stores.milvus.address import LiteAddress
+from ldot_milvus.stores.milvus.address import LiteAddress, ServerAddress
 
 TIMEOUT = 30.0
 """Time limit of one call, retries included, in seconds."""
@@ -52,20 +52,21 @@ class Server:
 
     Args:
         address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``; made absolute.
-        token: ``user:password`` or an API key.
+        token: ``user:password`` or an API key; None for the one in the address, if there is one.
         timeout: time limit of one call, retries included, in seconds.
 
     Attributes:
-        address: absolute address.
+        address: absolute address, without a password.
         lite: whether it is Milvus Lite.
         timeout: time limit of one call, in seconds.
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
         self.lite = LiteAddress.claims(address)
-        self.address = LiteAddress(address).address if self.lite else address
+        parsed = LiteAddress(address) if self.lite else ServerAddress(address)
+        self.address = parsed.address
         self.timeout = timeout
-        self._token = token
+        self._token = token or parsed.user
         self._lock = Lock()
         self._connected: tuple[int, Any] | None = None
 

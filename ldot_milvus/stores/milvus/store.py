@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +39,7 @@ from ldot_milvus.stores.milvus.schema import (
     schema,
 )
 from ldot_milvus.stores.milvus.server import TIMEOUT, CollectionNotLoaded, Server
+from ldot_milvus.stores.writing import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +83,19 @@ class MilvusStore(VectorStore):
         self._rows_expected = 0
         self._read_before = False
         self._wrote = False
+
+    @override
+    def check_writable(self) -> None:
+        """Deletes a row that does not exist, or creates and drops a collection if there is none of this name."""
+        if self.server.lite:
+            remedy = "check its owner, or set LDOT_STORE to another file"
+            check_folder(os.path.dirname(self.address), self.address, remedy)
+        if self._describe() is not None:
+            self.server.call("delete", self.collection, filter=among(["written by ldot doctor"]))
+        elif not self.server.lite:  # Milvus Lite would create the file
+            name = f"ldot_probe_{secrets.token_hex(8)}"
+            self.server.call("create_collection", name, schema=schema(8, None))
+            self.server.call("drop_collection", name)
 
     @property
     @override
