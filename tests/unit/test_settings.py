@@ -34,7 +34,7 @@ TAKES = {
     "store": "the address of a store", "store_token": "USER:PASSWORD", "collection": "letters, digits and underscores",
     "region_dtype": "float16 or int8", "index_fallback": "true or false", "broker": "redis://HOST/0 or amqp://",
     "queue": "not ending in .changes", "result_backend": "redis://HOST/DB", "visibility_timeout": "seconds",
-    "device": "cuda, cuda:1, mps or cpu", "dtype": "float32, float16, bfloat16".split(",")[0],
+    "device": "cuda, cuda:1, mps or cpu", "dtype": ["float32", " float16", " bfloat16"][0],
     "log_format": "text or json", "allow_urls": "true or false", "max_pixels": "pixels",
 }  # fmt: skip
 
@@ -110,9 +110,7 @@ def test_an_unknown_variable_is_told_once(monkeypatch: pytest.MonkeyPatch, caplo
     with caplog.at_level(logging.WARNING):
         Settings()
         Settings()
-    assert [record.getMessage() for record in caplog.records] == [
-        "LDOT_STOER is no setting: did you mean LDOT_STORE?"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["LDOT_STOER is no setting: did you mean LDOT_STORE?"]
 
 
 def test_white_space_around_values_and_letter_case_of_names_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +136,7 @@ def test_secrets_are_not_shown_and_still_there() -> None:
 def test_a_file_of_variables_is_read_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_bytes(
         b"\xef\xbb\xbfLDOT_COLLECTION=from_file\r\nexport LDOT_MODEL='from file'\r\nLDOT_DEVICE=\nLDOT_MAX_PIXELS=7\n"
-        b"# LDOT_QUEUE=x\nOTHER=1\nLDOT_STORE_TOKEN=\"a#b\"\n"
+        b'# LDOT_QUEUE=x\nOTHER=1\nLDOT_STORE_TOKEN="a#b"\n'
     )
     monkeypatch.chdir(tmp_path)
     assert Settings().collection == "images"  # never by itself

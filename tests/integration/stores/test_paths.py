@@ -13,7 +13,7 @@ import pytest
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.curve import check_picture
-from ldot_milvus.ingest.journal import Run, journal_address, open_journal
+from ldot_milvus.ingest.journal import Run, open_journal
 from ldot_milvus.ingest.target import Target, target_of_worker
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.search.page import write_page

@@ -49,7 +49,9 @@ def test_json_is_utf8_in_every_locale(encoding: str, monkeypatch: pytest.MonkeyP
     assert all(line.isprintable() for line in text.split("\n"))
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters()), lambda inner: st.lists(inner)))
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters()), lambda inner: st.lists(inner))
+)
 def test_json_survives_every_text(value: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         text = written("ascii", lambda: say_json({"value": value}), patch).decode()
