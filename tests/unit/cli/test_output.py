@@ -72,7 +72,7 @@ def test_a_process_without_output(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_is_one_line(print_all: object, monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(UsageError, match="the output cannot be written .*No space left"):
+        with pytest.raises(UsageError, match=r"the output cannot be written .*No space left"):
             print_all()  # type: ignore[operator]
         monkeypatch.undo()
         full.buffer.raw.close()  # what is left cannot be written either
