@@ -34,7 +34,7 @@ TAKES = {
     "store": "the address of a store", "store_token": "USER:PASSWORD", "collection": "letters, digits and underscores",
     "region_dtype": "float16 or int8", "index_fallback": "true or false", "broker": "redis://HOST/0 or amqp://",
     "queue": "not ending in .changes", "result_backend": "redis://HOST/DB", "visibility_timeout": "seconds",
-    "device": "cuda, cuda:1, mps or cpu", "dtype": ["float32", " float16", " bfloat16"][0],
+    "device": "cuda, cuda:1, mps or cpu", "dtype": "float32, float16 or bfloat16",
     "log_format": "text or json", "allow_urls": "true or false", "max_pixels": "pixels",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import logging
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldot_milvus.cli.output import say, say_json
@@ -49,6 +49,7 @@ def test_json_is_utf8_in_every_locale(encoding: str, monkeypatch: pytest.MonkeyP
     assert all(line.isprintable() for line in text.split("\n"))
 
 
+@settings(deadline=None)
 @given(
     st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters()), lambda inner: st.lists(inner))
 )
