@@ -62,6 +62,7 @@ def regions(
 
     Exit status: 0 if all photos succeeded, 1 if some failed (they are listed), 2 if nothing was done.
     """
+    settings = settings_with()  # before torch is imported, which takes seconds
     from tqdm import tqdm
 
     from ldot_milvus.models.loading import choose_device, choose_dtype
@@ -71,7 +72,6 @@ def regions(
     from ldot_milvus.sources import expand
 
     sources = list(expand(paths))
-    settings = settings_with()
     short_side, long_side = _sides(sides)
     device = choose_device(settings.device)
     extractor = BottomUpExtractor.from_pretrained(

@@ -13,7 +13,7 @@ from kombu.entity import Queue
 
 from ldot_milvus.ingest.tasks import INGEST, TASKS
 from ldot_milvus.settings import QUEUE, Settings
-from ldot_milvus.workers.broker import TIMEOUT, BrokerRefusal, check_broker
+from ldot_milvus.workers.broker import TIMEOUT, BrokerRefusal, check_broker, check_transport
 from ldot_milvus.workers.logs import log_as_json, log_cleanly
 from ldot_milvus.workers.tasks import process_message
 
@@ -37,7 +37,12 @@ def make_app(settings: Settings) -> Celery:
 
     Args:
         settings: broker, queue, visibility time-out and log format.
+
+    Raises:
+        UsageError: kombu has no transport for the broker.
     """
+    if settings.broker is not None:
+        check_transport(settings.broker)
     limit = settings.visibility_timeout
     queues = {task.celery_name: task.queue(settings.queue) for task in TASKS.values()}
     # There is no result backend: the journal records the outcome of each chunk, and outlives workers and waiting

@@ -36,6 +36,27 @@ def broker_errors(connection: Any) -> tuple[type[Exception], ...]:
     return (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
 
 
+def check_transport(broker: str) -> None:
+    """Check that kombu has a transport for the URL, without importing it.
+
+    Raises:
+        UsageError: it has none.
+    """
+    from kombu.transport import TRANSPORT_ALIASES
+
+    for url in broker.split(";"):
+        name = url.partition("://")[0].partition("+")[0]
+        if name not in TRANSPORT_ALIASES and "." not in name:
+            raise _unusable(masked(broker), f"No such transport: {name}")
+
+
+def _unusable(address: str, why: str) -> UsageError:
+    return UsageError(
+        f"LDOT_BROKER ({address}) names a broker that kombu cannot use ({why}): give redis://HOST/0 or "
+        "amqp://USER:PASSWORD@HOST//, or install the package of its transport"
+    )
+
+
 def check_broker(broker: str, queue: str | None = None) -> str:
     """Check that the broker answers within a few seconds.
 
@@ -54,17 +75,15 @@ def check_broker(broker: str, queue: str | None = None) -> str:
     from kombu.connection import Connection
     from kombu.exceptions import OperationalError
 
+    check_transport(broker)
     address = masked(broker)
     try:
         connection = Connection(  # type: ignore[no-untyped-call]
             broker, connect_timeout=TIMEOUT, transport_options={**SOCKET_LIMITS, "confirm_publish": queue is not None}
         )
         errors = broker_errors(connection)
-    except (ImportError, KeyError) as error:
-        raise UsageError(
-            f"LDOT_BROKER ({address}) names a broker that kombu cannot use ({first_line(error)}): give redis://HOST/0 "
-            "or amqp://USER:PASSWORD@HOST//, or install the package of its transport"
-        ) from error
+    except ImportError as error:
+        raise _unusable(address, first_line(error)) from error
     try:
         with connection:
             connection.ensure_connection(  # type: ignore[no-untyped-call]

@@ -76,7 +76,7 @@ def test_a_read_only_disk_and_a_full_one(disk: Path) -> None:
     (disk / "ballast").write_bytes(bytes(2_500_000))
     for check in (open_store(address).check_writable, RegionStore(str(disk / "regions"), "m").check_writable,
                   open_journal(str(disk / "journal.sqlite")).check_writable):  # fmt: skip
-        with pytest.raises(StoreError, match="No space left on device.*: free some space"):
+        with pytest.raises(StoreError, match=r"No space left on device.*: free some space"):
             check()
     os.remove(disk / "ballast")
     open_store(address).check_writable()
@@ -156,7 +156,9 @@ def test_a_rabbitmq_that_refuses(tmp_path: Path) -> None:
         server.control("add_user", "reader", PASSWORD)
         server.control("set_permissions", "reader", ".*", "", ".*")
         reader = server.url.replace("guest:guest", f"reader:{PASSWORD}")
-        with pytest.raises(StoreError, match="answers, but accepts no message .*ACCESS_REFUSED.*amq.default") as caught:
+        with pytest.raises(
+            StoreError, match=r"answers, but accepts no message .*ACCESS_REFUSED.*amq.default"
+        ) as caught:
             check_broker(reader, "ldot")
         assert PASSWORD not in str(caught.value)
         refused = {"NOT_ALLOWED": server.url.removesuffix("/") + "photos"}

@@ -6,7 +6,7 @@ import unicodedata
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldot_milvus.errors import LdotError, printable
@@ -72,6 +72,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert masked(text) == text
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["http", "https", "redis", "rediss", "amqp", "amqps", "ftp", "s3", "sftp"]),
     st.text(min_size=1, max_size=8),
@@ -89,12 +90,14 @@ def test_an_encoded_password_is_found_in_every_form(scheme: str, user: str, pass
     assert given_user.endswith(f"x{password}".encode("utf-8", "replace").decode())
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["redis", "rediss", "amqp", "ftp"]), st.from_regex(r"[!-~]{1,12}", fullmatch=True))
 def test_a_password_that_was_not_encoded_is_hidden_too(scheme: str, password: str) -> None:
     password = f"q{password.translate(str.maketrans('', '', '<>' + chr(34) + chr(39)))}z"
     assert password not in masked(f"{scheme}://user:{password}@host:1/0")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_texts_of_all_kinds_are_masked_once(text: str) -> None:
     hidden = masked(text)
@@ -106,6 +109,7 @@ def test_long_texts_take_no_time() -> None:
         masked(text)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_nothing_printable_steers_a_terminal(text: str) -> None:
     shown = printable(text)

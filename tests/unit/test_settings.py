@@ -34,7 +34,7 @@ TAKES = {
     "store": "the address of a store", "store_token": "USER:PASSWORD", "collection": "letters, digits and underscores",
     "region_dtype": "float16 or int8", "index_fallback": "true or false", "broker": "redis://HOST/0 or amqp://",
     "queue": "not ending in .changes", "result_backend": "redis://HOST/DB", "visibility_timeout": "seconds",
-    "device": "cuda, cuda:1, mps or cpu", "dtype": ["float32", " float16", " bfloat16"][0],
+    "device": "cuda, cuda:1, mps or cpu", "dtype": "float32, float16 or bfloat16",
     "log_format": "text or json", "allow_urls": "true or false", "max_pixels": "pixels",
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_a_wrong_argument_is_one_line(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         Settings(**{name: WRONG[name]})
     assert str(caught.value).startswith(f"{name} is ")
-    assert f": give {TAKES[name]}" in str(caught.value) or TAKES[name] in str(caught.value)
+    assert TAKES[name] in str(caught.value).partition(": give ")[2]
     assert "\n" not in str(caught.value)
 
 
@@ -97,9 +97,9 @@ def test_addresses_that_cannot_be_parsed_show_no_password(name: str, address: st
 
 
 def test_an_unknown_argument_has_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match="^stoer is no setting: did you mean store"):
+    with pytest.raises(UsageError, match=r"^stoer is no setting: did you mean store\?$"):
         Settings(stoer="x")
-    with pytest.raises(UsageError, match="^k is no setting$"):
+    with pytest.raises(UsageError, match=r"^k is no setting$"):
         Settings(k=3)
 
 
@@ -163,5 +163,5 @@ def test_a_file_of_variables_that_cannot_be_read(
     if content is not None:
         (tmp_path / "env").write_bytes(content)
     monkeypatch.setenv("LDOT_ENV_FILE", str(tmp_path / "env"))
-    with pytest.raises(UsageError, match="LDOT_ENV_FILE names .*, which cannot be read"):
+    with pytest.raises(UsageError, match=r"LDOT_ENV_FILE names .*, which cannot be read"):
         Settings()

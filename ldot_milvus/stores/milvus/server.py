@@ -38,6 +38,7 @@ _LATER_WORDS = ("not ready", "not healthy", "no available shard", "channel not a
 _LOCKED_WORDS = ("locked", "open local milvus failed")
 """Messages of Milvus Lite, and of pymilvus for the same error."""
 _TOKEN_WORDS = ("auth check failure", "unauthenticated", "not authenticated", "invalid username or password")
+_RIGHTS_WORDS = ("permission deny", "privilegepermissiondenied", "permissiondenied")
 _NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
 """pymilvus pings idle connections every 10 s, which Milvus Lite takes for abuse and disconnects."""
 _SILENCE_WORDS = ("deadline", "timeout", "unavailable", "connect")
@@ -158,6 +159,11 @@ class Server:
             return CollectionNotLoaded(f"Milvus at {self.address} has not loaded the collection ({_first_line(text)})")
         if _contains(lowered, _TOKEN_WORDS):
             return StoreError(f"Milvus at {self.address} refuses the token: set LDOT_STORE_TOKEN to USER:PASSWORD")
+        if _contains(lowered, _RIGHTS_WORDS):
+            return StoreError(
+                f"Milvus at {self.address}: the user of LDOT_STORE_TOKEN has no right to do this ({method}: "
+                f"{_first_line(text)}): grant it, or use another user"
+            )
         if self.lite and _contains(lowered, _LOCKED_WORDS):
             return StoreError(
                 f"{self.address} is open in another process, and Milvus Lite serves one at a time: stop the other "

@@ -42,9 +42,9 @@ def test_a_wrong_variable_is_one_line_in_celery(command: list[str], variable: st
 
 @pytest.mark.parametrize(
     "command",
-    [["search", "a bus"], ["duplicates"], ["reindex"], ["migrate"], ["eval", "--data", "."], ["regions", ".", "--out", "x"]],
+    [["search", "a bus"], ["duplicates"], ["reindex"], ["migrate"], ["regions", ".", "--out", "x"]],
     ids=lambda command: command[0],
-)  # fmt: skip
+)
 def test_a_wrong_variable_is_one_line_in_ldot(
     command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import logging
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldot_milvus.cli.output import say, say_json
@@ -49,6 +49,7 @@ def test_json_is_utf8_in_every_locale(encoding: str, monkeypatch: pytest.MonkeyP
     assert all(line.isprintable() for line in text.split("\n"))
 
 
+@settings(deadline=None)
 @given(
     st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters()), lambda inner: st.lists(inner))
 )
@@ -72,7 +73,7 @@ def test_a_process_without_output(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_is_one_line(print_all: object, monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(UsageError, match="the output cannot be written .*No space left"):
+        with pytest.raises(UsageError, match=r"the output cannot be written .*No space left"):
             print_all()  # type: ignore[operator]
         monkeypatch.undo()
         full.buffer.raw.close()  # what is left cannot be written either

@@ -116,5 +116,5 @@ def test_deployments_on_one_broker_share_no_name() -> None:
 
 @pytest.mark.parametrize("name", ["a,b", "a b", "photos.changes", "/", "-Q", "a" * 101])
 def test_a_queue_that_cannot_be_named_or_belongs_to_another_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="^queue is '"):
+    with pytest.raises(UsageError, match=r"^queue is '"):
         Settings(queue=name)
