@@ -191,8 +191,8 @@ def models(path: Path) -> None:
         region_store = open_region_store(open_store(), reranker)
         assert_type(region_store, RegionStore)
         assert_type(region_store.has(["a"]), set[str])
-    if isinstance(reranker, MatchingReranker):
-        assert_type(reranker.score_and_match(["a dog"], []), tuple[Vectors, Vectors])
+        if isinstance(reranker, MatchingReranker):
+            assert_type(reranker.score_and_match(["a dog"], kept), tuple[Vectors, Vectors])
     if isinstance(embedder, Calibrated):
         assert_type(embedder.calibration, Calibration | None)
     assert_type(Calibration(scale=1.0, bias=0.0).probability(2.0), float)
@@ -286,6 +286,13 @@ class ColourRerankerFiles(RerankerFiles):
 
 class ElsewhereAddress(FolderAddress):
     """A store of one's own."""
+
+    scheme = "elsewhere"
+
+    def open(
+        self, collection: str, index: object, *, token: str | None = None, index_fallback: bool = True
+    ) -> VectorStore:
+        return open_store(f"faiss:{self.folder}", collection)
 
 
 def extend() -> None:
