@@ -7,7 +7,6 @@ so that DNS rebinding has no effect. Each redirect is checked like a new URL.
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import ssl
 import time
@@ -21,7 +20,7 @@ import httpcore
 from typing_extensions import override
 
 from ldot_milvus.errors import InputError, printable
-from ldot_milvus.settings import Settings
+from ldot_milvus.settings import current
 
 SCHEMES = ("http", "https")
 MAX_URL = 4096
@@ -187,15 +186,9 @@ def fetch(url: str) -> bytes:
     Raises:
         InputError: URLs are not allowed, or :meth:`Fetcher.fetch` fails. The message starts with the URL.
     """
-    if not _allowed(os.environ.get("LDOT_ALLOW_URLS")):
+    if not current("allow_urls"):
         raise InputError(f"{printable(url)}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it for this process")
     return _fetcher.fetch(url)
-
-
-@lru_cache(maxsize=2)
-def _allowed(_: str | None) -> bool:
-    """Return the setting, cached by the variable's value: reading all settings takes milliseconds."""
-    return Settings().allow_urls
 
 
 class _PermanentError(Exception):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.cli.output import say
 
 if TYPE_CHECKING:
     from ldot_milvus.sources import Source
@@ -80,11 +81,11 @@ def regions(
     photos = ((source.name, partial(_photo, source)) for source in sources)
     with tqdm(total=len(sources), unit=" photos", disable=None, leave=False) as bar:
         result = extract(photos, extractor, out, format=format, show=show, progress=bar.update)
-    click.echo(f"{out}: {result.photos} photos, {result.regions} regions of {extractor.dim} features")
+    say(f"{out}: {result.photos} photos, {result.regions} regions of {extractor.dim} features")
     if show:
-        click.echo(f"Photos with boxes: {out}/show")
+        say(f"Photos with boxes: {out}/show")
     for name, reason in result.failed.items():
-        click.echo(f"  failed: {name}: {reason}", err=True)
+        say(f"  failed: {name}: {reason}", err=True)
     sys.exit(1 if result.failed else 0)
 
 

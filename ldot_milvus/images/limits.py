@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from typing import Any
 
-from ldot_milvus.settings import Settings
+from ldot_milvus.forks import Lock
+from ldot_milvus.settings import current
 
 # The size at which Pillow itself raises an error instead of a warning (twice its MAX_IMAGE_PIXELS).
 MAX_PIXELS = 178_956_970
@@ -21,7 +19,7 @@ MAX_PIXELS = 178_956_970
 LARGEST_CAMERA = 10**9
 
 _NO_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-_strict_lock = threading.Lock()
+_strict_lock = Lock()
 _strict_users = 0
 _lenient_before = False
 _pixels_before: int | None = None
@@ -29,13 +27,7 @@ _pixels_before: int | None = None
 
 def max_pixels() -> int:
     """The largest number of pixels of a photo, from the setting LDOT_MAX_PIXELS."""
-    return _max_pixels(os.environ.get("LDOT_MAX_PIXELS"))
-
-
-@lru_cache(maxsize=2)
-def _max_pixels(_: str | None) -> int:
-    """The setting, cached by the variable's value: reading all settings takes milliseconds."""
-    return Settings().max_pixels
+    return int(current("max_pixels"))
 
 
 def limit_named(limit: int, pixels: int) -> str:

@@ -194,7 +194,7 @@ def _replace(
             moved.append(at(row, copy))
         elif held is None or not certain or row.namespace not in {owner.namespace for owner in owners}:
             outcome.stale += 1
-            log.warning("row %s is kept, although %s now holds another photo", row.id, printable(row.source))
+            log.warning("row %s is kept, although %s now holds another photo", printable(row.id), printable(row.source))
         else:
             lost.append(row)
     if moved:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ldot_milvus.errors import ModelError
+from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.inputs import text_list
 
@@ -27,7 +27,7 @@ class TextTokens:
         self._tokenizer = tokenizer
         self._device = device
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def ids(self, texts: Iterable[Text], limit: int, vocabulary: int | None = None) -> list[list[int]]:
         """Return the token ids of each text, truncated to ``limit`` tokens.
@@ -41,7 +41,7 @@ class TextTokens:
             UsageError: :func:`~.inputs.text_list` refuses the texts.
         """
         given = self.checked(texts, vocabulary)
-        with self._lock:
+        with computation, self._lock:
             return token_ids(self._tokenizer, given, limit)
 
     def checked(self, texts: Iterable[Text], vocabulary: int | None = None) -> list[Text]:
@@ -118,8 +118,8 @@ def by_length(
     """
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     result = np.empty((len(tokens), width), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        with computation, torch.inference_mode():
             result[rows] = compute(rows).float().cpu().numpy()
     return result

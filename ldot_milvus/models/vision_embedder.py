@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ldot_milvus.batches import batched
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, ImageInput
 from ldot_milvus.models.inputs import image_inputs
 from ldot_milvus.models.patches import PatchFeatures
@@ -79,8 +80,9 @@ class VisionEmbedder(ABC):
         features: list[PatchFeatures] = []
         for batch in batched(image_inputs(images), IMAGE_BATCH):
             pixels = torch.from_numpy(prepare_photos(self.name, self._vision_files.preparation, batch))
-            states, vectors = self._encode_pixels(pixels.to(self.device, self.dtype))
-            units = normalize(vectors.float(), dim=-1).cpu().numpy()
+            with computation:  # not around the photos, which several threads prepare
+                states, vectors = self._encode_pixels(pixels.to(self.device, self.dtype))
+                units = normalize(vectors.float(), dim=-1).cpu().numpy()
             features += [PatchFeatures(*pair) for pair in zip(states, units, strict=True)]
         return features
 

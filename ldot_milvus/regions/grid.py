@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import ResNetConfig, ResNetModel
 
+from ldot_milvus.forks import computation
 from ldot_milvus.images import ImageSource, each_image, open_image
 from ldot_milvus.regions.base import Array, Regions, boxes7
 from ldot_milvus.weights import QuantizedStorage
@@ -70,6 +71,7 @@ class GridExtractor:
         """Load the backbone from a folder or hub id; ``kwargs`` are the constructor's other arguments."""
         return cls(GridBackbone.from_pretrained(folder), **kwargs)
 
+    @computation
     @torch.inference_mode()
     def __call__(self, images: Iterable[ImageSource]) -> list[Regions]:
         """Extract the regions of photos of any size.

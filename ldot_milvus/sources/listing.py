@@ -66,7 +66,8 @@ def expand(
             yielded.
     """
     allow_urls, exclude = Settings().allow_urls, (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    given = [path_text(path) for path in listed(paths, "paths")]
+    # A ~ comes from Python, or from --option=~/x, where no shell expands it.
+    given = [os.path.expanduser(path_text(path)) for path in listed(paths, "paths")]
     for path in given:
         next(_Listing(allow_urls, Selection(exclude), peek=True).expand(path), None)
     skipped = Skipped() if skipped is None else skipped

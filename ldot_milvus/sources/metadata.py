@@ -41,7 +41,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     fields: dict[str, dict[str, Any]] = {}
     path = path_text(path)
     try:
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

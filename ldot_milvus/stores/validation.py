@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from ldot_milvus.arguments import described, listed, to_array, whole_number
 from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
 from ldot_milvus.json_values import json_value
+from ldot_milvus.settings import COLLECTION_NAME
 from ldot_milvus.stores.base import KINDS, MODEL_SOURCE, Array, Filter, Record, VectorStore
 
 MAX_ID = 64
@@ -31,7 +31,7 @@ MAX_SIDE = 2**31 - 1
 
 def collection_name(name: str) -> str:
     """Return the name, or raise UsageError if Milvus would not accept it."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
+    if not isinstance(name, str) or not COLLECTION_NAME.fullmatch(name):
         raise UsageError(
             f"bad collection name {name!r}: use at most 255 letters, digits and underscores, and no digit first"
         )

@@ -14,7 +14,7 @@ import zlib
 import pytest
 from PIL import Image, ImageFile
 
-from ldot_milvus.errors import InputError
+from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.images import MAX_PIXELS, RAW_SUFFIXES, can_read, check_suffix, content_id, decode, formats, from_pil
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -239,7 +239,7 @@ def test_an_invalid_limit_is_told_and_changes_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     monkeypatch.setenv("LDOT_MAX_PIXELS", "0")
     filters = list(warnings.filters)
-    with pytest.raises(ValueError, match="max_pixels"):
+    with pytest.raises(UsageError, match="LDOT_MAX_PIXELS is '0'"):
         decode(encoded(noise(), "PNG"))
     assert list(warnings.filters) == filters
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True

@@ -16,6 +16,7 @@ import torch
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, ModelError
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, Text
 from ldot_milvus.models.blip.network import text_state
 from ldot_milvus.models.inputs import words_only
@@ -113,6 +114,7 @@ class BlipReranker:
             logits[[pair for pairs in batch for pair in pairs]] = self._logits(tokens, kept, batch)
         return logits[:, 1], logits[:, 1] - logits[:, 0]
 
+    @computation
     @torch.inference_mode()
     def _logits(self, tokens: list[list[int]], kept: Sequence[KeptImage], batch: list[list[int]]) -> Array:
         """Return the head's logits (n, 2) for the pairs of I images, each with the same number of texts."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ldot_milvus.errors import InputError, ModelError
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, Embedder, ImageFeatures, KeptImage, Text
 from ldot_milvus.models.edje.files import EdjeFiles, wrong_width
 from ldot_milvus.models.edje.inputs import pad_tokens
@@ -48,6 +49,7 @@ class EdjeTokenReranker(NetworkReranker):
         super().__init__(files, model, texts, device, dtype)
         self._first_stage = first_stage
 
+    @computation
     @torch.inference_mode()
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
         """Run the adapter over the first stage's tokens, and store its output in half precision.

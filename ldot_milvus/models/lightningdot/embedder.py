@@ -11,6 +11,7 @@ import torch
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.forks import computation
 from ldot_milvus.images import open_image
 from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
@@ -148,6 +149,7 @@ class LightningDOTEmbedder:
             regions.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
         return [regions[index] for index in range(len(regions))]
 
+    @computation
     @torch.inference_mode()
     def encode_features(self, features: Sequence[Regions]) -> Array:
         """Encode photos given as regions as vectors, float32 (n, dim)."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ldot_milvus.errors import InputError
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, KeptImage, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.lightningdot.inputs import pad_regions
@@ -63,6 +64,7 @@ class LightningDOTReranker(NetworkReranker):
         """
         return read_calibration(self.name, self._files.folder, lambda: self._files.fitted_for)
 
+    @computation
     @torch.inference_mode()
     def keep(self, features: Sequence[Regions]) -> list[KeptImage]:
         """Convert regions to region data: embedded by the network if it is configured so, and in half precision.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.forks import computation
 from ldot_milvus.hub import hub_folder
 from ldot_milvus.images import ImageSource, each_image, is_one_image, open_image
 from ldot_milvus.regions.base import Regions, boxes7
@@ -115,7 +116,7 @@ class BottomUpExtractor:
             UsageError: neither a folder nor a hub repository has that name, or the constructor refuses an option.
             ModelError: the configuration or the weights do not fit; see :func:`~.weights.load_detector`.
         """
-        folder = Path(folder_or_hub_id)
+        folder = Path(folder_or_hub_id).expanduser()
         if not folder.is_dir():
             folder = hub_folder(str(folder_or_hub_id), "detector", files=[CONFIG, *FILES])
         return cls(load_detector(folder), **options)
@@ -155,6 +156,7 @@ class BottomUpExtractor:
             return self._regions(cast("ImageSource", images))
         return [self._regions(image) for image in each_image(images)]
 
+    @computation
     @torch.inference_mode()
     def _regions(self, image: ImageSource) -> Regions:
         config, predictor = self.config, self.detector.roi_heads.box_predictor

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ldot_milvus.errors import CollectionNotFound, StoreError
-from ldot_milvus.stores.milvus.address import LiteAddress
+from ldot_milvus.forks import Lock
+from ldot_milvus.stores.milvus.address import LiteAddress, ServerAddress
 
 TIMEOUT = 30.0
 """Time limit of one call, retries included, in seconds."""
@@ -49,21 +52,22 @@ class Server:
 
     Args:
         address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``; made absolute.
-        token: ``user:password`` or an API key.
+        token: ``user:password`` or an API key; None for the one in the address, if there is one.
         timeout: time limit of one call, retries included, in seconds.
 
     Attributes:
-        address: absolute address.
+        address: absolute address, without a password.
         lite: whether it is Milvus Lite.
         timeout: time limit of one call, in seconds.
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
         self.lite = LiteAddress.claims(address)
-        self.address = LiteAddress(address).address if self.lite else address
+        parsed = LiteAddress(address) if self.lite else ServerAddress(address)
+        self.address = parsed.address
         self.timeout = timeout
-        self._token = token
-        self._lock = threading.Lock()
+        self._token = token or parsed.user
+        self._lock = Lock()
         self._connected: tuple[int, Any] | None = None
 
     def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
@@ -214,3 +218,13 @@ def _quiet_pymilvus() -> Iterator[None]:
         yield
     finally:
         _our_call.active = False
+
+
+def _leave_lite_to_parent() -> None:
+    """Let a forked child, which uses its parent's server of Milvus Lite, not stop it and write its file at the end."""
+    if "milvus_lite.server_manager" in sys.modules:
+        atexit.unregister(sys.modules["milvus_lite.server_manager"].server_manager_instance.release_all)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_lite_to_parent)

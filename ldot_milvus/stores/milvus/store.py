@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,11 @@ from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
-from ldot_milvus.stores.filters import And, Compare, Field, Node, matches, parse
+from ldot_milvus.stores.filter_look import look
+from ldot_milvus.stores.filter_match import predicate
+from ldot_milvus.stores.filters import And, Compare, Exists, Field, Node, parse
 from ldot_milvus.stores.index_spec import IndexSpec
-from ldot_milvus.stores.milvus.expressions import to_milvus
+from ldot_milvus.stores.milvus.expressions import Expression, presence, to_milvus
 from ldot_milvus.stores.milvus.messages import PAGE, among, page_size, requests
 from ldot_milvus.stores.milvus.probing import settle_index
 from ldot_milvus.stores.milvus.schema import (
@@ -34,6 +39,7 @@ from ldot_milvus.stores.milvus.schema import (
     schema,
 )
 from ldot_milvus.stores.milvus.server import TIMEOUT, CollectionNotLoaded, Server
+from ldot_milvus.stores.writing import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +83,19 @@ class MilvusStore(VectorStore):
         self._rows_expected = 0
         self._read_before = False
         self._wrote = False
+
+    @override
+    def check_writable(self) -> None:
+        """Deletes a row that does not exist, or creates and drops a collection if there is none of this name."""
+        if self.server.lite:
+            remedy = "check its owner, or set LDOT_STORE to another file"
+            check_folder(os.path.dirname(self.address), self.address, remedy)
+        if self._describe() is not None:
+            self.server.call("delete", self.collection, filter=among(["written by ldot doctor"]))
+        elif not self.server.lite:  # Milvus Lite would create the file
+            name = f"ldot_probe_{secrets.token_hex(8)}"
+            self.server.call("create_collection", name, schema=schema(8, None))
+            self.server.call("drop_collection", name)
 
     @property
     @override
@@ -133,22 +152,31 @@ class MilvusStore(VectorStore):
         """If more rows tie with the k-th than fit, the server chooses which of them are returned."""
         k = validation.k(k)
         validation.kind(kind, "search")
-        node = And((Compare(Field("kind"), "$eq", kind), parse(filter)))
+        given = parse(filter)
+        node = And((Compare(Field("kind"), "$eq", kind), given))
         described = self._describe() if self._known is None else self._known
         if described is None:
             raise validation.not_found(self, self._names())
         matrix = validation.queries(queries, described.dim)
         if not len(matrix):
             return []
-        expression = to_milvus(node, lite=self.server.lite)
-        if expression.exact:
-            results = self._search(described, matrix, k, expression.text)
-            if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
-                return results
-            # An approximate index may find too few rows under a filter, or if k is nearly the number of rows.
-            available = min(k, self._count(expression.text))
-            if all(len(result) >= available for result in results):
-                return results
+        self._look(given)
+        expression = self._expression(node)
+        if not expression.exact:
+            found = self._overfetched(described, matrix, k, node, expression.text)
+            if found is not None:
+                return found
+            # The vectors of the rows that match, and not of all that the expression finds.
+            ids = (row.id for row in self._records(node, PAGE))
+            batches = (self.get(batch, with_embeddings=True) for batch in batched(ids, PAGE))
+            return _exactly(matrix, k, (row for batch in batches for row in batch))
+        results = self._search(described, matrix, k, expression.text)
+        if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
+            return results
+        # An approximate index may find too few rows under a filter, or if k is nearly the number of rows.
+        available = min(k, self._count(expression.text))
+        if all(len(result) >= available for result in results):
+            return results
         return _exactly(matrix, k, self._records(node, PAGE, with_embeddings=True))
 
     @override
@@ -183,7 +211,9 @@ class MilvusStore(VectorStore):
         if ids is not None:
             existing_ids = [read.id for read in self.get(list(dict.fromkeys(validation.ids(ids))))]
         else:
-            existing_ids = [read.id for read in self._records(parse(filter), PAGE)]
+            node = parse(filter)
+            self._look(node)
+            existing_ids = [read.id for read in self._records(node, PAGE)]
         # By id even for a filter: servers count ids that do not exist, and not every server supports every filter.
         for batch in batched(existing_ids, IDS_AT_A_TIME):
             self.server.call("delete", self.collection, filter=among(batch))
@@ -195,7 +225,8 @@ class MilvusStore(VectorStore):
         node = parse(filter)
         if self._describe() is None:
             return 0
-        expression = to_milvus(node, lite=self.server.lite)
+        self._look(node)
+        expression = self._expression(node)
         return self._count(expression.text) if expression.exact else sum(1 for _ in self._records(node, PAGE))
 
     @override
@@ -203,7 +234,9 @@ class MilvusStore(VectorStore):
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
         batch_size = validation.k(batch_size, "batch_size")
-        return self._records(parse(filter), batch_size, with_embeddings=with_embeddings)
+        node = parse(filter)
+        self._look(node)
+        return self._records(node, batch_size, with_embeddings=with_embeddings)
 
     @override
     def successor(self) -> VectorStore:
@@ -299,6 +332,40 @@ class MilvusStore(VectorStore):
             names.update(str(alias) for alias in aliases)
         return names
 
+    # ---- filters
+
+    def _expression(self, node: Node) -> Expression:
+        return to_milvus(node, self.server.version, lite=self.server.lite)
+
+    def _look(self, node: Node) -> None:
+        look(self, node, self._rows_with)
+
+    def _rows_with(self, field: Field, limit: int) -> list[Record]:
+        """Return up to ``limit`` rows that have a field of ``metadata``."""
+        if self._describe() is None:
+            return []
+        expression = presence(field, lite=self.server.lite)
+        if expression is None:
+            return list(islice(self._records(Exists(field), PAGE), limit))
+        return self._query(expression, limit)
+
+    def _overfetched(
+        self, described: Described, queries: Array, k: int, node: Node, expression: str
+    ) -> list[list[Match]] | None:
+        """Search among more rows than match, and filter the best of them; None if these do not suffice."""
+        limit = PAGE // len(queries)
+        if limit < k:
+            return None
+        found = self._search(described, queries, limit, expression)
+        matches = predicate(node)
+        results = [[match for match in line if matches(match.record)][:k] for line in found]
+        if all(len(result) == k for result in results):
+            return results
+        if max(map(len, found)) == limit:
+            return None
+        rows = self._count(expression)  # an approximate index may have found too few
+        return results if all(len(line) == rows for line in found) else None
+
     # ---- records
 
     def _search(self, described: Described, queries: Array, k: int, expression: str) -> list[list[Match]]:
@@ -350,7 +417,7 @@ class MilvusStore(VectorStore):
         described = self._describe()
         if described is None:
             return
-        expression = to_milvus(node, lite=self.server.lite)
+        expression, matches = self._expression(node), predicate(node)
         size = min(size, page_size(described.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
         options = {"output_fields": fields, "consistency_level": "Strong"}
@@ -360,7 +427,7 @@ class MilvusStore(VectorStore):
             pages = self._pages(expression.text, size, options)
         for page in pages:
             for read in map(record, page):
-                if expression.exact or matches(node, read):
+                if expression.exact or matches(read):
                     yield read
 
     def _pages(self, expression: str, size: int, options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
