@@ -24,7 +24,7 @@ def used_names() -> set[str]:
     """Every name of ours that the program imports and uses, with its module."""
     tree = ast.parse(PROGRAM.read_text())
     imported = {
-        alias.name: node.module
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ldot_milvus")
         for alias in node.names
@@ -32,7 +32,7 @@ def used_names() -> set[str]:
     loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     unused = imported.keys() - loaded
     assert not unused, f"imported and not used: {unused}"
-    return {f"{module}.{name}" for name, module in imported.items()} | {"ldot_milvus.__version__"}
+    return {*imported.values(), "ldot_milvus.__version__"}
 
 
 def public_names() -> set[str]:
