@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from ldot_milvus.arguments import path_text
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.hub import hub_folder, hub_source
 from ldot_milvus.models.base import FilesOnDisk, ModelFiles, RerankerFiles, read_config
@@ -68,6 +69,7 @@ def find_model(name: str) -> ModelFiles:
         UsageError: no model has that name.
         ModelError: the folder belongs to a re-ranker or to an unknown family, or lacks files.
     """
+    name = path_text(name)
     family, folder = _found(name)
     name = absolute_name(name)
     if not issubclass(family, ModelFiles):
@@ -98,6 +100,7 @@ def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
         return model.own_reranker()
     if name == NO_RERANKER:
         return None
+    name = path_text(name)
     family, folder = _found(name)
     name = absolute_name(name)
     if issubclass(family, RerankerFiles):

@@ -232,23 +232,18 @@ def fields(record: Record) -> Record:
         raise UsageError("an id is empty")
     where = f"record {id!r}"
     kind(record.kind, where)
-    sides = [whole_number(side, f"{where}: {name}", 0, MAX_SIDE) for name, side in _sides(record)]
     checked = replace(
         record,
         id=id,
         namespace=text(record.namespace, f"{where}: namespace", MAX_NAMESPACE),
         source=text(record.source, f"{where}: source", MAX_SOURCE),
         caption=text(record.caption, f"{where}: caption", MAX_CAPTION),
-        width=sides[0],
-        height=sides[1],
+        width=whole_number(record.width, f"{where}: width", 0, MAX_SIDE),
+        height=whole_number(record.height, f"{where}: height", 0, MAX_SIDE),
         metadata=_json_object(record),
     )
     metadata_json(checked)
     return checked
-
-
-def _sides(record: Record) -> tuple[tuple[str, int], tuple[str, int]]:
-    return ("width", record.width), ("height", record.height)
 
 
 def metadata_json(record: Record) -> str:

@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from haystack import Document as HaystackDocument
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.tools import BaseTool
+from llama_index.core.schema import NodeWithScore
+from mcp.server.lowlevel import Server
 from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import assert_type
@@ -45,6 +50,7 @@ from ldot_milvus import (
     Source,
     StoreError,
     TrainingError,
+    UnknownField,
     UsageError,
     VectorStore,
     expand,
@@ -58,6 +64,17 @@ from ldot_milvus import (
 )
 from ldot_milvus.images import ImageSource, Photo, decode, open_image
 from ldot_milvus.ingest.new_reranker import RegionReport, add_region_data
+from ldot_milvus.integrations.haystack import LightningDOTRetriever as HaystackRetriever
+from ldot_milvus.integrations.langchain import (
+    LightningDOTCompressor,
+    LightningDOTTool,
+    LightningDOTVectorStore,
+    Query,
+    photo_blocks,
+)
+from ldot_milvus.integrations.llama_index import LightningDOTRetriever as LlamaIndexRetriever
+from ldot_milvus.integrations.mcp import photo_server
+from ldot_milvus.integrations.pymilvus_model import LightningDOTEmbeddingFunction, LightningDOTRerankFunction
 from ldot_milvus.model import (
     CrossAttentionReranker,
     LightningDOT,
@@ -191,8 +208,8 @@ def models(path: Path) -> None:
         region_store = open_region_store(open_store(), reranker)
         assert_type(region_store, RegionStore)
         assert_type(region_store.has(["a"]), set[str])
-    if isinstance(reranker, MatchingReranker):
-        assert_type(reranker.score_and_match(["a dog"], []), tuple[Vectors, Vectors])
+        if isinstance(reranker, MatchingReranker):
+            assert_type(reranker.score_and_match(["a dog"], kept), tuple[Vectors, Vectors])
     if isinstance(embedder, Calibrated):
         assert_type(embedder.calibration, Calibration | None)
     assert_type(Calibration(scale=1.0, bias=0.0).probability(2.0), float)
@@ -287,6 +304,13 @@ class ColourRerankerFiles(RerankerFiles):
 class ElsewhereAddress(FolderAddress):
     """A store of one's own."""
 
+    scheme = "elsewhere"
+
+    def open(
+        self, collection: str, index: object, *, token: str | None = None, index_fallback: bool = True
+    ) -> VectorStore:
+        return open_store(f"faiss:{self.folder}", collection)
+
 
 def extend() -> None:
     register_family("colours", "program:ColourFiles")
@@ -303,7 +327,29 @@ def langchain(settings: Settings) -> list[Document]:
     assert_type(embeddings.embed_query("a dog"), list[float])
     assert_type(retriever.k, int)
     assert_type(base.invoke("two dogs in the snow"), list[Document])
-    return retriever.invoke("a dog", k=3)
+    question: Query = Path("dog.jpg")
+    documents = retriever.invoke(question, k=3)
+    assert_type(photo_blocks(documents, longest_side=512), list[dict[str, Any]])
+    compressor = LightningDOTCompressor(store=settings.store, k=3)
+    assert_type([*compressor.compress_documents(documents, "a dog")], list[Document])
+    tool: BaseTool = LightningDOTTool(retriever=retriever)
+    assert_type(tool.name, str)
+    store = LightningDOTVectorStore(store=settings.store, collection="photos")
+    assert_type(store.add_texts(["a dog"]), list[str])
+    assert_type(store.add_images(["dog.jpg"]), list[str])
+    assert_type(store.similarity_search_with_score("a dog", k=2), list[tuple[Document, float]])
+    return documents
+
+
+def other_homes(path: Path) -> None:
+    assert_type(HaystackRetriever("faiss:./ldot-data", top_k=5).run("a dog")["documents"], list[HaystackDocument])
+    assert_type(LlamaIndexRetriever("faiss:./ldot-data", k=5).retrieve("a dog"), list[NodeWithScore])
+    function = LightningDOTEmbeddingFunction("ldot-mini")
+    assert_type(function.dim, int)
+    assert_type(function.encode_queries(["a dog"]), list[Vectors])
+    assert_type(function.encode_images([path, np.zeros((9, 9), np.uint8)]), list[Vectors])
+    LightningDOTRerankFunction("faiss:./ldot-data")("a dog", ["a", "b"], top_k=2)
+    assert_type(photo_server(), Server)
 
 
 def errors() -> str:
@@ -315,4 +361,5 @@ def errors() -> str:
     except (FilterError, UsageError, InputError, ModelError, TrainingError) as error:
         own: LdotError = error
         return own.code
+    warnings.simplefilter("error", UnknownField)
     return assert_type(ldot_milvus.__version__, str)
