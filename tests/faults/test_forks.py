@@ -61,7 +61,9 @@ def store(tmp_path: Path, tiny_model: str) -> str:
     """Address of a collection with a few photos."""
     address = f"faiss:{tmp_path / 'store'}"
     with open_store(address) as opened:
-        Ingestor(opened, tiny_model).ingest(list(expand([str(PHOTOS / "00000056*.jpg"), str(PHOTOS / "00000022*.jpg")])))
+        Ingestor(opened, tiny_model).ingest(
+            list(expand([str(PHOTOS / "00000056*.jpg"), str(PHOTOS / "00000022*.jpg")]))
+        )
     return address
 
 

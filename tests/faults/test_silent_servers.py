@@ -148,7 +148,12 @@ def test_every_command_ends_with_one_line(
         for name in kind.commands:
             place = folder / name.replace(" ", "-")
             store = shutil.copytree(filled, place / "store")  # of its own, since some commands write
-            env = {"LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "LDOT_STORE": f"faiss:{store}"}
+            env = {
+                "LDOT_MODEL": tiny_model,
+                "LDOT_DEVICE": "cpu",
+                "OMP_NUM_THREADS": "1",
+                "LDOT_STORE": f"faiss:{store}",
+            }
             # A worker waits for its broker without end, and says so.
             seconds = 20.0 if name == "worker" else kind.seconds
             command = list(COMMANDS[name])

@@ -21,7 +21,7 @@ from ldot_milvus.ingest.tasks import INGEST
 from ldot_milvus.settings import Settings
 from ldot_milvus.sources import Source
 from ldot_milvus.workers.application import make_app
-from ldot_milvus.workers.broker import check_broker, has_worker, queue_depths
+from ldot_milvus.workers.broker import has_worker, queue_depths
 from ldot_milvus.workers.sending import send_all
 from tests.brokers import RABBITMQ, RabbitServer, RedisServer
 from tests.conftest import Run, make_photo
