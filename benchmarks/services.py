@@ -1,8 +1,8 @@
-"""Measure the services of ``examples/`` with four workers under 200 concurrent queries: python benchmarks/services.py
+"""Measure the services of ``examples/`` with four workers under 200 concurrent queries: python -m benchmarks.services
 
-Each query has a connection of its own, and the load generator runs on the same machine. ``standstill`` is the longest time
-for which an event loop did not run; ``own`` is the same without the time in which the machine had no core for its thread;
-``machine`` is that of a process that does nothing else.
+Each query has a connection of its own, and the load generator runs on the same machine. ``standstill`` is the longest
+time in seconds for which the event loop of each worker did not run; ``own`` is the same without the time in which the
+machine had no core for its thread; ``machine`` is that of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 from ldot_milvus.forks import cores
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import open_store
-from tests.service_process import Service
+from tests.service_process import ROOT, Service
 
 WORKERS, QUERIES, ROUNDS = 4, 200, 3
 SERVICES = {
