@@ -8,9 +8,6 @@ machine had no core for its thread; ``machine`` is that of a process that does n
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -19,7 +16,7 @@ from ldot_milvus.forks import cores
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import expand
 from ldot_milvus.stores import open_store
-from tests.service_process import ROOT, Service
+from tests.service_process import ROOT, Service, idle_heartbeat
 
 WORKERS, QUERIES, ROUNDS = 4, 200, 3
 SERVICES = {
@@ -44,17 +41,12 @@ def main() -> None:
 
 def measure(folder: Path, address: str, command: list[str], ready: str) -> dict[str, object]:
     (beats := folder / "beats").mkdir(parents=True)
-    (machine := folder / "machine").mkdir()
+    machine = folder / "machine"
     env = {"LDOT_STORE": address, "OMP_NUM_THREADS": "1", "LDOT_TEST_STANDSTILL": str(beats)}
     with Service(folder, command, env) as started:
         started.wait_for(ready, WORKERS, 300)
-        idle = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "standstill.py")],
-            env={**os.environ, "LDOT_TEST_STANDSTILL": str(machine)},
-        )
-        rounds = [started.load("/search?text={}", QUERIES) for _ in range(ROUNDS)]
-        idle.kill()
-        idle.wait()
+        with idle_heartbeat(machine):
+            rounds = [started.load("/search?text={}", QUERIES) for _ in range(ROUNDS)]
     latencies = sorted(latency for answers in rounds for latency in answers.latencies)
     result: dict[str, object] = {
         "outcomes": {code: sum(answers.outcomes.get(code, 0) for answers in rounds) for code in rounds[0].outcomes},
