@@ -1,6 +1,6 @@
 """Serve searches over HTTP with FastAPI. Run ``make demo`` first, then from the repository's root:
 
-    pip install fastapi uvicorn
+    pip install fastapi 'uvicorn[standard]'
     OMP_NUM_THREADS=1 uvicorn --app-dir examples --workers 4 fastapi_service:app
     curl 'http://127.0.0.1:8000/search?text=a+long+red+bus&k=3'
 

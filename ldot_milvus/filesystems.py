@@ -40,7 +40,8 @@ def open_filesystem(address: str) -> tuple[Any, str]:
             "max_pool_connections": CONNECTIONS,
         }  # fmt: skip
         own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # the user's, which arguments would replace
-        options["s3"] = {"config_kwargs": {**limits, **own}}
+        # No cached listings: other programs write to the bucket.
+        options["s3"] = {"config_kwargs": {**limits, **own}, "use_listings_cache": False}
     fs, path = fsspec.core.url_to_fs(address, **options)
     if "s3://" in address and hasattr(fs, "retries"):
         fs.retries = ATTEMPTS

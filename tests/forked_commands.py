@@ -1,8 +1,8 @@
 """Run commands in forked children of one process, all at once: what they import is imported once.
 
-Reads a JSON list of ``{"command": [program, ...], "env": {...}, "folder": PATH, "seconds": N}`` from standard input, and
-prints a JSON list of ``{"status": exit status or null, "seconds": duration, "output": text}``. The status is null if the
-command was killed after its seconds.
+Reads a JSON list of ``{"command": [program, ...], "env": {...}, "folder": PATH, "seconds": N}`` from standard input.
+Prints a JSON list of ``{"status": exit status or null, "seconds": duration, "output": text}``. The status is null if
+the command was killed after its seconds.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,20 @@ class Answers:
     latencies: list[float]
     seconds: float
     bodies: dict[str, set[str]]
+
+
+@contextmanager
+def idle_heartbeat(folder: Path) -> Iterator[None]:
+    """Write to a file in a new ``folder`` how late the machine wakes a process that does nothing else."""
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "standstill.py")], env={**os.environ, "LDOT_TEST_STANDSTILL": str(folder)}
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Service:

@@ -30,7 +30,8 @@ def in_children(*calls):
     '''Return what each call returns in a child of its own; a child that hangs is killed, and fails the test.'''
     context = multiprocessing.get_context("fork")
     pairs = [context.Pipe(duplex=False) for _ in calls]
-    children = [context.Process(target=lambda call=call, end=end: end.send(call())) for call, (_, end) in zip(calls, pairs)]
+    targets = [lambda call=call, end=end: end.send(call()) for call, (_, end) in zip(calls, pairs)]
+    children = [context.Process(target=target) for target in targets]
     for child in children:
         child.start()
     try:

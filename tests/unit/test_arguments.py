@@ -27,13 +27,13 @@ NO_COUNTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", COUNTS, ids=repr)
+@pytest.mark.parametrize("value", COUNTS, ids=named)
 def test_counts(value: Any) -> None:
     assert type(whole_number(value, "k", 1, 100)) is int
     assert whole_number(value, "k", 1) == 3
 
 
-@pytest.mark.parametrize("value", NO_COUNTS, ids=repr)
+@pytest.mark.parametrize("value", NO_COUNTS, ids=named)
 def test_what_is_no_count(value: Any) -> None:
     with pytest.raises(UsageError, match=r"^k is .*: give a whole number from 1 to 100$"):
         whole_number(value, "k", 1, 100)
@@ -51,7 +51,7 @@ def test_numbers(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [
     "0.5", None, True, np.bool_(True), [0.5], np.array([0.5]), 1.1, -0.1, float("nan"), np.nan, Decimal("NaN"), 1 + 0j,
-], ids=repr)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_what_is_no_number(value: Any) -> None:
     with pytest.raises(UsageError, match=r"^min_probability is .*: give a number from 0 to 1$"):
         real_number(value, "min_probability", 0, 1)
@@ -110,7 +110,7 @@ def test_token_ids(ids: Any) -> None:
     ([[]], "token ids are at least one number"), ([[-1]], "token ids are at least one number"),
     ([[0.5]], "text 1 is a list"),
     ([np.zeros((2, 2))], "text 1 is an array of shape (2, 2)"),
-], ids=repr)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_what_is_no_list_of_texts(texts: Any, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         text_list(texts, 100)
@@ -152,7 +152,7 @@ JSON: list[tuple[Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "expected"), JSON, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("value", "expected"), JSON, ids=named)
 def test_values_of_metadata(value: Any, expected: Any) -> None:
     got = json_value(value, "metadata")
     assert got == expected
@@ -173,7 +173,7 @@ def nested(depth: int) -> Any:
     ({None: 1}, "a key is a string, not None"), (nested(70), "nested more than 64 deep"),
     (np.array([1j]), "is not a JSON value"),
     (lambda: 1, "a function is not"), (range(3), "a range is not"), ([{"a": {object()}}], "an object is not"),
-], ids=lambda value: repr(value)[:40])  # fmt: skip
+], ids=named)  # fmt: skip
 def test_what_has_no_form_in_json(value: Any, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         json_value(value, "metadata")
