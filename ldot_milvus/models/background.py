@@ -17,20 +17,38 @@ from importlib.util import find_spec
 
 _TORCH = ("libtorch_global_deps.so", "libtorch_python.so")  # in the order of torch's own import
 
-_lock = threading.Lock()
-_loading = 0
-_collecting = True
+_loading = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a child process, since a thread that loads a model during a fork does not exist there."""
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextmanager
 def in_background() -> Iterator[None]:
-    """Import and load libraries and models inside this context without stopping other threads for long."""
-    _link_torch()
-    _pause_collection(1)
-    try:
-        yield
-    finally:
-        _pause_collection(-1)
+    """Import and load libraries and models inside this context without stopping other threads for long.
+
+    One thread loads at a time: transformers' progress bars are switched off and on for the whole process.
+    """
+    with _loading:
+        _link_torch()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collecting:
+                if not gc.get_freeze_count():
+                    # Moves everything to the oldest generation: the next collection would look at all of it at once.
+                    gc.freeze()
+                    gc.unfreeze()
+                gc.enable()
 
 
 def _link_torch() -> None:
@@ -43,20 +61,3 @@ def _link_torch() -> None:
     for name in _TORCH:
         # The result does not matter: the import finds the libraries, or says what is wrong with them.
         dlopen(os.fsencode(os.path.join(os.path.dirname(spec.origin), "lib", name)), os.RTLD_NOW | os.RTLD_LOCAL)
-
-
-def _pause_collection(change: int) -> None:
-    """Switch the garbage collector off while any thread loads, and back to what it was before."""
-    global _loading, _collecting
-    with _lock:
-        if _loading == 0:
-            _collecting = gc.isenabled()
-        _loading += change
-        if _loading:
-            gc.disable()
-        elif _collecting:
-            if not gc.get_freeze_count():
-                # Moves everything to the oldest generation: the next collection would look at all of it at once.
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()

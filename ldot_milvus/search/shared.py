@@ -42,7 +42,8 @@ class Shared(Generic[T]):
         self._slots: dict[Hashable, _Slot[T]] = {}  # in the order of their last use
         self._lock = threading.Lock()
         # A thread that held a lock during a fork does not exist in the child, and would never release it.
-        os.register_at_fork(after_in_child=self._renew_locks)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew_locks)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the value of a key; ``make`` makes it if there is none, while others that ask for it wait."""

@@ -29,7 +29,8 @@ def _renew_lock() -> None:
     _making = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class StrictFields(BaseModel):

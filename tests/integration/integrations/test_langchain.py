@@ -262,6 +262,44 @@ async def test_neither_loading_nor_encoding_stops_the_event_loop(photos: Photos,
     assert min(stops) < 0.05
 
 
+FIRST_QUESTION = """
+import asyncio, sys, time
+from ldot_milvus import LightningDOTRetriever
+retriever = LightningDOTRetriever(store=sys.argv[1], collection="photos", model=sys.argv[2])
+
+async def main():
+    longest, question = 0.0, asyncio.create_task(retriever.ainvoke("a bus"))
+    last = time.process_time()
+    while not question.done():
+        await asyncio.sleep(0.002)
+        now = time.process_time()
+        longest, last = max(longest, now - last), now
+    print(len(await question), longest)
+
+assert "torch" not in sys.modules
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_has_loaded_nothing_answers_without_stopping_its_event_loop(photos: Photos) -> None:
+    """Importing torch stopped it for a second, and the garbage collector for half a second several times.
+
+    Processor time of the process, and the best of three, because a busy machine stops the loop too.
+    """
+    stops = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_QUESTION, photos.address, photos.model],
+            capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        count, longest = done.stdout.split()
+        assert count == "5"
+        stops.append(float(longest))
+    assert min(stops) < 0.25, stops
+
+
 def test_images_as_queries(photos: Photos, retriever: LightningDOTRetriever) -> None:
     """Whatever the form, the photo itself is found first."""
     import base64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ldot_milvus.errors import CollectionNotFound, UsageError
 from ldot_milvus.integrations.langchain import LightningDOTRetriever, LightningDOTTool, photo_blocks
+from tests.conftest import PHOTOS
 from tests.integration.integrations.conftest import Photos
 
 QUERY = "a red square"

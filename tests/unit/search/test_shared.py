@@ -90,7 +90,7 @@ def test_a_fork_while_a_value_is_made_leaves_no_lock_behind() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_is_as_before_after_loads_that_overlap(enabled: bool) -> None:
+def test_the_collector_is_as_before_after_nested_loads(enabled: bool) -> None:
     before = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
@@ -102,6 +102,22 @@ def test_the_collector_is_as_before_after_loads_that_overlap(enabled: bool) -> N
         assert gc.isenabled() == enabled
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_one_thread_loads_at_a_time() -> None:
+    inside, most = 0, 0
+
+    def load(_: int) -> None:
+        nonlocal inside, most
+        with in_background():
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.02)
+            inside -= 1
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load, range(4)))
+    assert most == 1
 
 
 def test_what_a_program_froze_stays_frozen() -> None:
