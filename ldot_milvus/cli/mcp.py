@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from functools import partial
 
 import click
@@ -75,7 +73,6 @@ def mcp(
     )
     if http is None:
         serve_stdio(server)
-        _leave()
         return
 
     def ready(url: str) -> None:
@@ -84,12 +81,3 @@ def mcp(
             say("There is no password: everyone who reaches this address can search.", err=True)
 
     serve_http(server, http, names=names, ready=ready)
-
-
-def _leave() -> None:
-    """End the process although a search runs or the model is being loaded: the client is gone, and cannot stop them."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(timeout=0.5)
-            if thread.is_alive():
-                os._exit(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -26,16 +28,25 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seco
 
 
 def serve_stdio(server: Server) -> None:
-    """Serve one client over stdin and stdout, until it closes stdin.
+    """Serve one client over stdin and stdout until it closes one of them, in a process that has no other purpose.
 
-    Only the protocol is written to the client: meanwhile, what anything else prints goes to stderr.
+    Only the protocol is written to the client: meanwhile, what anything else prints goes to stderr. The process ends at
+    once if a search runs or the model is being loaded then, since nothing can interrupt them.
     """
 
     async def serve() -> None:
         async with stdio_server() as (incoming, outgoing):
-            await server.run(incoming, outgoing, server.create_initialization_options())
+            try:
+                await server.run(incoming, outgoing, server.create_initialization_options())
+            except anyio.get_cancelled_exc_class():  # stdout is closed, while a thread waits for a line from stdin
+                os._exit(0)
 
     anyio.run(serve)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=0.5)
+            if thread.is_alive():
+                os._exit(0)
 
 
 def serve_http(

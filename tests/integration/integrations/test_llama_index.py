@@ -48,7 +48,8 @@ def test_nodes_are_the_hits_of_the_library(retriever: LightningDOTRetriever, alb
         assert (found.metadata["source"], found.metadata["metadata"]) == (hit.source, hit.metadata)
         with Image.open(found.node.resolve_image()) as image:
             assert image.size == (hit.width, hit.height)
-        assert found.node.get_content_blocks()[-1].resolve_image().read()  # as a vision-language model gets it
+        if hasattr(found.node, "get_content_blocks"):  # not in 0.14.0; as a vision-language model gets it
+            assert found.node.get_content_blocks()[-1].resolve_image().read()
 
 
 async def test_async_is_the_same_and_runs_side_by_side(retriever: LightningDOTRetriever) -> None:
