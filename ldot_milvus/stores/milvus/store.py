@@ -263,17 +263,13 @@ class MilvusStore(VectorStore):
             return None
         index = self.server.call("describe_index", answer["collection_name"], VECTOR) or {}
         described = read_description(answer, index, self.address, self.collection)
-        if self._known is None or self._known.name != described.name:
-            self._load(described.name)
+        fresh = self._known is None or self._known.name != described.name
+        if fresh and "Loaded" not in str(self.server.call("get_load_state", described.name).get("state")):
+            self.server.call("load_collection", described.name)
         if self._index.index_type == described.index.index_type:
             described = replace(described, index=self._index)  # with the caller's search parameters
         self._known = described
         return described
-
-    def _load(self, name: str) -> None:
-        state = self.server.call("get_load_state", name)
-        if "Loaded" not in str(state.get("state")):
-            self.server.call("load_collection", name)
 
     def _create(self, dim: int, model: str | None) -> Described:
         """Create the collection and its alias; concurrent calls in several processes agree on one collection."""
