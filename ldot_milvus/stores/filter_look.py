@@ -8,13 +8,12 @@ further than these; if no row has the field, that is one pass over the rows, as 
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from itertools import islice
 
-from ldot_milvus.errors import UnknownField
+from ldot_milvus.errors import UnknownField, printable
 from ldot_milvus.stores.base import Record, VectorStore
 from ldot_milvus.stores.filter_match import MISSING, type_name, value_of
 from ldot_milvus.stores.filter_values import Time, microseconds
@@ -28,8 +27,7 @@ _MOST = 10_000
 RowsWith = Callable[[Field, int], list[Record]]
 """Returns up to a number of rows that have a value in a field."""
 
-_looked: set[tuple[str, str, Field]] = set()
-_lock = threading.Lock()
+_looked: dict[tuple[str, str, Field], object] = {}
 
 
 def look(store: VectorStore, node: Node, rows_with: RowsWith) -> None:
@@ -52,15 +50,14 @@ def look(store: VectorStore, node: Node, rows_with: RowsWith) -> None:
         others = [] if rows else list(islice(store.iterate(batch_size=SAMPLE), SAMPLE))
         if not rows and not others:
             continue  # an empty collection says nothing
-        with _lock:
-            if key in _looked:
-                continue
-            if len(_looked) >= _MOST:
-                _looked.clear()
-            _looked.add(key)
+        if len(_looked) >= _MOST:
+            _looked.clear()
+        mine = object()
+        if _looked.setdefault(key, mine) is not mine:  # another thread was first; a lock would not survive a fork
+            continue
         told = _absent(store, field, others) if others else _of_other_types(field, about, rows)
         if told:
-            warnings.warn(told, UnknownField, stacklevel=_callers_level())
+            warnings.warn(printable(told), UnknownField, stacklevel=_callers_level())
 
 
 def _absent(store: VectorStore, field: Field, rows: list[Record]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ldot_milvus.errors import FilterError
+from ldot_milvus.errors import FilterError, printable
 from ldot_milvus.stores.filter_patterns import Tokens, tokens
 from ldot_milvus.stores.filter_values import Scalar, Time, Value, listed, microseconds, plain
 
@@ -168,7 +168,7 @@ def _parse_entry(key: Any, value: Any, depth: int) -> Node:
         parts = tuple(_parse_filter(part, depth + 1) for part in value)
         return And(parts) if key == "$and" else Or(parts)
     field = _parse_field(key)
-    return _parse_operators(field, key, value if isinstance(value, Mapping) else {"$eq": value}, depth)
+    return _parse_operators(field, printable(key), value if isinstance(value, Mapping) else {"$eq": value}, depth)
 
 
 def _parse_field(key: Any) -> Field:

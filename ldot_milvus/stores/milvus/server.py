@@ -128,6 +128,14 @@ class Server:
         numbers = str(self.call("get_server_version")).lstrip("v").split(".")
         return int(numbers[0]), int(numbers[1])
 
+    def names(self) -> set[str]:
+        """Return the names of the collections: their aliases if they have any."""
+        found: set[str] = set()
+        for name in self.call("list_collections"):
+            aliases = self.call("list_aliases", name).get("aliases") or [name]
+            found.update(str(alias) for alias in aliases)
+        return found
+
     def close(self) -> None:
         """Close this process's connection; the next call opens another."""
         with self._lock:

@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from typing_extensions import override
 
 from ldot_milvus.batches import batched
@@ -26,17 +25,17 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.milvus.expressions import Expression, presence, to_milvus
 from ldot_milvus.stores.milvus.messages import PAGE, among, page_size, requests
 from ldot_milvus.stores.milvus.probing import settle_index
+from ldot_milvus.stores.milvus.ranking import exactly, filtered, ranked
 from ldot_milvus.stores.milvus.schema import (
     FIELDS,
     MODEL,
     PREFIX,
     VECTOR,
     Described,
-    index_params,
-    new_properties,
+    creation,
+    next_name,
     read_description,
     record,
-    schema,
 )
 from ldot_milvus.stores.milvus.server import TIMEOUT, CollectionNotLoaded, Server
 from ldot_milvus.stores.writing import check_folder
@@ -120,7 +119,7 @@ class MilvusStore(VectorStore):
         """All of them in one request."""
         described = self._describe()
         if described is None:
-            raise validation.not_found(self, self._names())
+            raise validation.not_found(self, self.server.names())
         prefixed = {PREFIX + name: value for name, value in properties.items()}
         self.server.call("alter_collection_properties", described.name, prefixed)
         self._known = None
@@ -156,7 +155,7 @@ class MilvusStore(VectorStore):
         node = And((Compare(Field("kind"), "$eq", kind), given))
         described = self._describe() if self._known is None else self._known
         if described is None:
-            raise validation.not_found(self, self._names())
+            raise validation.not_found(self, self.server.names())
         matrix = validation.queries(queries, described.dim)
         if not len(matrix):
             return []
@@ -169,7 +168,7 @@ class MilvusStore(VectorStore):
             # The vectors of the rows that match, and not of all that the expression finds.
             ids = (row.id for row in self._records(node, PAGE))
             batches = (self.get(batch, with_embeddings=True) for batch in batched(ids, PAGE))
-            return _exactly(matrix, k, (row for batch in batches for row in batch))
+            return exactly(matrix, k, (row for batch in batches for row in batch))
         results = self._search(described, matrix, k, expression.text)
         if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
             return results
@@ -177,7 +176,7 @@ class MilvusStore(VectorStore):
         available = min(k, self._count(expression.text))
         if all(len(result) >= available for result in results):
             return results
-        return _exactly(matrix, k, self._records(node, PAGE, with_embeddings=True))
+        return exactly(matrix, k, self._records(node, PAGE, with_embeddings=True))
 
     @override
     def get(self, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
@@ -246,13 +245,7 @@ class MilvusStore(VectorStore):
             StoreError: the name is not an alias, because another program created the collection.
         """
         described = self._describe()
-        head, _, number = (described.name if described else self.collection).rpartition("__")
-        if not (head == self.collection and number.isdigit()):
-            raise StoreError(
-                f"{self.collection!r} of {self.address} is a collection and not an alias, so it cannot be replaced "
-                "atomically: migrate it into a collection that ldot-milvus creates"
-            )
-        name = f"{head}__{int(number) + 1}"
+        name = next_name(described.name if described else self.collection, self.collection, self.address)
         if self.server.call("has_collection", name):
             self.server.call("drop_collection", name)
         successor = MilvusStore(self.address, name, index=self._index, fallback=self._fallback)
@@ -284,28 +277,20 @@ class MilvusStore(VectorStore):
             return None
         index = self.server.call("describe_index", answer["collection_name"], VECTOR) or {}
         described = read_description(answer, index, self.address, self.collection)
-        if self._known is None or self._known.name != described.name:
-            self._load(described.name)
+        fresh = self._known is None or self._known.name != described.name
+        if fresh and "Loaded" not in str(self.server.call("get_load_state", described.name).get("state")):
+            self.server.call("load_collection", described.name)
         if self._index.index_type == described.index.index_type:
             described = replace(described, index=self._index)  # with the caller's search parameters
         self._known = described
         return described
 
-    def _load(self, name: str) -> None:
-        state = self.server.call("get_load_state", name)
-        if "Loaded" not in str(state.get("state")):
-            self.server.call("load_collection", name)
-
     def _create(self, dim: int, model: str | None) -> Described:
         """Create the collection and its alias; concurrent calls in several processes agree on one collection."""
         name = f"{self.collection}__1" if self._aliased else self.collection
         spec = settle_index(self.server, self._index, fallback=self._fallback, rows=self._rows_expected)
-        options: dict[str, Any] = {"properties": new_properties(model)}
-        if self.server.version < (2, 4):
-            # Milvus 2.3 upserts rows into other partitions than those that filters on the partition key search.
-            options["num_partitions"] = 1
-        made = partial(self.server.call, "create_collection", name, schema=schema(dim, model))
-        steps = [partial(made, index_params=index_params(spec, dim), consistency_level="Bounded", **options)]
+        made = creation(dim, model, spec, self.server.version)
+        steps = [partial(self.server.call, "create_collection", name, **made)]
         if self._aliased:
             steps.append(partial(self.server.call, "create_alias", name, self.collection))
         for step in steps:
@@ -323,14 +308,6 @@ class MilvusStore(VectorStore):
                 f"Milvus at {self.address} created collection {self.collection!r}, but cannot find it: try again"
             )
         return described
-
-    def _names(self) -> set[str]:
-        """Return the names of the collections: their aliases if they have any."""
-        names: set[str] = set()
-        for name in self.server.call("list_collections"):
-            aliases = self.server.call("list_aliases", name).get("aliases") or [name]
-            names.update(str(alias) for alias in aliases)
-        return names
 
     # ---- filters
 
@@ -357,8 +334,7 @@ class MilvusStore(VectorStore):
         if limit < k:
             return None
         found = self._search(described, queries, limit, expression)
-        matches = predicate(node)
-        results = [[match for match in line if matches(match.record)][:k] for line in found]
+        results = filtered(found, predicate(node), k)
         if all(len(result) == k for result in results):
             return results
         if max(map(len, found)) == limit:
@@ -384,10 +360,7 @@ class MilvusStore(VectorStore):
             self._known = None  # the collection may have been replaced: the next call asks again
             raise
         self._read_before = True
-        return [
-            sorted((Match(record(hit["entity"]), float(hit["distance"])) for hit in answer), key=_best_first)
-            for answer in answers
-        ]
+        return ranked(answers)
 
     def _read(self, method: str, **arguments: Any) -> Any:
         """Call ``search`` or ``query``; load the collection first if a restarted server has not loaded it."""
@@ -438,24 +411,3 @@ class MilvusStore(VectorStore):
             if len(page) < size:
                 return
             after = f"({expression}) and id > {json.dumps(page[-1]['id'], ensure_ascii=False)}"
-
-
-def _exactly(queries: Array, k: int, records: Iterator[Record]) -> list[list[Match]]:
-    """Return the best k records for each query by exact comparison, a page at a time.
-
-    Args:
-        queries: float32 (n, dim).
-        k: number of records for each query.
-        records: records with embeddings.
-    """
-    best: list[list[Match]] = [[] for _ in queries]
-    for page in batched(records, PAGE):
-        scores = queries @ np.stack([read.embedding for read in page if read.embedding is not None]).T
-        for number, line in enumerate(scores.tolist()):
-            scored = [Match(replace(read, embedding=None), score) for read, score in zip(page, line, strict=True)]
-            best[number] = sorted(best[number] + scored, key=_best_first)[:k]
-    return best
-
-
-def _best_first(match: Match) -> tuple[float, str]:
-    return -match.score, match.record.id

@@ -111,6 +111,14 @@ def test_the_warning_points_to_the_program(store: VectorStore) -> None:
     assert caught[0].filename == __file__
 
 
+def test_a_key_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    with open_store(f"faiss:{tmp_path}", "photos") as store:
+        store.upsert([Record("x", QUERY[0], metadata={"al\x1b[2Jbum": 1, "al\u202ebum": 1})])
+        for filter in ({"metadata.album": 1}, {'metadata["al\\u001b[3Jbum"]': 1}, {"metadata.al\u202dbum": 1}):
+            (message,) = told(lambda filter=filter: store.count(filter))  # type: ignore[misc]
+            assert message.isprintable()
+
+
 def test_a_program_may_make_it_an_error(store: VectorStore) -> None:
     program = textwrap.dedent(
         """
