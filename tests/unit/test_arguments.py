@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import re
 import uuid
 from decimal import Decimal
 from fractions import Fraction
@@ -19,6 +20,12 @@ from ldot_milvus.arguments import described, listed, real_number, whole_number
 from ldot_milvus.errors import UsageError
 from ldot_milvus.json_values import json_value
 from ldot_milvus.models.inputs import text_list, words_only
+
+
+def named(value: Any) -> str:
+    """A name of a case that is the same in every process, as pytest-xdist needs it: no address, one line."""
+    return re.sub(r"\s+| at 0x[0-9a-f]+", " ", repr(value))[:40]
+
 
 COUNTS = [3, np.int64(3), np.uint8(3), np.int32(3), torch.tensor(3), np.array(3), enum.IntEnum("N", {"three": 3}).three]
 NO_COUNTS = [

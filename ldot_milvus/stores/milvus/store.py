@@ -36,6 +36,7 @@ from ldot_milvus.stores.milvus.schema import (
     next_name,
     read_description,
     record,
+    schema,
 )
 from ldot_milvus.stores.milvus.server import TIMEOUT, CollectionNotLoaded, Server
 from ldot_milvus.stores.writing import check_folder
