@@ -1,7 +1,8 @@
-"""Answer a question from photos: a LangChain chain over ``LightningDOTRetriever``.
+"""Answer a question from photos: a LangChain chain that shows the found pictures to a vision-language model.
 
-Run ``make demo`` first (it ingests examples/photos), then ``python examples/rag.py "Where is the dog tied up?"``.
-The chat model of this example repeats its input, so that the example runs without an account. Replace it with your own.
+Run ``make demo`` first (it ingests examples/photos), then ``python examples/rag.py "Where is the dog tied up?"``. The
+model is a local substitute, so that the example runs without an account. ``EXAMPLE_MODEL=openai:gpt-5-mini`` takes a
+real one (``local_model.py``).
 """
 
 from __future__ import annotations
@@ -9,47 +10,27 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from langchain_core.documents import Document
-from langchain_core.language_models import SimpleChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableParallel, RunnablePassthrough
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
+from local_model import chat_model
 
 from ldot_milvus import LightningDOTRetriever
-
-PROMPT = ChatPromptTemplate.from_template(
-    "Answer the question from these photos.\n\nPhotos:\n{photos}\n\nQuestion: {question}"
-)
+from ldot_milvus.integrations.langchain import photo_blocks
 
 
-class EchoChatModel(SimpleChatModel):
-    """A substitute for a chat model that answers with the description of the first photo in its prompt."""
-
-    @property
-    def _llm_type(self) -> str:
-        return "echo"
-
-    def _call(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> str:
-        photos = str(messages[-1].content).split("Photos:\n")[1]
-        return "The best photo shows: " + photos.splitlines()[0].removeprefix("[1] ")
-
-
-def describe(documents: list[Document]) -> str:
-    """Format the photos as numbered lines for the prompt."""
-    return "\n".join(f"[{n}] {doc.page_content.splitlines()[0]}" for n, doc in enumerate(documents, start=1))
+def message(inputs: dict[str, Any]) -> list[HumanMessage]:
+    """Return the question with the found photos: a caption and a picture of each."""
+    task = {"type": "text", "text": f"Answer the question from these photos: {inputs['question']}"}
+    return [HumanMessage([task, *photo_blocks(inputs["documents"])])]
 
 
 def main(question: str) -> None:
     """Print the answer and its sources."""
     retriever = LightningDOTRetriever(k=3, rerank=20)
-    answer = (
-        {"photos": lambda inputs: describe(inputs["documents"]), "question": lambda inputs: inputs["question"]}
-        | PROMPT
-        | EchoChatModel()
-    )
+    answer = RunnableLambda(message) | chat_model()
     chain = RunnableParallel(documents=retriever, question=RunnablePassthrough()).assign(answer=answer)
     result = chain.invoke(question)
-    print(result["answer"].content)
+    print(result["answer"].text)
     print("Sources:")
     for number, document in enumerate(result["documents"], start=1):
         print(f"  [{number}] {document.metadata['source']} (score {document.metadata['rerank_score']:.2f})")

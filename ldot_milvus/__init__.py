@@ -18,6 +18,7 @@ from ldot_milvus.errors import (
     RegionStoreNotFound,
     StoreError,
     TrainingError,
+    UnknownField,
     UsageError,
 )
 
@@ -80,8 +81,8 @@ __all__ = [
     "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
     "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError",
-    "TrainingError", "UsageError", "VectorStore", "__version__", "expand", "load_embedder", "load_metadata",
-    "load_model", "load_reranker", "open_store", "register_family", "register_store",
+    "TrainingError", "UnknownField", "UsageError", "VectorStore", "__version__", "expand", "load_embedder",
+    "load_metadata", "load_model", "load_reranker", "open_store", "register_family", "register_store",
 ]  # fmt: skip
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ldot_milvus.errors import LdotError, StoreError
-from ldot_milvus.settings import Settings
+from ldot_milvus.errors import LdotError, StoreError, UsageError
+from ldot_milvus.settings import Settings, WrongSettings, variable_of
+from ldot_milvus.variables import unknown_variables
+from ldot_milvus.workers.formatting import counted
 
 if TYPE_CHECKING:
     from ldot_milvus.models.base import ModelFiles, RerankerFiles
@@ -30,15 +31,71 @@ class Finding:
     text: str
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Check device, model, store, indexes, region store and broker; a failed check does not stop the others.
+@dataclass(frozen=True)
+class Setting:
+    """A setting, for people.
+
+    Attributes:
+        variable: the environment variable.
+        value: its value without secrets; empty if it is not set.
+        origin: "default", "environment", the path of a file of variables, "option" or "argument".
+    """
+
+    variable: str
+    value: str
+    origin: str
+
+
+_DEPENDS = {
+    "device": {"device"},
+    "model": {"model", "reranker"},
+    "store": {"store", "store_token", "collection", "model", "reranker"},
+    "indexes": {"store", "store_token"},
+    "region store": {"store", "store_token", "collection", "model", "reranker", "region_store", "region_dtype"},
+    "broker": {"broker", "queue"},
+    "journal": {"store", "broker", "queue", "result_backend"},
+}
+"""The parts that are checked, and the settings of each."""
+
+
+def diagnose(options: Mapping[str, str]) -> tuple[list[Setting], Iterator[Finding]]:
+    """Check the settings of the environment, and everything that they name.
+
+    Args:
+        options: settings that override those of the environment.
+
+    Returns:
+        All settings (none if the file of variables cannot be read), and the result of each check as soon as it is
+        known. A part with a wrong setting is not checked; wrong settings are shown with their defaults.
+    """
+    try:
+        settings, problems = Settings(_given_as="option", **options), {}
+    except WrongSettings as error:
+        problems = error.problems
+        defaults = {name: Settings.model_fields[name].default for name in problems}
+        settings = Settings(_given_as="option", **{**options, **defaults})
+    except UsageError as error:
+        return [], iter([Finding("settings", False, str(error))])
+    shown = [
+        Setting(variable_of(name), settings.shown(name), "default" if name in problems else settings.origin(name))
+        for name in Settings.model_fields
+    ]
+    return shown, examine(settings, problems)
+
+
+def examine(settings: Settings, problems: Mapping[str, str] = MappingProxyType({})) -> Iterator[Finding]:
+    """Check the settings, device, model, store, indexes, region store, broker and journal.
+
+    Stores, broker and journal are also written to, and nothing of it remains. A failed check does not stop the others.
 
     Args:
         settings: what to check.
+        problems: what is wrong with settings, by their names; parts that depend on them are not checked.
 
     Yields:
         The result of each check, as soon as it is known.
     """
+    yield from _settings(settings, problems)
     checks: dict[str, Callable[[Settings], str]] = {
         "device": _device,
         "model": _model,
@@ -46,17 +103,31 @@ def examine(settings: Settings) -> Iterator[Finding]:
         "indexes": _indexes,
         "region store": _region_store,
         "broker": _broker,
+        "journal": _journal,
     }
     unreachable = False
     for part, check in checks.items():
+        if wrong := sorted(_DEPENDS[part] & problems.keys()):
+            yield Finding(part, False, f"not checked: {', '.join(map(variable_of, wrong))}, see above")
+            continue
         if unreachable and part in ("indexes", "region store"):
             yield Finding(part, False, "not checked: the store does not answer")
             continue
         try:
             yield Finding(part, True, check(settings))
+        except WrongSettings as error:  # of the environment, which stores read
+            yield Finding(part, False, f"not checked: {', '.join(map(variable_of, error.problems))}, see above")
         except LdotError as error:
             unreachable |= part == "store" and type(error) is StoreError
             yield Finding(part, False, str(error))
+
+
+def _settings(settings: Settings, problems: Mapping[str, str]) -> Iterator[Finding]:
+    for problem in (*problems.values(), *unknown_variables(Settings.model_fields).values()):
+        yield Finding("settings", False, problem)
+    if not problems:
+        given = sum(settings.origin(name) != "default" for name in Settings.model_fields)
+        yield Finding("settings", True, f"{given} of {len(Settings.model_fields)} are set, the others are defaults")
 
 
 def _device(settings: Settings) -> str:
@@ -93,6 +164,7 @@ def _store(settings: Settings) -> str:
 
     with open_store(settings.store, settings.collection) as store:
         name = f"{settings.collection!r} in {store.address}"
+        store.check_writable()
         if store.dim is None:
             return f"no collection {name} yet: the first ingestion creates it"
         check_model(store, _files(settings)[0])
@@ -104,9 +176,10 @@ def _store(settings: Settings) -> str:
 
 def _indexes(settings: Settings) -> str:
     """Return the index types that the store can build; a server builds some to find out, which takes seconds."""
-    from ldot_milvus.stores.registry import parse_address
+    from ldot_milvus.stores.registry import parse_address, token_for
 
-    support = parse_address(settings.store).index_support(settings.store_token)
+    address = parse_address(settings.store)
+    support = address.index_support(token_for(address, settings))
     return ", ".join(support.index_types) + (f"; {support.note}" if support.note else "")
 
 
@@ -120,20 +193,8 @@ def _region_store(settings: Settings) -> str:
     with open_store(settings.store, settings.collection) as collection:
         store = open_region_store(collection, reranker, settings.region_store)
     store.has(["0" * 64])
-    if store.folder is not None:
-        try:
-            with TemporaryFile(dir=_nearest_folder(store.folder)):
-                pass  # outside the region store, so that neither a file nor a new folder remains
-        except OSError as error:
-            why = f"{store.address} cannot be written ({error.strerror})"
-            raise StoreError(f"{why}: check the folder's owner, or set LDOT_REGION_STORE") from error
+    store.check_writable()
     return store.address
-
-
-def _nearest_folder(path: str) -> str:
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def _broker(settings: Settings) -> str:
@@ -141,4 +202,12 @@ def _broker(settings: Settings) -> str:
 
     if settings.broker is None:
         return "not set (LDOT_BROKER): enqueue ingests in its own process"
-    return f"{check_broker(settings.broker)} answers"
+    return f"{check_broker(settings.broker, settings.queue)} answers and accepts messages"
+
+
+def _journal(settings: Settings) -> str:
+    from ldot_milvus.ingest.journal import journal_address, open_journal
+
+    journal = open_journal(journal_address(settings), settings.queue)
+    journal.check_writable()
+    return f"{journal.address}: {counted(len(journal.failures()), 'failure')} listed"

@@ -5,17 +5,26 @@ A message names the input, says what is wrong and what to do next, in one line.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+from ldot_milvus.redaction import masked
 
 
 class LdotError(Exception):
     """Base class of all exceptions of this project.
+
+    A message goes to terminals and logs, and may repeat file names and the messages of libraries. It therefore contains
+    no control characters and no password of an address, whatever it is built from.
 
     Attributes:
         code: identifier for programs, the same in every version; the message is for people.
     """
 
     code: ClassVar[str] = "error"
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(masked(value)) if isinstance(value, str) else value for value in args))
 
 
 class UsageError(LdotError):
@@ -72,10 +81,36 @@ class RegionStoreNotFound(StoreError):
     code = "region_store_not_found"
 
 
-def printable(path: str) -> str:
-    """Return a path as one line of valid UTF-8 for messages, with other bytes and control characters escaped."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+class UnknownField(UserWarning):
+    """A filter names a field of ``metadata`` that no row has, or that no row has with a value of that type.
+
+    It is told once in a process for each field of a collection. The filter is applied as it is.
+    """
+
+
+def printable(text: str) -> str:
+    """Return a file name or a text as one line of valid UTF-8 that cannot steer a terminal.
+
+    Bytes that are not UTF-8, control characters, line separators, and characters without a width of their own, such as
+    those that reverse the order of a line, are escaped: ``\\xff``, ``\\n``, ``\\u202e``.
+    """
+    text = _BYTES.sub(lambda run: run[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), text)
+    if text.isprintable():
+        return text
+    return _UNUSUAL.sub(_escaped, text)
+
+
+_BYTES = re.compile("[\udc80-\udcff]+")  # as Python has file names that are not in the locale's encoding
+_UNUSUAL = re.compile("[^\x20-\x7e\u3000]")  # U+3000 is the space of Chinese and Japanese texts
+_JOINERS = "\u200c\u200d"  # between letters of Persian or Hindi, and between the parts of an emoji
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character, text, place = found[0], found.string, found.start()
+    neighbours = (text[place - 1 : place], text[place + 1 : place + 2])
+    if character in _JOINERS and all(one > "\x7f" and one.isprintable() for one in neighbours):
+        return character
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def reason(error: OSError | ValueError) -> str:

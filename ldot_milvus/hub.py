@@ -10,6 +10,9 @@ from typing import Any
 
 from ldot_milvus.errors import UsageError, first_line
 
+ANSWER_SECONDS = 10.0
+"""Seconds to wait for the hub's first answer. Its client limits the requests for files itself."""
+
 
 def hub_folder(name: str, what: str, *, known: str = "", files: Sequence[str] | None = None) -> Path:
     """Return the local folder of a hub repository, downloading the files that the hub's cache lacks.
@@ -49,10 +52,31 @@ def hub_source(name: str, folder: Path) -> str:
 @cache
 def _downloaded(repository: str, revision: str, files: tuple[str, ...] | None) -> Path:
     """Download once a process: a branch that moves meanwhile would give one process two models of one name."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    return Path(snapshot_download(repository, allow_patterns=None if files is None else list(files), **options))
+    silence = None if constants.HF_HUB_OFFLINE else _silence(repository, options)
+    options["allow_patterns"] = None if files is None else list(files)
+    try:
+        return Path(snapshot_download(repository, local_files_only=silence is not None, **options))
+    except errors.LocalEntryNotFoundError as error:
+        if silence is None:
+            raise
+        raise error from silence
+
+
+def _silence(repository: str, options: dict[str, Any]) -> Exception | None:
+    """Return the exception with which the hub does not answer in time; None if it answers, whatever.
+
+    The first request of ``snapshot_download`` is this one, without a limit.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().repo_info(repository, timeout=ANSWER_SECONDS, **options)
+    except Exception as error:
+        return error if "timeout" in type(error).__name__.lower() else None
+    return None
 
 
 def _explained(error: Exception, what: str, repository: str, revision: str) -> str | None:

@@ -53,17 +53,6 @@ class RedisServer:
     stop = kill
 
 
-class SilentServer:
-    """A port that accepts connections and never answers, as behind some firewalls or with TLS on the wrong port."""
-
-    def __enter__(self) -> int:
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel accepts for it
-        return int(self._listening.getsockname()[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._listening.close()
-
-
 class RabbitServer:
     """Debian's RabbitMQ as a child process, on its own ports."""
 

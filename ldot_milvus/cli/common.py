@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import click
+from ldot_milvus.cli.output import say, stop
 
 if TYPE_CHECKING:
     from ldot_milvus.models.base import Embedder
@@ -25,19 +27,40 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def one_line_errors(command: F) -> F:
-    """Decorate a command to print an :class:`~ldot_milvus.errors.LdotError` as one line and exit with status 2."""
+    """Decorate a command to print an :class:`~ldot_milvus.errors.LdotError` as one line and exit with status 2.
+
+    An :class:`~ldot_milvus.errors.UnknownField` is one line too, without the place in the source that a program sees.
+    """
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from ldot_milvus.errors import LdotError
 
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC prints lines of its own at every attempt
         try:
-            command(*args, **kwargs)
+            with _one_line_warnings():
+                command(*args, **kwargs)
         except LdotError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
+            stop(error)
 
     return cast(F, wrapped)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    from ldot_milvus.errors import UnknownField
+
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, UnknownField):
+                say(f"Warning: {message}", err=True)
+            else:
+                others(message, category, *place, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def settings_with(**options: str | None) -> Settings:
@@ -45,10 +68,13 @@ def settings_with(**options: str | None) -> Settings:
 
     Args:
         options: setting name to value; None keeps the value of the environment.
+
+    Raises:
+        UsageError: a value of the wrong kind; the message names the option or the variable.
     """
     from ldot_milvus.settings import Settings
 
-    return Settings().model_copy(update={name: value for name, value in options.items() if value is not None})
+    return Settings(_given_as="option", **{name: value for name, value in options.items() if value is not None})
 
 
 def embedder_of(settings: Settings) -> Embedder:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
 
 from ldot_milvus.cli.common import one_line_errors
+from ldot_milvus.cli.output import say
 
 
 @click.command()
@@ -43,13 +45,13 @@ def convert(
         source, target, config=_read_json(config), pretraining=pretraining, detector=detector, vocabulary=vocab
     )
     for old, new in report.renamed.items():
-        click.echo(f"renamed  {old} -> {new}")
+        say(f"renamed  {old} -> {new}")
     for name in report.dropped:
         reason = report.reasons.get(name)
-        click.echo(f"dropped  {name}" + (f" ({reason})" if reason else ""))
+        say(f"dropped  {name}" + (f" ({reason})" if reason else ""))
     for note in report.notes:
-        click.echo(f"note     {note}")
-    click.echo(
+        say(f"note     {note}")
+    say(
         f"{target}: {report.kind} of {report.parameters:,} parameters; {len(report.renamed)} tensors renamed, "
         f"{len(report.dropped)} dropped, none missing"
     )
@@ -61,7 +63,7 @@ def _read_json(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        with open(file, encoding="utf-8") as opened:
+        with open(os.path.expanduser(file), encoding="utf-8") as opened:
             value = json.load(opened)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as JSON ({error}): --config takes a BERT config.json") from error

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 import click
 
+from ldot_milvus.cli.common import COLLECTION_HELP, MODEL_HELP, RERANKER_HELP, STORE_HELP, one_line_errors
+from ldot_milvus.cli.output import say, say_json
+
 
 @click.command()
-def doctor() -> None:
-    """Check the settings: device, model, stores and broker.
+@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
+@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
+@click.option("--model", metavar="NAME", help=MODEL_HELP)
+@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@one_line_errors
+def doctor(collection: str | None, store: str | None, model: str | None, reranker: str | None, as_json: bool) -> None:
+    """Check the settings: device, model, stores, broker and journal.
 
-    Prints one line for each of device, model, vector store, index types, region store and broker: "ok", or "FAIL" with
-    the remedy. Exit status: 0 if every check passes, else 1. On a Milvus server, the check of the GPU indexes takes up
-    to 20 seconds.
+    Prints every setting with its origin: an option, the environment, a file of variables, or the default. Passwords are
+    hidden. Then prints one line for each of settings, device, model, vector store, index types, region store, broker
+    and journal: "ok", or "FAIL" with the remedy. Stores, broker and journal are also written to, and nothing of that
+    remains. Exit status: 0 if every check passes, else 1. On a Milvus server, the check of the GPU indexes takes up to
+    20 seconds.
     """
-    from ldot_milvus.doctor import examine
-    from ldot_milvus.settings import Settings
+    from ldot_milvus.doctor import diagnose
 
+    given = {"collection": collection, "store": store, "model": model, "reranker": reranker}
+    settings, findings = diagnose({name: value for name, value in given.items() if value is not None})
+    if as_json:
+        found = list(findings)
+        passed = all(finding.ok for finding in found)
+        say_json({"ok": passed, "findings": list(map(asdict, found)), "settings": list(map(asdict, settings))})
+        sys.exit(0 if passed else 1)
+    width = max((len(setting.value) for setting in settings), default=0)
+    for setting in settings:
+        say(f"{setting.variable:<23} {setting.value or '-':<{min(width, MAX_VALUE)}}  {setting.origin}")
+    if settings:
+        say("")
     passed = True
-    for finding in examine(Settings()):
+    for finding in findings:
         passed &= finding.ok
-        click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.part:<13} {finding.text}")
+        say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.part:<13} {finding.text}")
     sys.exit(0 if passed else 1)
+
+
+MAX_VALUE = 50
+"""Width of the column of values; longer ones move their origin."""

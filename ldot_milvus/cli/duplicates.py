@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ldot_milvus.cli.common import COLLECTION_HELP, STORE_HELP, one_line_errors, settings_with
+from ldot_milvus.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from ldot_milvus.search.duplicates import Duplicate
@@ -43,17 +43,17 @@ def duplicates(
     if as_json:
         entries = [{"photos": [_fields(duplicate) for duplicate in group]} for group in groups]
         result = {"threshold": threshold, "photos": photos, "groups": entries}
-        click.echo(json.dumps(result, ensure_ascii=False, indent=2))
+        say_json(result, indent=2)
     else:
         for group in groups:
             _print_group(group)
         members = sum(map(len, groups))
-        click.echo(f"{len(groups)} groups with {members} of {photos} photos")
+        say(f"{len(groups)} groups with {members} of {photos} photos")
     if html:  # written last: the groups are printed even if it fails
         from ldot_milvus.search.page import write_groups
 
         write_groups(html, groups)
-        click.echo(f"Page: {html}", err=as_json)
+        say(f"Page: {html}", err=as_json)
 
 
 def _fields(duplicate: Duplicate) -> dict[str, Any]:
@@ -65,11 +65,9 @@ def _fields(duplicate: Duplicate) -> dict[str, Any]:
 
 
 def _print_group(group: list[Duplicate]) -> None:
-    from ldot_milvus.errors import printable
-
     for duplicate in group:
         record = duplicate.record
         size = f"{record.width} x {record.height}"
         unread = "" if duplicate.readable else "  (cannot be read: compared by its vector alone)"
-        click.echo(f"{size:>13}  {duplicate.cosine:.3f}  {printable(record.source) or record.id}{unread}")
-    click.echo()
+        say(f"{size:>13}  {duplicate.cosine:.3f}  {record.source or record.id}{unread}")
+    say("")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from ldot_milvus.cli.common import MODEL_HELP, RERANKER_HELP, embedder_of, one_line_errors, settings_with
+from ldot_milvus.cli.output import say, say_json
 
 
 @click.command("eval")
@@ -106,7 +106,6 @@ def evaluate(
         draw(result["curve"], curve, title=f"{Path(settings.model).name} on {name}, {result['images']:,} photos")
     published = published_figures(evaluated.name, result)
     if as_json:
-        click.echo(json.dumps({**result, "published": published} if published else result))
+        say_json({**result, "published": published} if published else result)
     else:
-        click.echo(headline(result))
-        click.echo(table(result, published))
+        say(headline(result), *table(result, published).split("\n"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldot_milvus.cli.common import one_line_errors
+from ldot_milvus.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from ldot_milvus.models.catalogue import Kept, PublishedModel
     from ldot_milvus.models.installed import InstalledModel
 
 WIDTH = 100
+MIN_WIDTH = 40
 
 
 @click.command()
@@ -32,25 +34,29 @@ def models(as_json: bool) -> None:
 
     here = installed()
     if as_json:
-        click.echo(json.dumps(_as_json(here), ensure_ascii=False))
+        say_json(_as_json(here))
         return
-    click.echo("On this machine")
+    say("On this machine")
     for model in here:
-        click.echo("\n".join(_of_installed(model)))
+        say(*_of_installed(model))
     if len({model.folder.parent for model in here}) == 1:
-        click.echo(f"\n  Nothing of a known family in the cache {cache_folder()}")
-    click.echo(
-        "\nPublished models. Recall is R@1 in percent, text to image / image to text, and the authors' own\n"
-        "figure unless it is marked as secondary. Of these we measured only ldot-mini's. Weights stay under\n"
-        "their own licences: read them first."
+        say("", f"  Nothing of a known family in the cache {cache_folder()}")
+    say(
+        "",
+        *textwrap.wrap(
+            "Published models. Recall is R@1 in percent, text to image / image to text, and the authors' own figure "
+            "unless it is marked as secondary. Of these we measured only ldot-mini's. Weights stay under their own "
+            "licences: read them first.",
+            _width(),
+        ),
     )
     for family, stages, listed in _families():
-        click.echo(f"\n{family}: {stages}")
+        say("", f"{family}: {stages}")
         if not listed:
-            click.echo("  no model is listed: name any of the family")
+            say("  no model is listed: name any of the family")
         for entry in listed:
             cached = any(model.name == entry.name for model in here)
-            click.echo("\n".join(_of_published(entry, cached)))
+            say(*_of_published(entry, cached))
 
 
 def _families() -> list[tuple[str, str, list[PublishedModel]]]:
@@ -69,32 +75,34 @@ def _of_installed(model: InstalledModel) -> Iterator[str]:
     at = "packaged" if model.commit is None else f"commit {model.commit[:12]}"
     if model.refs:
         at += f" ({', '.join(model.refs)})"
-    yield f"\n  {model.name}"
-    yield _line("family", f"{model.family}; {at}; {size_in_words(model.size)} on disk")
-    yield _line("licence", model.licence or f"see https://huggingface.co/{model.name}")
+    yield from ("", f"  {model.name}")
+    yield from _lines("family", f"{model.family}; {at}; {size_in_words(model.size)} on disk")
+    yield from _lines("licence", model.licence or f"see https://huggingface.co/{model.name}")
     if model.kept is not None:
-        yield _line("a photo", _kept(model.kept))
+        yield from _lines("a photo", _kept(model.kept))
     if model.complete:
-        yield _line("set", model.settings)
+        yield from _lines("set", model.settings)
     else:
-        yield _line("lacks", "safetensors: name it once to download them, or convert its weights with ldot convert")
+        yield from _lines(
+            "lacks", "safetensors: name it once to download them, or convert its weights with ldot convert"
+        )
 
 
 def _of_published(model: PublishedModel, cached: bool) -> Iterator[str]:
-    yield f"\n  {model.name}" + ("  (on this machine)" if cached else "")
+    yield from ("", f"  {model.name}" + ("  (on this machine)" if cached else ""))
     if model.first_stage is not None:
-        yield _line("over", model.first_stage)
-    yield _line("licence", model.licence)
-    yield _line("size", model.size)
-    yield _line("a photo", "no region data: first stage alone" if model.kept is None else _kept(model.kept))
+        yield from _lines("over", model.first_stage)
+    yield from _lines("licence", model.licence)
+    yield from _lines("size", model.size)
+    yield from _lines("a photo", "no region data: first stage alone" if model.kept is None else _kept(model.kept))
     for figure in model.figures:
         source = f"secondary: {figure.source}" if figure.secondary else figure.source
-        yield _line(
+        yield from _lines(
             figure.data, f"{figure.text_to_image:.1f} / {figure.image_to_text:.1f}  {figure.setting} ({source})"
         )
-    yield _line("set", model.settings)
+    yield from _lines("set", model.settings)
     if model.note:
-        yield _line("note", model.note)
+        yield from _lines("note", model.note)
 
 
 def _kept(kept: Kept) -> str:
@@ -103,11 +111,16 @@ def _kept(kept: Kept) -> str:
     return f"{kept.rows} x {kept.width:,}: {size_in_words(kept.float16)}, as int8 {size_in_words(kept.int8)}"
 
 
-def _line(label: str, text: str) -> str:
-    return textwrap.fill(
-        text, WIDTH, initial_indent=f"    {label:<13}", subsequent_indent=" " * 17, break_long_words=False,
+def _lines(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, _width(), initial_indent=f"    {label:<13}", subsequent_indent=" " * 17, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
+
+
+def _width() -> int:
+    """Return the width of the terminal, at most :data:`WIDTH`; COLUMNS sets it."""
+    return max(MIN_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def _as_json(here: list[InstalledModel]) -> dict[str, Any]:

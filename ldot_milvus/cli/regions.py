@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldot_milvus.cli.common import one_line_errors, settings_with
+from ldot_milvus.cli.output import say
 
 if TYPE_CHECKING:
     from ldot_milvus.sources import Source
@@ -61,6 +62,7 @@ def regions(
 
     Exit status: 0 if all photos succeeded, 1 if some failed (they are listed), 2 if nothing was done.
     """
+    settings = settings_with()  # before torch is imported, which takes seconds
     from tqdm import tqdm
 
     from ldot_milvus.models.loading import choose_device, choose_dtype
@@ -70,7 +72,6 @@ def regions(
     from ldot_milvus.sources import expand
 
     sources = list(expand(paths))
-    settings = settings_with()
     short_side, long_side = _sides(sides)
     device = choose_device(settings.device)
     extractor = BottomUpExtractor.from_pretrained(
@@ -80,11 +81,11 @@ def regions(
     photos = ((source.name, partial(_photo, source)) for source in sources)
     with tqdm(total=len(sources), unit=" photos", disable=None, leave=False) as bar:
         result = extract(photos, extractor, out, format=format, show=show, progress=bar.update)
-    click.echo(f"{out}: {result.photos} photos, {result.regions} regions of {extractor.dim} features")
+    say(f"{out}: {result.photos} photos, {result.regions} regions of {extractor.dim} features")
     if show:
-        click.echo(f"Photos with boxes: {out}/show")
+        say(f"Photos with boxes: {out}/show")
     for name, reason in result.failed.items():
-        click.echo(f"  failed: {name}: {reason}", err=True)
+        say(f"  failed: {name}: {reason}", err=True)
     sys.exit(1 if result.failed else 0)
 
 

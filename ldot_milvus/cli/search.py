@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ldot_milvus.cli.common import (
     parse_filter,
     settings_with,
 )
+from ldot_milvus.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from ldot_milvus.search.query import Part
@@ -153,12 +153,12 @@ def search(
             entry["parts"] = [_part(*part) for part in parts]
         for entry, (_, hits) in zip(entries, results, strict=True):
             entry["hits"] = [hit.to_dict() for hit in hits]
-        click.echo(json.dumps(entries if len(entries) > 1 else entries[0], ensure_ascii=False, indent=2))
+        say_json(entries if len(entries) > 1 else entries[0], indent=2)
     else:
         for query, hits in results:
             _print_hits(query, hits)
     if html:
-        click.echo(f"Page: {html}", err=as_json)
+        say(f"Page: {html}", err=as_json)
 
 
 def _heading(parts: list[Part]) -> str:
@@ -172,12 +172,12 @@ def _part(weight: float, content: object) -> dict[str, Any]:
 
 
 def _print_hits(query: str, hits: list[Hit]) -> None:
-    click.echo(f"\n{query}")
+    say("", query)
     if not hits:
-        click.echo("  nothing found")
+        say("  nothing found")
     for rank, hit in enumerate(hits, start=1):
         reranked = "" if hit.rerank_score is None else f"  rerank {hit.rerank_score:7.3f}"
         probability = "" if hit.probability is None else f"  probability {hit.probability:4.2f}"
         caption = hit.caption.split("\n")[0]
         scores = f"score {hit.score:7.3f}{reranked}{probability}"
-        click.echo(f"  {rank:>3}. {scores}  {hit.source or hit.id}  {caption}".rstrip())
+        say(f"  {rank:>3}. {scores}  {hit.source or hit.id}  {caption}".rstrip())

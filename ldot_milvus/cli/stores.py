@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldot_milvus.cli.common import COLLECTION_HELP, STORE_HELP, one_line_errors, settings_with
+from ldot_milvus.cli.output import say
 
 if TYPE_CHECKING:
     from ldot_milvus.settings import Settings
@@ -53,7 +54,7 @@ def migrate(
         if regions_to is not None:
             raise UsageError("--regions-to is the region store of TO: name TO, or omit it")
         with open_store(source, name) as opened:
-            click.echo(_upgrade(opened, RegionPlace(opened, regions_from).find(to_write=True)))
+            say(_upgrade(opened, RegionPlace(opened, regions_from).find(to_write=True)))
         return
     if parse_address(source).address == parse_address(target).address:
         raise UsageError(f"FROM and TO are both {source}: name two stores, or omit TO to upgrade in place")
@@ -66,8 +67,8 @@ def migrate(
         if RegionStore(address_to, "").fingerprints():
             place_to.claim()
     existing = result.rows - result.copied
-    click.echo(f"{result.rows} rows of {source}: {result.copied} copied, {existing} already in {target}")
-    click.echo(f"region data of {result.regions} photos copied; checksums of {result.checked} rows compared: all equal")
+    say(f"{result.rows} rows of {source}: {result.copied} copied, {existing} already in {target}")
+    say(f"region data of {result.regions} photos copied; checksums of {result.checked} rows compared: all equal")
 
 
 def _upgrade(store: VectorStore, region_address: str) -> str:
@@ -125,21 +126,20 @@ def reindex(
     ):
         if model is None:
             rows = rebuild_index(opened, progress=bar.update)
-            click.echo(f"collection {settings.collection!r}: rebuilt the index of {rows} rows")
+            say(f"collection {settings.collection!r}: rebuilt the index of {rows} rows")
         else:
             report = reembed(
                 opened, model, reranker=settings.reranker, region_store=settings.region_store,
                 device=settings.device, dtype=settings.dtype,
                 progress=bar.update,
             )  # fmt: skip
-            click.echo(f"collection {settings.collection!r}: encoded {report.added} rows with {model}")
+            say(f"collection {settings.collection!r}: encoded {report.added} rows with {model}")
 
 
 def _add_region_data(settings: Settings, reranker: str) -> None:
     """Make the region data of a re-ranker, and print how many photos have it and what to do then."""
     from tqdm import tqdm
 
-    from ldot_milvus.errors import printable
     from ldot_milvus.ingest.new_reranker import add_region_data
     from ldot_milvus.stores import open_store
 
@@ -153,9 +153,9 @@ def _add_region_data(settings: Settings, reranker: str) -> None:
         )  # fmt: skip
     counts = f"{report.present} of {report.photos} photos have the region data of {reranker} ({report.made} made now)"
     then = f"set LDOT_RERANKER={reranker}" if report.complete else "searches keep the old re-ranker; run this again"
-    click.echo(f"collection {settings.collection!r}: {counts}: {then}")
+    say(f"collection {settings.collection!r}: {counts}: {then}")
     if report.complete and report.former is not None:
-        click.echo(f"the old region data stays in {report.former}: delete this folder when no collection uses it")
+        say(f"the old region data stays in {report.former}: delete this folder when no collection uses it")
     for failure in report.failed:
-        click.echo(f"  failed: {printable(failure.source)}: {failure.reason}", err=True)
+        say(f"  failed: {failure.source}: {failure.reason}", err=True)
     sys.exit(0 if report.complete else 1)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ldot_milvus.cli.common import one_line_errors
+from ldot_milvus.cli.output import say
 
 
 @click.command()
@@ -102,4 +103,4 @@ def train(
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if main_process:
-        click.echo(f"Model: {model_folder}")
+        say(f"Model: {model_folder}")

@@ -23,7 +23,7 @@ def check_picture(path: str | Path) -> Path:
     Raises:
         UsageError: the suffix is not .png or .svg, the folder does not exist, or matplotlib is not installed.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() not in (".png", ".svg"):
         raise UsageError(f"{path}: a curve is written as .png or .svg: name such a file")
     if not path.parent.is_dir():

@@ -56,7 +56,7 @@ def read_data_set(
     finder = PhotoFinder(regions, photos)
     contents: list[Contents] = []
     pairs: list[Pair] = []
-    for path in map(Path, paths):
+    for path in (Path(path).expanduser() for path in paths):
         read = published_layout(path, (split, others), language)
         content = Contents("", _members(path, finder)) if read is None else read(finder)
         pairs_of_path = list(content.pairs)

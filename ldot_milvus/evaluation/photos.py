@@ -56,7 +56,7 @@ class PhotoFinder:
             self._records |= dict.fromkeys(file.names, file)
         self.has_regions = bool(regions)
         self._where = " or ".join(map(str, regions))
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else Path(folder).expanduser()
         if self._folder is not None and not self._folder.is_dir():
             raise UsageError(f"{folder}: no such folder of photos")
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ldot_milvus.arguments import whole_number
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import LdotError, ModelMismatch, RegionStoreNotFound, StoreError, first_line, printable
 from ldot_milvus.ingest.journal import FailedItem, Journal, Run
@@ -81,7 +82,8 @@ class Chunk:
 
 
 def chunks_of(run: Run, items: Iterable[Item], size: int) -> Iterator[Chunk]:
-    """Yield the items of a run as chunks of ``size`` items."""
+    """Yield the items of a run as chunks of ``size`` items; raise UsageError if it is below 1."""
+    size = whole_number(size, "the chunk size", 1)
     task = task_named(run.task)
     for number, chunk_items in enumerate(batched(items, size)):
         yield Chunk(run.id, str(number), task, run.target, chunk_items)

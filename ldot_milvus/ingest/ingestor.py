@@ -7,11 +7,13 @@ precomputed regions skip decoding and extraction; texts are read, hashed, encode
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ldot_milvus.arguments import described, listed
 from ldot_milvus.batches import batched, prefetch
+from ldot_milvus.errors import UsageError
+from ldot_milvus.forks import Lock
 from ldot_milvus.ingest.near_duplicates import Hashes, NearDuplicates
 from ldot_milvus.ingest.pipeline import Pipeline
 from ldot_milvus.ingest.report import Failure as Failure
@@ -43,7 +45,7 @@ class Ingestor:
 
     Args:
         store: collection to write to; it is empty or contains vectors of ``model``.
-        model: packaged name, folder or hub id of the embedder.
+        model: packaged name, folder or hub id of the embedder, or the embedder itself if it is already loaded.
         reranker: re-ranker whose region data is stored: None for the model's own, "none" for none, else a folder or hub
             id.
         region_store: address of the region data; None takes the setting, else the recorded place, else the default.
@@ -66,23 +68,23 @@ class Ingestor:
     def __init__(
         self,
         store: VectorStore,
-        model: str = "ldot-mini",
+        model: str | Embedder = "ldot-mini",
         *,
         reranker: str | None = None,
         region_store: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
-        files = find_model(model)
+        files = find_model(model if isinstance(model, str) else model.name)
         kept = find_reranker(reranker, files)
         self.store = store
         self._kept_by, self._place = kept, RegionPlace(store, region_store)
         self.region_store = None if kept is None else self._place.open(kept, to_write=True)
         self._files, self._reranker_name = files, reranker
         self._device, self._dtype = device, dtype
-        self._embedder: Embedder | None = None
+        self._embedder = None if isinstance(model, str) else model
         self._reranker: Reranker | None = None
-        self._loading = threading.Lock()
+        self._loading = Lock()
         self.replaced: dict[str, Record] = {}
         self.hashes = Hashes()
         stored = store.model
@@ -125,16 +127,23 @@ class Ingestor:
         for id in list(self.replaced)[:-MAX_REPLACED]:
             del self.replaced[id]
 
-    def ingest(self, sources: Sequence[Source], *, skip_near_duplicates: bool = False) -> Report:
+    def ingest(
+        self,
+        sources: Iterable[Source],
+        *,
+        skip_near_duplicates: bool = False,
+        ids: dict[str, str] | None = None,
+    ) -> Report:
         """Ingest one chunk of sources.
 
         Photos are identified by the SHA-256 of their contents unless the source has an id. The same contents twice, in
         this chunk or an earlier one, give one row. A source that fails is reported and does not stop the others.
 
         Args:
-            sources: photos, texts and precomputed regions.
+            sources: photos, texts and precomputed regions; all are held in memory.
             skip_near_duplicates: leave out new photos that show the same as a row of their namespace, or as an earlier
                 photo of the chunk, see :mod:`~ldot_milvus.ingest.near_duplicates`.
+            ids: receives the ids of the rows, by :attr:`Source.name`; None does not report them.
 
         Returns:
             Counts, failures and seconds by stage.
@@ -142,7 +151,12 @@ class Ingestor:
         Raises:
             StoreError: a store cannot be used.
             ModelError: the model cannot be loaded.
+            UsageError: an entry is not a :class:`~ldot_milvus.Source`.
         """
+        sources = list(listed(sources, "sources"))
+        for source in sources:
+            if not isinstance(source, Source):
+                raise UsageError(f"{described(source)} is not a Source: expand(paths) makes them of paths")
         if any(source.kind != "text" for source in sources):
             self._claim_region_store()
         report = Report()
@@ -176,4 +190,6 @@ class Ingestor:
         if near is not None:
             near.count(report, chunk.names)
         chunk.reconcile()
+        if ids is not None:
+            ids.update((name, id) for id, names in chunk.names.items() for name in names)
         return report

@@ -154,9 +154,8 @@ class Pipeline:
                 report.failed.append(_failure(source, data))
                 continue
             report.bytes += len(data)
-            row = _row(source, content_id(data))
             try:
-                validation.fields(row)
+                row = validation.fields(_row(source, content_id(data)))
                 _check_namespace(row, self._rows.setdefault(row.id, row))
             except UsageError as error:
                 report.failed.append(_failure(source, error))
@@ -177,7 +176,7 @@ class Pipeline:
         for id, unread in unread_by_id.items():
             try:
                 row, outcome = self._decided(unread, known.get(id), id in with_regions)
-                validation.fields(row)
+                row = validation.fields(row)
             except UsageError as error:
                 self._refused[id] = str(error)
                 report.failed.append(_failure(unread.source, error))

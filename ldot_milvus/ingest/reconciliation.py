@@ -103,7 +103,7 @@ def reconcile(store: VectorStore, region_store: RegionStore | None, places: Mapp
         try:
             for source, said in places[id].sources.items():
                 new = described(new, source, *said)
-            validation.fields(new)
+            new = validation.fields(new)
         except UsageError as error:
             outcome.refused[id] = str(error)
             continue
@@ -194,7 +194,7 @@ def _replace(
             moved.append(at(row, copy))
         elif held is None or not certain or row.namespace not in {owner.namespace for owner in owners}:
             outcome.stale += 1
-            log.warning("row %s is kept, although %s now holds another photo", row.id, printable(row.source))
+            log.warning("row %s is kept, although %s now holds another photo", printable(row.id), printable(row.source))
         else:
             lost.append(row)
     if moved:

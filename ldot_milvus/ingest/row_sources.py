@@ -46,7 +46,12 @@ def captions_of(row: Record) -> dict[str, str]:
 
 def fields_of(row: Record) -> dict[str, Any]:
     """Return the caller's own fields."""
-    return {name: value for name, value in row.metadata.items() if name not in _OURS}
+    return own_fields(row.metadata)
+
+
+def own_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a row without the fields that ingestion adds."""
+    return {name: value for name, value in metadata.items() if name not in _OURS}
 
 
 def is_absolute(source: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ldot_milvus.errors import UsageError
+from ldot_milvus.forks import Lock
+from ldot_milvus.redaction import split_user
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,13 +45,15 @@ class Target:
     @classmethod
     def of(cls, settings: Settings) -> Target:
         """Build the target that the settings name."""
+        from ldot_milvus.models.registry import absolute_name
         from ldot_milvus.stores.regions import absolute_region_address
         from ldot_milvus.stores.registry import parse_address
 
-        regions = settings.region_store
+        regions, reranker = settings.region_store, settings.reranker
         return cls(
-            parse_address(settings.store).address, settings.collection, settings.model,
-            None if regions is None else absolute_region_address(regions), settings.reranker,
+            parse_address(settings.store).address, settings.collection, absolute_name(settings.model),
+            None if regions is None else absolute_region_address(regions),
+            None if reranker is None else absolute_name(reranker),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def _check_address(setting: str, named: str, own: str, alias: str | None) -> Non
 def _canonical(address: str) -> str:
     """Return a form in which different spellings of an address are equal."""
     if "://" in address:
-        parts = urlsplit(address)
+        parts = urlsplit(split_user(address)[0])  # chunks of earlier versions name stores with their users
         return parts._replace(netloc=parts.netloc.lower()).geturl().rstrip("/")
     scheme, path = "", os.path.expanduser(address)
     if not path.startswith(("/", "~")) and ":" in path:
@@ -117,7 +120,7 @@ def _canonical(address: str) -> str:
 
 
 class OpenTarget:
-    """The open store of a target, and its ingestor; not usable after a fork.
+    """The open store of a target, and its ingestor.
 
     Args:
         target: collection and models.
@@ -135,7 +138,7 @@ class OpenTarget:
         self.store: VectorStore = open_store(target.store, target.collection)
         self._settings = settings
         self._ingestor: Ingestor | None = None
-        self._making = threading.Lock()
+        self._making = Lock()
 
     @property
     def ingestor(self) -> Ingestor:

@@ -27,7 +27,8 @@ Text = str | list[int]
 """A text, or its token ids, [CLS] and [SEP] included."""
 
 ImageInput = ImageSource | Regions
-"""A path, encoded bytes, a PIL image, or precomputed regions for a family that reads regions."""
+"""An image in one of the forms of :data:`~ldot_milvus.images.ImageSource` (a path, an address, encoded bytes, an open
+file, an array, a tensor, a PIL image), or precomputed regions for a family that reads regions."""
 
 ImageFeatures = Any
 """Features computed in one pass over an image's pixels. Only the model family that computed them can read them."""
@@ -66,32 +67,37 @@ class Embedder(Protocol):
     @property
     def reranker(self) -> Reranker | None: ...  # noqa: D102
 
-    def encode_texts(self, texts: Sequence[Text]) -> Array:
+    def encode_texts(self, texts: Iterable[Text]) -> Array:
         """Encode texts as vectors.
 
         Args:
-            texts: n texts of at least one character. Texts longer than the model's token limit are truncated.
+            texts: n texts of at least one character: a list, a generator, a NumPy array, a pandas Series, ... Texts
+                longer than the model's token limit are truncated.
 
         Returns:
-            float32 (n, dim), the model's own output: nothing is normalised afterwards.
+            float32 (n, dim), the model's own output: nothing is normalised afterwards. No text gives (0, dim).
 
         Raises:
-            UsageError: ``texts`` is a single string instead of a list, or a text is empty.
+            UsageError: ``texts`` is a single string instead of a list, or a text is empty or not a ``str``.
         """
         ...
 
-    def encode_images(self, images: Sequence[ImageInput]) -> Array:
+    def encode_images(self, images: Iterable[ImageInput]) -> Array:
         """Encode images as vectors.
 
+        Args:
+            images: n images: a list, a generator, a pandas Series, or an array of four dimensions, a batch.
+
         Returns:
-            float32 (n, dim), the model's own output: nothing is normalised afterwards.
+            float32 (n, dim), the model's own output: nothing is normalised afterwards. No image gives (0, dim).
 
         Raises:
             InputError: an image cannot be read.
+            UsageError: ``images`` is a single image instead of a list.
         """
         ...
 
-    def image_features(self, images: Sequence[ImageInput]) -> list[ImageFeatures]:
+    def image_features(self, images: Iterable[ImageInput]) -> list[ImageFeatures]:
         """Compute the input of :meth:`encode_features` and :meth:`Reranker.keep` in one pass over the pixels.
 
         Returns:
@@ -150,7 +156,7 @@ class Reranker(Protocol):
             InputError: :meth:`keep` cannot have produced this record. The message says why.
         """
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with image i.
 
         To score one text with many images, or one image with many texts, repeat it: the part of the computation that
@@ -179,7 +185,7 @@ class SecondPassReranker(Reranker, Protocol):
     @property
     def least_side(self) -> int | None: ...  # noqa: D102
 
-    def image_features(self, images: Sequence[ImageInput]) -> list[ImageFeatures]:
+    def image_features(self, images: Iterable[ImageInput]) -> list[ImageFeatures]:
         """Compute the input of :meth:`Reranker.keep`.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -53,7 +53,7 @@ class Calibrated(Protocol):
 class MatchingReranker(Protocol):
     """A re-ranker that was trained to tell pairs that match from pairs that do not: its logits are probabilities."""
 
-    def score_and_match(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
+    def score_and_match(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
         """Score text i with image i.
 
         Returns:

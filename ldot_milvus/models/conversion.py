@@ -34,7 +34,7 @@ def convert(
         UsageError: ``source`` does not exist, ``target`` is not empty, or an option belongs to another family.
         ModelError: the checkpoint has an unknown layout, or missing, unknown or misshapen tensors.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source).expanduser(), Path(target).expanduser()
     check_paths(source, target)
     family = transformers_family(source)
     if family is not None:
@@ -48,5 +48,5 @@ def convert(
         return convert_content(source, target, content, config=config, pretraining=pretraining, detector=detector)
     if pretraining or detector is not None:
         raise UsageError(f"{source} is an EDJE re-ranker: it has no --detector and is not pre-trained here, remove it")
-    words = None if vocabulary is None else Path(vocabulary)
+    words = None if vocabulary is None else Path(vocabulary).expanduser()
     return convert_edje(source, target, content, config=config or {}, vocabulary=words)

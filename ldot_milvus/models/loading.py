@@ -90,7 +90,9 @@ def choose_device(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); try 'cpu' or leave it unset") from error
+        raise UsageError(
+            f"device {name!r} cannot be used ({reason}); try 'cpu' or leave it unset (LDOT_DEVICE)"
+        ) from error
     return device
 
 
@@ -105,7 +107,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None:
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in ("float32", "float16", "bfloat16"):
-        raise UsageError(f"dtype {name!r} is not one of float32, float16, bfloat16")
+        raise UsageError(f"dtype {name!r} is not one of float32, float16, bfloat16 (LDOT_DTYPE)")
     return getattr(torch, name)
 
 

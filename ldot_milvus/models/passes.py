@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from ldot_milvus.models.base import Embedder, ImageFeatures, ImageInput, Reranker, SecondPassReranker
+from ldot_milvus.models.inputs import image_inputs
 
 
 def image_features(
-    embedder: Embedder, reranker: Reranker | None, images: Sequence[ImageInput]
+    embedder: Embedder, reranker: Reranker | None, images: Iterable[ImageInput]
 ) -> tuple[list[ImageFeatures], list[ImageFeatures]]:
     """Compute the features of both stages.
 
@@ -26,9 +27,10 @@ def image_features(
         InputError: an image cannot be read, or is given in a form that one of the stages does not read.
         UsageError: the model reads precomputed features only.
     """
-    features = embedder.image_features(images)
+    given = list(image_inputs(images))  # once, since an open file cannot always be read twice
+    features = embedder.image_features(given)
     second = _second_pass(reranker)
-    return features, features if second is None else second.image_features(images)
+    return features, features if second is None else second.image_features(given)
 
 
 def least_side(embedder: Embedder, reranker: Reranker | None) -> int | None:

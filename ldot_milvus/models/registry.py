@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from ldot_milvus.arguments import path_text
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.hub import hub_folder, hub_source
 from ldot_milvus.models.base import FilesOnDisk, ModelFiles, RerankerFiles, read_config
@@ -68,7 +69,9 @@ def find_model(name: str) -> ModelFiles:
         UsageError: no model has that name.
         ModelError: the folder belongs to a re-ranker or to an unknown family, or lacks files.
     """
+    name = path_text(name)
     family, folder = _found(name)
+    name = absolute_name(name)
     if not issubclass(family, ModelFiles):
         raise ModelError(f"{name!r} is a re-ranker, not an embedding model: name it with LDOT_RERANKER or --reranker")
     files = family(name, folder)
@@ -97,7 +100,9 @@ def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
         return model.own_reranker()
     if name == NO_RERANKER:
         return None
+    name = path_text(name)
     family, folder = _found(name)
+    name = absolute_name(name)
     if issubclass(family, RerankerFiles):
         files: RerankerFiles = family(name, folder, model)
     else:
@@ -111,8 +116,22 @@ def find_reranker(name: str | None, model: ModelFiles) -> RerankerFiles | None:
     return files
 
 
+def absolute_name(name: str) -> str:
+    """Return the absolute path of a model's folder, which names it in every working directory; other names as they are.
+
+    Args:
+        name: packaged name, folder or hub id.
+    """
+    folder = _local_folder(name)
+    return name if folder is None or folder.parent == PACKAGED else str(folder)
+
+
 def _found(name: str) -> tuple[type[Any], Path]:
     """Return a model's family and folder."""
+    if not name.strip():
+        raise UsageError(
+            f"the name of the model is empty: give a packaged name ({_packaged_names()}), a folder or a hub id"
+        )
     folder = _local_folder(name)
     if folder is not None:
         return _family(name, folder), folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.errors import ModelError
 from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.tokens import Tokens, joined_ids
 from ldot_milvus.models.tokens import by_length as tokens_by_length
@@ -24,7 +24,7 @@ class TextTokens(Tokens):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-        super().__init__(partial(_tokenize, tokenizer), tokenizer.pad_token_id or 0)
+        super().__init__(partial(_tokenize, tokenizer), len(tokenizer), tokenizer.pad_token_id or 0)
         self._device = device
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,20 +41,6 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str], limit: int) 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: int) -> list[list[int]]:
     """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
     return joined_ids(partial(_tokenize, tokenizer), texts, limit)
-
-
-def words_only(name: str, texts: Sequence[Text]) -> list[str]:
-    """Return the texts of a model that reads no token ids.
-
-    Raises:
-        UsageError: ``texts`` is a single string, or one of them is given as token ids.
-    """
-    if isinstance(texts, str):
-        raise UsageError("give a list of texts, not one string")
-    words = [text for text in texts if isinstance(text, str)]
-    if len(words) < len(texts):
-        raise UsageError(f"model {name!r} reads texts, not token ids: give the words")
-    return words
 
 
 def load_tokenizer(name: str, folder: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
@@ -91,5 +77,9 @@ def by_length(
     tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], torch.Tensor]
 ) -> Array:
     """Do what :func:`.tokens.by_length` does, without gradients, where ``compute`` returns a tensor."""
-    with torch.inference_mode():
-        return tokens_by_length(tokens, size, width, lambda rows: compute(rows).float().cpu().numpy())
+
+    def without_gradients(rows: list[int]) -> Array:
+        with torch.inference_mode():
+            return compute(rows).float().cpu().numpy()  # type: ignore[no-any-return]
+
+    return tokens_by_length(tokens, size, width, without_gradients)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldot_milvus.errors import ModelError, UsageError, first_line
+from ldot_milvus.errors import ModelError, first_line
+from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.base import Array, Text
+from ldot_milvus.models.inputs import text_list
 
 Tokenize = Callable[[list[str], int], list[list[int]]]
 """Returns the ids of each text, truncated to a number of tokens, [CLS] and [SEP] included."""
@@ -21,27 +22,34 @@ class Tokens:
 
     Args:
         tokenize: the tokenizer of the network that reads the ids.
+        vocabulary: number of the tokenizer's ids.
         padding: the id of the padding.
     """
 
-    def __init__(self, tokenize: Tokenize, padding: int) -> None:
+    def __init__(self, tokenize: Tokenize, vocabulary: int, padding: int) -> None:
         self._tokenize = tokenize
-        self._padding = padding
+        self._vocabulary, self._padding = vocabulary, padding
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
-    def ids(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
+    def ids(self, texts: Iterable[Text], limit: int, vocabulary: int | None = None) -> list[list[int]]:
         """Return the token ids of each text, truncated to ``limit`` tokens.
 
+        Args:
+            texts: texts, or their token ids.
+            limit: maximum number of tokens.
+            vocabulary: number of ids that the network reads; None for the tokenizer's.
+
         Raises:
-            UsageError: ``texts`` is a single string, or a text is empty.
+            UsageError: :func:`~.inputs.text_list` refuses the texts.
         """
-        if isinstance(texts, str):
-            raise UsageError("give a list of texts, not one string")
-        if any(isinstance(text, str) and not text.strip() for text in texts):
-            raise UsageError("the text is empty: describe what to look for")
-        with self._lock:
-            return joined_ids(self._tokenize, texts, limit)
+        given = self.checked(texts, vocabulary)
+        with computation, self._lock:
+            return joined_ids(self._tokenize, given, limit)
+
+    def checked(self, texts: Iterable[Text], vocabulary: int | None = None) -> list[Text]:
+        """Return texts and token ids in the forms of :func:`~.inputs.text_list`; ``vocabulary`` as for :meth:`ids`."""
+        return text_list(texts, self._vocabulary if vocabulary is None else vocabulary)
 
     def arrays(
         self, tokens: Sequence[Sequence[int]], length: int | None = None
@@ -89,7 +97,7 @@ def load_tokens(folder: Path) -> Tokens | None:
         tokenizer.enable_truncation(limit)
         return [encoding.ids for encoding in tokenizer.encode_batch(words)]
 
-    return Tokens(tokenize, tokenizer.token_to_id("[PAD]") or 0)
+    return Tokens(tokenize, tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0)
 
 
 def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], Array]) -> Array:
@@ -108,5 +116,6 @@ def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: C
     result = np.empty((len(tokens), width), np.float32)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        result[rows] = compute(rows)
+        with computation:
+            result[rows] = compute(rows)
     return result

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from ldot_milvus.errors import ModelError, reason
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import ModelFiles
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def load_network(files: TransformersFiles, device: torch.device, dtype: torch.dt
     _ = files.weights  # refuses a folder of pickles
     network = getattr(transformers, files.network)
     try:
-        with QuietTransformers():
+        with computation, QuietTransformers():
             model, _ = load_exactly(partial(network.from_pretrained, files.folder), files.name, dtype=dtype, **options)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

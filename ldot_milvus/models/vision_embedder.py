@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from ldot_milvus.batches import batched
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, ImageInput
+from ldot_milvus.models.inputs import image_inputs
 from ldot_milvus.models.patches import PatchFeatures
 from ldot_milvus.models.pixels import prepare_photos
 from ldot_milvus.models.transformers_layout import TransformersFiles
@@ -51,7 +53,7 @@ class VisionEmbedder(ABC):
     def _encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return vision states (B, tokens, width) and vectors (B, dim) of prepared photos (B, 3, side, side)."""
 
-    def encode_images(self, images: Sequence[ImageInput]) -> Array:
+    def encode_images(self, images: Iterable[ImageInput]) -> Array:
         """Encode photos as vectors.
 
         Args:
@@ -63,21 +65,24 @@ class VisionEmbedder(ABC):
         Raises:
             InputError: an image cannot be read, or is given as region features.
         """
-        batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
+        batches = [
+            self.encode_features(self.image_features(batch)) for batch in batched(image_inputs(images), IMAGE_BATCH)
+        ]
         return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
 
     @torch.no_grad()  # not inference_mode: training of a re-ranker may go on from the states
-    def image_features(self, images: Sequence[ImageInput]) -> list[PatchFeatures]:
+    def image_features(self, images: Iterable[ImageInput]) -> list[PatchFeatures]:
         """Run the vision transformer over photos; both stages read its states.
 
         Raises:
             InputError: an image cannot be read, or is given as region features.
         """
         features: list[PatchFeatures] = []
-        for batch in batched(images, IMAGE_BATCH):
+        for batch in batched(image_inputs(images), IMAGE_BATCH):
             pixels = torch.from_numpy(prepare_photos(self.name, self._vision_files.preparation, batch))
-            states, vectors = self._encode_pixels(pixels.to(self.device, self.dtype))
-            units = normalize(vectors.float(), dim=-1).cpu().numpy()
+            with computation:  # not around the photos, which several threads prepare
+                states, vectors = self._encode_pixels(pixels.to(self.device, self.dtype))
+                units = normalize(vectors.float(), dim=-1).cpu().numpy()
             features += [PatchFeatures(*pair) for pair in zip(states, units, strict=True)]
         return features
 

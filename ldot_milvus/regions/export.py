@@ -65,7 +65,7 @@ def extract(
     """
     if format not in FORMATS:
         raise UsageError(f"format {format!r} is not one of {', '.join(FORMATS)}")
-    folder, report = Path(folder), Extraction()
+    folder, report = Path(folder).expanduser(), Extraction()
     try:
         (folder / PICTURES if show else folder).mkdir(parents=True, exist_ok=True)
         if any(path.name != PICTURES for path in folder.iterdir()) or (show and any((folder / PICTURES).iterdir())):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import ResNetConfig, ResNetModel
 
+from ldot_milvus.forks import computation
+from ldot_milvus.images import ImageSource, each_image, open_image
 from ldot_milvus.regions.base import Array, Regions, boxes7
 from ldot_milvus.weights import QuantizedStorage
 
@@ -69,16 +71,22 @@ class GridExtractor:
         """Load the backbone from a folder or hub id; ``kwargs`` are the constructor's other arguments."""
         return cls(GridBackbone.from_pretrained(folder), **kwargs)
 
+    @computation
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image]) -> list[Regions]:
+    def __call__(self, images: Iterable[ImageSource]) -> list[Regions]:
         """Extract the regions of photos of any size.
+
+        Args:
+            images: photos in any form of :data:`~ldot_milvus.images.ImageSource`.
 
         Returns:
             One entry for each photo, in order: n = (size / 32)² regions with features (n, dim) and boxes (n, 7), row by
             row.
         """
-        pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images]))
-        pixels = pixels.to(self.device)
+        prepared = [self._pixels(open_image(image, draft_to=self.least_side).image) for image in each_image(images)]
+        if not prepared:
+            return []
+        pixels = torch.from_numpy(np.stack(prepared)).to(self.device)
         cells = self.feature_map(pixels)
         if self.mirror:
             cells = (cells + self.feature_map(pixels.flip(2)).flip(3)) / 2
@@ -95,7 +103,7 @@ class GridExtractor:
     def _pixels(self, image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from PIL.Image import Resampling
 
-        square = image.convert("RGB")
+        square = image
         if square.size != (self.size, self.size):
             # A coarse reduction first keeps huge photos cheap; the result differs by less than one grey level.
             square = square.resize((self.size, self.size), Resampling.BILINEAR, reducing_gap=3.0)

@@ -12,6 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
+from ldot_milvus.arguments import real_number
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, InputError, UsageError
 from ldot_milvus.images import decode
@@ -66,8 +67,9 @@ def find_duplicates(
         UsageError: the threshold is out of range.
         CollectionNotFound: the collection does not exist.
     """
-    if not 0 < threshold <= 1:
-        raise UsageError(f"the threshold is {threshold}: give a cosine above 0 and at most 1, such as {THRESHOLD}")
+    threshold = real_number(threshold, "the threshold", 0, 1)
+    if not threshold:
+        raise UsageError(f"the threshold is 0: give a cosine above 0 and at most 1, such as {THRESHOLD}")
     if store.dim is None:
         raise CollectionNotFound(
             f"{store.address} has no collection {store.collection!r}: "

@@ -9,8 +9,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ldot_milvus.errors import InputError, StoreError, printable
+from ldot_milvus.redaction import masked
 from ldot_milvus.search.probability import is_at_least
 from ldot_milvus.search.thumbnails import thumbnail
+from ldot_milvus.stores.registry import absolute_path
 
 if TYPE_CHECKING:
     from ldot_milvus.search.duplicates import Duplicate
@@ -79,7 +81,7 @@ def write_groups(path: str | os.PathLike[str], groups: Sequence[Sequence[Duplica
 
 def _write(path: str | os.PathLike[str], title: str, sections: Iterable[str]) -> None:
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(absolute_path(path), "w", encoding="utf-8") as file:
             file.write(
                 '<!doctype html><html lang="en"><head><meta charset="utf-8">'
                 '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -99,8 +101,13 @@ def _answer(query: str, hits: Sequence[Hit], min_probability: float | None) -> s
     return _section(query, map(_card, range(1, len(hits) + 1), hits, likely), before=nothing)
 
 
+def _text(value: str) -> str:
+    """Return a file name or a caption as HTML, in which it can neither be markup nor reverse the order of a line."""
+    return escape(printable(masked(value)))
+
+
 def _section(heading: str, cards: Iterable[str], *, before: str = "", more: str = "", style: str = "hits") -> str:
-    return f'<h2>{escape(heading)}</h2>{before}<div class="{style}">{"".join(cards)}</div>{more}'
+    return f'<h2>{_text(heading)}</h2>{before}<div class="{style}">{"".join(cards)}</div>{more}'
 
 
 def _group_sections(groups: Sequence[Sequence[Duplicate]]) -> Iterator[str]:
@@ -123,7 +130,7 @@ def _duplicate_card(duplicate: Duplicate) -> str:
     record = duplicate.record
     size = f"{record.width} x {record.height}, " if record.width and record.height else ""
     lines = [
-        f"<b>{escape(printable(record.source) or record.id)}</b>",
+        f"<b>{_text(record.source or record.id)}</b>",
         f'<div class="more">{size}cosine {duplicate.cosine:.3f}</div>',
     ]
     if not duplicate.readable:
@@ -137,9 +144,9 @@ def _card(rank: int, hit: Hit, likely: bool) -> str:
     score = f"{hit.score if hit.rerank_score is None else hit.rerank_score:.2f}"
     if hit.probability is not None:
         score = f"{100 * hit.probability:.0f} % · {score}"
-    lines = [f'<span class="score">{score}</span><b>{rank}</b> {escape(os.path.basename(hit.source) or hit.id)}']
+    lines = [f'<span class="score">{score}</span><b>{rank}</b> {_text(os.path.basename(hit.source) or hit.id)}']
     if hit.caption:
-        lines.append(f'<div class="more">{escape(hit.caption.split(chr(10))[0])}</div>')
+        lines.append(f'<div class="more">{_text(hit.caption.split(chr(10))[0])}</div>')
     if credit := _credit(hit):
         lines.append(f'<div class="more">{credit}</div>')
     return _figure(hit, lines, "" if likely else ' class="unlikely"')
@@ -156,7 +163,7 @@ def _credit(hit: Hit | Record) -> str:
     for name, address in links:
         if isinstance(address, str) and address.startswith(("http://", "https://")):
             text = str(hit.metadata.get(name) or name)
-            parts.append(f'<a href="{escape(address)}">{escape(text)}</a>')
+            parts.append(f'<a href="{_text(address)}">{_text(text)}</a>')
     return ", ".join(parts)
 
 
@@ -168,5 +175,5 @@ def _picture(photo: Hit | Record) -> str:
     except InputError:
         return '<div class="none">photo cannot be read from here</div>'
     return (
-        f'<img alt="{escape(photo.caption.split(chr(10))[0] or photo.source)}" src="data:image/jpeg;base64,{encoded}">'
+        f'<img alt="{_text(photo.caption.split(chr(10))[0] or photo.source)}" src="data:image/jpeg;base64,{encoded}">'
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ldot_milvus.arguments import real_number
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.base import Embedder, Reranker
 from ldot_milvus.models.calibration import Calibration, MatchingReranker, calibration_of
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from ldot_milvus.search.retriever import Hit
 
 
-def check_minimum(minimum: float | None, embedder: Embedder, reranker: Reranker | None, *, crosses: bool) -> None:
-    """Refuse a least probability that cannot be compared with anything.
+def check_minimum(
+    minimum: float | None, embedder: Embedder, reranker: Reranker | None, *, crosses: bool
+) -> float | None:
+    """Return a least probability as a float; refuse one that cannot be compared with anything.
 
     Args:
         minimum: the least probability; None asks for none.
@@ -27,9 +30,8 @@ def check_minimum(minimum: float | None, embedder: Embedder, reranker: Reranker 
         UsageError: ``minimum`` is not from 0 to 1, or the scores of this search have no probability.
     """
     if minimum is None:
-        return
-    if isinstance(minimum, bool) or not isinstance(minimum, int | float) or not 0 <= minimum <= 1:
-        raise UsageError(f"min_probability is {minimum!r}: give a number from 0 to 1")
+        return None
+    least = real_number(minimum, "min_probability", 0, 1)
     if not crosses:
         raise UsageError(
             "min_probability: a probability is that of a text with a photo, and this search compares rows of one kind: "
@@ -45,6 +47,7 @@ def check_minimum(minimum: float | None, embedder: Embedder, reranker: Reranker 
             f"min_probability: re-ranker {reranker.name!r} has no calibration for model {embedder.name!r}: fit one "
             "(probability = true in [finish] of ldot train), or take BLIP or EDJE"
         )
+    return least
 
 
 def with_probability(hits: Iterable[Hit], calibration: Calibration | None) -> list[Hit]:

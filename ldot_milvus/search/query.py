@@ -6,17 +6,20 @@ the more the longer its vector, which says nothing about its importance, and tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from numbers import Real
+from pathlib import Path
 
 import numpy as np
 
+from ldot_milvus.arguments import described, real_number
 from ldot_milvus.errors import UsageError
+from ldot_milvus.images import as_image, is_one_image
 from ldot_milvus.models.base import Array, Embedder, ImageInput
+from ldot_milvus.regions.base import Regions
 
 Part = tuple[float, ImageInput]
-"""A weight, and a text (``str``) or a photo (a ``Path``, bytes, a PIL image or precomputed regions)."""
+"""A weight, and a text (``str``) or a photo (in the forms of ``image=``, but a path is a ``Path``)."""
 
 MAX_WEIGHT = 1e6
 CANCELLED = 1e-4
@@ -97,26 +100,32 @@ def check_parts(parts: object) -> list[Part]:
         The parts with a weight other than 0.
 
     Raises:
+        InputError: a photo is none, or an open file cannot be read.
         UsageError: a part is not a pair of a weight and a text or photo, or no part has a weight.
     """
-    if not isinstance(parts, Sequence) or isinstance(parts, bytes):
-        raise UsageError('search takes a text or a list of (weight, text or photo); a photo is given as "image="')
+    if not isinstance(parts, Iterable) or is_one_image(parts) or isinstance(parts, (Mapping, Set, np.ndarray)):
+        raise UsageError(
+            f"search takes a text or a list of (weight, text or photo), not {described(parts)}; a photo is given as "
+            '"image="'
+        )
     checked: list[Part] = []
     for number, part in enumerate(parts, start=1):
+        where = f"part {number} of the query"
         if not isinstance(part, (tuple, list)) or len(part) != 2:
             raise UsageError(
-                f'part {number} of the query is no pair: give (weight, text or photo), as in (0.5, "snow")'
+                f'{where} is no pair but {described(part)}: give (weight, text or photo), as in (0.5, "snow")'
             )
-        weight, content = part
-        number_given = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not number_given or not abs(float(weight)) <= MAX_WEIGHT:  # refuses NaN too
-            raise UsageError(
-                f"part {number} of the query has the weight {weight!r}: give a number from -1,000,000 to 1,000,000"
-            )
-        if isinstance(content, str) and not content.strip():
-            raise UsageError(f"part {number} of the query is an empty text: describe what to look for")
+        weight = real_number(part[0], f"the weight of {where}", -MAX_WEIGHT, MAX_WEIGHT)
+        content = part[1]
+        if isinstance(content, str):
+            if not content.strip():
+                raise UsageError(f"{where} is an empty text: describe what to look for")
+        elif not isinstance(content, Regions):
+            content = as_image(content, where)
+            if isinstance(content, str):
+                content = Path(content)  # a str is a text
         if weight:
-            checked.append((float(weight), content))
+            checked.append((weight, content))
     if not checked:
         raise UsageError("the query has no part with a weight other than 0: give at least one")
     return checked

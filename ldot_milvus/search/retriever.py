@@ -5,23 +5,30 @@ Source: LightningDOT, section 3.4. The second stage reads stored region data, so
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ldot_milvus.errors import InputError, ModelMismatch, UsageError
+from ldot_milvus.arguments import whole_number
+from ldot_milvus.errors import InputError, ModelMismatch, UsageError, printable
+from ldot_milvus.images import as_image
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
 from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.models.passes import image_features
+from ldot_milvus.redaction import masked
+from ldot_milvus.regions.base import Regions
+from ldot_milvus.search.hits import Hit as Hit
+from ldot_milvus.search.hits import hit_of
 from ldot_milvus.search.probability import at_least, check_minimum, with_probability
 from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.settings import Settings
-from ldot_milvus.stores import Match, VectorStore, open_store
+from ldot_milvus.sources import Source
+from ldot_milvus.stores import Match, Record, VectorStore, open_store
 from ldot_milvus.stores.region_place import RegionPlace
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.upgrade import outdated
@@ -31,41 +38,6 @@ log = logging.getLogger(__name__)
 
 RERANK = 20
 """Default number of hits to re-rank."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One row found by a search.
-
-    Attributes:
-        id: id of the row: the SHA-256 of the contents in hex unless the caller chose another.
-        score: inner product of the query's and the row's vectors.
-        rerank_score: score of the re-ranker, which orders the re-ranked hits; None if the hit was not re-ranked.
-        probability: probability from 0 to 1 that text and photo belong together, from the model's calibration; None if
-            the model has none, or the search compared rows of one kind.
-        source: path or URL of the photo.
-        caption: caption of the photo, or the text itself.
-        kind: "image" or "text".
-        namespace: tenant of the row.
-        width, height: pixels after EXIF rotation; 0 for texts.
-        metadata: the caller's own fields.
-    """
-
-    id: str
-    score: float
-    rerank_score: float | None
-    probability: float | None
-    source: str
-    caption: str
-    kind: str
-    namespace: str
-    width: int
-    height: int
-    metadata: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON values."""
-        return asdict(self)
 
 
 class Retriever:
@@ -126,29 +98,32 @@ class Retriever:
 
     def search(
         self,
-        text: str | Sequence[Part] | None = None,
+        text: str | Iterable[Part] | None = None,
         *,
         image: ImageInput | None = None,
         k: int = 5,
         rerank: int | None = None,
         filter: dict[str, Any] | None = None,
         kind: str = "image",
+        namespace: str | None = None,
         min_probability: float | None = None,
     ) -> list[Hit]:
         """Return the k best rows for a text, an image or several of both, best first.
 
         Args:
-            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (a
-                ``Path``, bytes, a PIL image or regions). Give either this or ``image``. The vectors of the parts are
+            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (as
+                for ``image``, but a path is a ``Path``). Give either this or ``image``. The vectors of the parts are
                 scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
                 The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
-            image: query image.
+            image: query image: a path or an address, encoded bytes, an open binary file, an array, a tensor, a PIL
+                image or regions, see ``docs/search.md``.
             k: maximum number of hits, at least 1.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
                 re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
                 positive weights are compared with images), else 0.
             filter: search only rows that match, see ``docs/filters.md``.
             kind: kind of the rows to find, "image" or "text".
+            namespace: search only this tenant's rows, whatever ``filter`` says; None searches those of all tenants.
             min_probability: return only hits with at least this probability, perhaps none.
 
         Returns:
@@ -165,12 +140,12 @@ class Retriever:
         """
         if (text is None) == (image is None):
             raise UsageError("search takes a text or an image: give exactly one of them")
-        _check_count("k", k, 1)
+        k = whole_number(k, "k", 1)
         parts = None if text is None or isinstance(text, str) else check_parts(text)
         crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
         if rerank is None:
             rerank = RERANK if crosses and self.reranker is not None else 0
-        _check_count("rerank", rerank, 0)
+        rerank = whole_number(rerank, "rerank", 0)
         if rerank and not crosses and parts is not None and kind == "image":
             raise UsageError("re-ranking reads the texts with positive weights, and there is none: use rerank=0")
         if rerank and not crosses:
@@ -179,12 +154,10 @@ class Retriever:
             raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
         if parts is not None and min_probability is not None:
             raise UsageError("min_probability: a probability is that of one text with a photo: leave it out")
-        check_minimum(min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses)
-        if not self._checked:  # checked once, since a collection never changes its model
-            self._checked = check_model(self.store, self.embedder)
-            if (old := outdated(self.store)) is not None:
-                log.warning("%s", old)
-
+        min_probability = check_minimum(
+            min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses
+        )
+        self._check_model()
         query: TextQuery | None = None
         kept: list[KeptImage] = []
         if text is not None:
@@ -195,13 +168,13 @@ class Retriever:
             vectors = query.vector[None]
         else:
             assert image is not None
+            given = image if isinstance(image, Regions) else as_image(image, "the query image")
             reranker = self.reranker if rerank else None
-            features, own = image_features(self.embedder, reranker, [image])
+            features, own = image_features(self.embedder, reranker, [given])
             vectors = self.embedder.encode_features(features)
             if reranker is not None:
                 kept = reranker.keep(own)
-        matches = self.store.search(vectors, max(k, rerank), kind=kind, filter=filter)[0]
-        hits = [_hit(match) for match in matches]
+        hits = self._nearest(vectors, max(k, rerank), kind, filter, namespace)
         if rerank and hits:
             first = hits[:rerank]
             scored = self._by_images(query, first) if query is not None else self._by_texts(kept[0], first)
@@ -210,9 +183,101 @@ class Retriever:
             hits = with_probability(hits, calibration_of(self.embedder))
         return at_least(hits[:k], min_probability)
 
-    async def asearch(self, text: str | Sequence[Part] | None = None, **arguments: Any) -> list[Hit]:
-        """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop."""
-        return await asyncio.to_thread(self.search, text, **arguments)
+    async def asearch(self, text: str | Iterable[Part] | None = None, **arguments: Any) -> list[Hit]:
+        """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop.
+
+        A process runs a few at a time (:mod:`~ldot_milvus.search.threads`); the others wait for their turn.
+        """
+        return await in_search_thread(self.search, text, **arguments)
+
+    def nearest(
+        self,
+        vector: Array,
+        *,
+        k: int = 5,
+        filter: dict[str, Any] | None = None,
+        kind: str = "image",
+        namespace: str | None = None,
+    ) -> list[Hit]:
+        """Return the k rows whose vectors have the largest inner product with a vector of the model, best first.
+
+        Args:
+            vector: float32 (dim,), for instance from ``embedder.encode_texts``.
+            k, filter, kind, namespace: see :meth:`search`.
+
+        Raises:
+            UsageError: ``k`` is out of range.
+            CollectionNotFound: the collection does not exist yet.
+            ModelMismatch: the collection contains vectors of another model, or of another dimension than ``vector``.
+        """
+        k = whole_number(k, "k", 1)
+        self._check_model()
+        return self._nearest(vector[None], k, kind, filter, namespace)
+
+    def rerank(
+        self, text: str, photos: Sequence[tuple[str | None, str | None]], *, namespace: str | None = None
+    ) -> list[tuple[int, Hit | None]]:
+        """Re-rank photos that another search found, by their stored region data.
+
+        Args:
+            text: query text.
+            photos: the id and the source of each photo; either may be None. The source, which may be relative to the
+                current folder, counts if the collection has no photo of that id.
+            namespace: consider only this tenant's photos; None those of all tenants.
+
+        Returns:
+            The index and the hit of each photo: first the re-ranked ones by ``rerank_score``, best first, then those
+            without region data, whose ``rerank_score`` is None, then those that the collection does not have, whose
+            hit is None.
+
+        Raises:
+            UsageError: the text is empty, or the model has no re-ranker.
+            ModelMismatch: the collection contains vectors of another model.
+            RegionStoreNotFound: this process does not reach the region data.
+        """
+        if self.reranker is None:
+            raise UsageError("this model has no re-ranker: name one with LDOT_RERANKER")
+        query = text_query(text, self.embedder)
+        self._check_model()
+        rows = self._rows_of(photos, namespace)
+        found = {row.id: hit_of(Match(row, _dot(query.vector, row))) for row in rows if row is not None}
+        ranks = {hit.id: (rank, hit) for rank, hit in enumerate(self._by_images(query, list(found.values())))}
+        last = (len(ranks), None)
+        ranked = [(*(last if row is None else ranks[row.id]), index) for index, row in enumerate(rows)]
+        return [(index, hit) for _, hit, index in sorted(ranked, key=lambda one: (one[0], one[2]))]
+
+    def _rows_of(self, photos: Sequence[tuple[str | None, str | None]], namespace: str | None) -> list[Record | None]:
+        """Return the row of each photo, with its vector; None where the collection has none."""
+
+        def usable(rows: Iterable[Record]) -> Iterator[Record]:
+            return (row for row in rows if row.kind == "image" and namespace in (None, row.namespace))
+
+        ids = list(dict.fromkeys(id for id, _ in photos if id is not None))
+        by_id = {row.id: row for row in usable(self.store.get(ids, with_embeddings=True))}
+        places = [None if id in by_id or not source else Source(source).source for id, source in photos]
+        names = {name for place, (_, source) in zip(places, photos, strict=True) if place for name in (place, source)}
+        wanted = {"source": {"$in": sorted(name for name in names if name)}}
+        stored = self.store.iterate(wanted, with_embeddings=True) if names else ()
+        by_source = {row.source: row for row in usable(stored)}
+        return [
+            by_id.get(id or "") or by_source.get(source or "") or by_source.get(place or "")
+            for (id, source), place in zip(photos, places, strict=True)
+        ]
+
+    def _check_model(self) -> None:
+        """Refuse a collection of another model; checked once, since a collection never changes its model."""
+        if not self._checked:
+            self._checked = check_model(self.store, self.embedder)
+            if (old := outdated(self.store)) is not None:
+                log.warning("%s", old)
+
+    def _nearest(
+        self, vectors: Array, k: int, kind: str, filter: dict[str, Any] | None, namespace: str | None
+    ) -> list[Hit]:
+        if namespace is not None:
+            own: dict[str, Any] = {"namespace": namespace}
+            filter = own if filter in (None, {}) else {"$and": [own, filter]}
+        return [hit_of(match) for match in self.store.search(vectors, k, kind=kind, filter=filter)[0]]
 
     def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:
         region_store = self.region_store
@@ -224,7 +289,7 @@ class Retriever:
             log.warning(
                 "%d of %d photos have no region data in %s and are ranked last: ingest them again, or set "
                 "LDOT_REGION_STORE to the place of their region data (first: %s)",
-                len(unscored), len(hits), region_store.address, unscored[0].source,
+                len(unscored), len(hits), region_store.address, printable(masked(unscored[0].source)),
             )  # fmt: skip
         assert self.reranker is not None
         texts = [text for text in query.texts for _ in scored]
@@ -250,7 +315,7 @@ class Retriever:
             try:
                 self.reranker.check(kept[id])
             except InputError as error:
-                log.warning("region data of %s is damaged (%s): ingest the photo again", id, error)
+                log.warning("region data of %s is damaged (%s): ingest the photo again", printable(id), error)
                 del kept[id]
         return kept
 
@@ -303,14 +368,6 @@ def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
     return dim is not None
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}: give a whole number of at least {least}")
-
-
-def _hit(match: Match) -> Hit:
-    row = match.record
-    return Hit(
-        id=row.id, score=match.score, rerank_score=None, probability=None, source=row.source, caption=row.caption,
-        kind=row.kind, namespace=row.namespace, width=row.width, height=row.height, metadata=row.metadata,
-    )  # fmt: skip
+def _dot(vector: Array, row: Record) -> float:
+    assert row.embedding is not None
+    return float(vector @ row.embedding)

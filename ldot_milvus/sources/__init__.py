@@ -4,8 +4,8 @@
 possibly later and in another process.
 """
 
-from ldot_milvus.sources.base import MAX_BYTES, Source
+from ldot_milvus.sources.base import Source
 from ldot_milvus.sources.listing import expand, join_descriptions
 from ldot_milvus.sources.reading import locate, read, read_all
 
-__all__ = ["MAX_BYTES", "Source", "expand", "join_descriptions", "locate", "read", "read_all"]
+__all__ = ["Source", "expand", "join_descriptions", "locate", "read", "read_all"]

@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ldot_milvus.arguments import path_text
 from ldot_milvus.errors import printable
+from ldot_milvus.json_values import json_value
 from ldot_milvus.sources.metadata import joined
-
-MAX_BYTES = 256 * 2**20
-"""Largest file of one photo, in bytes."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Location and description of one photo or text. All values are plain JSON values.
+    """Location and description of one photo or text.
 
     Attributes:
         path: path or URL as the caller gave it. Bytes that are not UTF-8 are surrogates, as in Python's own paths.
@@ -31,7 +30,7 @@ class Source:
         id: the caller's own id, at most 64 bytes; None for the SHA-256 of the content.
         caption: caption of the photo, at most 8,192 bytes; the text itself if ``kind`` is "text".
         namespace: tenant, at most 64 bytes.
-        metadata: the caller's own fields.
+        metadata: the caller's own fields, JSON values and what becomes one (``docs/collection.md``).
         problem: reason why the source cannot be ingested, if listing found one; :func:`read` raises it, so that the
             source is reported among the failures.
     """
@@ -47,6 +46,9 @@ class Source:
     namespace: str = "default"
     metadata: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", path_text(self.path))
 
     @property
     def source(self) -> str:
@@ -79,8 +81,12 @@ class Source:
         return path if self.member is None else f"{path}/{self.member}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values that :meth:`from_dict` accepts."""
-        return asdict(self)
+        """Return plain JSON values that :meth:`from_dict` accepts.
+
+        Raises:
+            UsageError: a value of the metadata has no form in JSON.
+        """
+        return {**asdict(self), "metadata": json_value(self.metadata, f"{self.name}: metadata")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Source:
@@ -122,11 +128,6 @@ def absolute(path: str, base: str = "") -> str:
 def utf8(text: str) -> str:
     """Return text with bytes that are not UTF-8 escaped as ``\\xff``."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def too_large(size: int) -> str:
-    """Format the reason why a file of ``size`` bytes is not read."""
-    return f"{size:,} bytes are more than the limit of {MAX_BYTES:,} bytes"
 
 
 def scheme(path: str) -> str | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from ldot_milvus.arguments import listed, path_text
 from ldot_milvus.errors import UsageError, printable, reason
 from ldot_milvus.images import SUFFIXES, can_read
 from ldot_milvus.settings import Settings
@@ -19,14 +20,14 @@ from ldot_milvus.sources.metadata import Metadata
 from ldot_milvus.sources.names import Descriptions, existing
 from ldot_milvus.sources.selection import REGION_FILES, Selection, Skipped
 from ldot_milvus.sources.tars import tar_members
-from ldot_milvus.sources.urls import SCHEMES as URL_SCHEMES
+from ldot_milvus.urls import SCHEMES as URL_SCHEMES
 
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 _ARCHIVE = (".zip", ".rar", ".7z")
 
 
 def expand(
-    paths: Sequence[str],
+    paths: Iterable[str | os.PathLike[str]],
     *,
     metadata: Metadata | None = None,
     exclude: Sequence[str] = (),
@@ -47,7 +48,7 @@ def expand(
     An error in a single photo becomes the ``problem`` of its source.
 
     Args:
-        paths: paths, patterns and addresses.
+        paths: paths, patterns and addresses; also :class:`pathlib.Path` and other path objects.
         metadata: descriptions from :func:`~ldot_milvus.sources.metadata.load_metadata`. A photo is looked up by its
             path in the folder, tar or list, by its path as given, then by its base name; Unicode's composed and
             decomposed letters are the same.
@@ -60,15 +61,18 @@ def expand(
         several times comes several times, see :func:`join_descriptions`.
 
     Raises:
-        UsageError: a path does not exist, cannot be read, contains no photo, is a compressed tar, or is a URL although
-            URLs are not allowed. It is raised before the first source is yielded.
+        UsageError: a single path is given instead of a list; a path does not exist, cannot be read, contains no photo,
+            is a compressed tar, or is a URL although URLs are not allowed. It is raised before the first source is
+            yielded.
     """
     allow_urls, exclude = Settings().allow_urls, (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    for path in paths:
+    # A ~ comes from Python, or from --option=~/x, where no shell expands it.
+    given = [os.path.expanduser(path_text(path)) for path in listed(paths, "paths")]
+    for path in given:
         next(_Listing(allow_urls, Selection(exclude), peek=True).expand(path), None)
     skipped = Skipped() if skipped is None else skipped
     listing = _Listing(allow_urls, Selection(exclude, skipped))
-    return _with_metadata(paths, listing, Descriptions(metadata) if metadata else None, skipped)
+    return _with_metadata(given, listing, Descriptions(metadata) if metadata else None, skipped)
 
 
 def join_descriptions(sources: Iterable[Source]) -> list[Source]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ldot_milvus.arguments import path_text
 from ldot_milvus.errors import UsageError, printable, reason
 
 _LIMITS = {
@@ -20,7 +21,7 @@ Metadata = Mapping[str, Mapping[str, Any]]
 """File name to the fields of :class:`~ldot_milvus.sources.Source` that its description sets."""
 
 
-def load_metadata(path: str) -> dict[str, dict[str, Any]]:
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Read a JSONL file that describes photos.
 
     Each line is a JSON object with "file" (relative path or base name), and optionally "id", "namespace", and
@@ -38,8 +39,9 @@ def load_metadata(path: str) -> dict[str, dict[str, Any]]:
             message names file and line.
     """
     fields: dict[str, dict[str, Any]] = {}
+    path = path_text(path)
     try:
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

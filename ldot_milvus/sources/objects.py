@@ -13,8 +13,9 @@ from typing import IO, Any
 from typing_extensions import override
 
 from ldot_milvus.errors import UsageError, printable
-from ldot_milvus.sources import base
-from ldot_milvus.sources.base import Source, scheme, too_large
+from ldot_milvus.filesystems import open_filesystem
+from ldot_milvus.images import files
+from ldot_milvus.sources.base import Source, scheme
 from ldot_milvus.sources.selection import Selection
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs")
@@ -96,7 +97,7 @@ def object_photos(path: str, selection: Selection, *, refresh: bool = False) -> 
                 todo += sorted(children, key=lambda child: str(child["name"]), reverse=True)
             elif selection.takes(key, address):
                 size = int(entry.get("size") or 0)
-                problem = too_large(size) if size > base.MAX_BYTES else None
+                problem = files.too_large(size) if size > files.MAX_BYTES else None
                 yield key, Source(address, problem=problem)
 
 
@@ -143,11 +144,8 @@ class _Object(io.RawIOBase):
 @contextmanager
 def _connected(path: str) -> Iterator[tuple[Any, str]]:
     """Yield the fsspec file system of an address, and the path in it; raise all its errors as OSError."""
-    import fsspec
-
     try:
-        fs, place = fsspec.core.url_to_fs(path)
-        yield fs, str(place)
+        yield open_filesystem(path)
     except ImportError as error:  # its message names the package: "Install s3fs to access S3"
         extra = " (pip install 'ldot-milvus[s3]')" if scheme(path) == "s3" else ""
         raise OSError(f"{error}{extra}") from error

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from ldot_milvus.errors import InputError, UsageError, printable, reason
-from ldot_milvus.images import content_id
-from ldot_milvus.settings import Settings
+from ldot_milvus.images import content_id, files
 from ldot_milvus.sources import base, region_files
 from ldot_milvus.sources.base import Source
 from ldot_milvus.sources.objects import is_object, read_object
 from ldot_milvus.sources.selection import Unfiltered
 from ldot_milvus.sources.tars import find_member, tar_members
-from ldot_milvus.sources.urls import SCHEMES as URL_SCHEMES
-from ldot_milvus.sources.urls import Fetcher
+from ldot_milvus.urls import SCHEMES as URL_SCHEMES
+from ldot_milvus.urls import fetch
 
 THREADS = 16
 """Number of photos that are fetched concurrently, so that a slow server does not delay the others."""
 
 _TAR = re.compile(r"(?<=\.tar)/", re.IGNORECASE)
-_fetcher = Fetcher()
 
 
 def read(source: Source) -> bytes:
@@ -39,7 +36,7 @@ def read(source: Source) -> bytes:
 
     Raises:
         InputError: the source has a ``problem``; the file is missing, unreadable, not a regular file or larger than
-            256 MiB; or a URL is not allowed or cannot be fetched (see :mod:`~ldot_milvus.sources.urls`).
+            256 MiB; or a URL is not allowed or cannot be fetched (see :mod:`~ldot_milvus.urls`).
     """
     if source.problem is not None:
         raise InputError(f"{source.name}: {source.problem}")
@@ -48,9 +45,7 @@ def read(source: Source) -> bytes:
     if region_files.is_lmdb_record(source):
         return region_files.read_lmdb_record(source)
     if base.scheme(source.path) in URL_SCHEMES:
-        if not _urls_allowed(os.environ.get("LDOT_ALLOW_URLS")):  # the setting of this process, not of the listing one
-            raise InputError(f"{source.name}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it for this process")
-        return _fetcher.fetch(source.path)
+        return fetch(source.path)
     try:
         data = _read_object(source) if is_object(source.path) else _read_local(source)
     except UsageError as error:
@@ -82,36 +77,16 @@ def _read_or_error(source: Source) -> bytes | InputError:
         return error
 
 
-@lru_cache(maxsize=2)
-def _urls_allowed(_: str | None) -> bool:
-    """Return the setting, cached by the variable's value: reading all settings takes milliseconds."""
-    return Settings().allow_urls
-
-
 def _read_local(source: Source) -> bytes:
-    path = os.path.join(source.base, source.path)
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
-        raise OSError(f"this is {'a folder' if stat.S_ISDIR(status.st_mode) else 'a device or a pipe'}, not a file")
-    size = _check_size(status.st_size if source.size is None else source.size)
-    with open(path, "rb") as file:
-        file.seek(source.offset or 0)
-        return file.read(size)
+    return files.read_file(os.path.join(source.base, source.path), source.offset or 0, source.size)
 
 
 def _read_object(source: Source) -> bytes:
     if source.size is not None:
-        return read_object(source.path, source.offset or 0, _check_size(source.size))
-    data = read_object(source.path, 0, base.MAX_BYTES + 1)  # saves the request for the size
-    _check_size(len(data))
+        return read_object(source.path, source.offset or 0, files.check_size(source.size))
+    data = read_object(source.path, 0, files.MAX_BYTES + 1)  # saves the request for the size
+    files.check_size(len(data))
     return data
-
-
-def _check_size(size: int) -> int:
-    """Return ``size``; raise OSError if it exceeds the limit."""
-    if size > base.MAX_BYTES:
-        raise OSError(base.too_large(size))
-    return size
 
 
 def locate(stored: str) -> Source:

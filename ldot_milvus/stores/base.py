@@ -79,6 +79,13 @@ class VectorStore(ABC):
     address: str
     collection: str
 
+    def check_writable(self) -> None:  # noqa: B027  (stores of others need not have it)
+        """Find out whether rows can be written, and leave nothing behind; a store that cannot find out does nothing.
+
+        Raises:
+            StoreError: the store or its disk refuses writes.
+        """
+
     @property
     @abstractmethod
     def model(self) -> str | None:

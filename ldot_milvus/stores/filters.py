@@ -1,35 +1,34 @@
-"""Filters: parsing of a dictionary into a checked tree, and compilation of the tree for a store.
+"""Filters: parsing of a dictionary into a checked tree, which each store compiles.
 
-The meaning is the same in every store (two-valued logic, as in MongoDB):
-
-- All keys of a dictionary, and all operators on a field, must be true. A bare value means ``$eq``.
-- ``metadata.a.b`` looks up key ``b`` inside key ``a``. A comparison with a missing key, or with a value of another
-  type, is false. Numbers compare with numbers, strings with strings (by code point), booleans with booleans and only
-  for equality. ``None`` equals an existing JSON null; a missing key is not null.
-- ``$ne``, ``$nin`` and ``$not`` are exact complements, so a missing key satisfies ``{"metadata.a": {"$ne": 1}}``.
-- ``{}`` at the top matches every row. An empty ``$in`` matches none.
+``docs/filters.md`` defines the meaning, which is the same in every store (two-valued logic, as in MongoDB);
+:mod:`~ldot_milvus.stores.filter_match` is the reference.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from operator import eq, ge, gt, le, lt
+from difflib import get_close_matches
 from typing import Any
 
-from ldot_milvus.errors import FilterError
-from ldot_milvus.stores.base import Record
+from ldot_milvus.errors import FilterError, printable
+from ldot_milvus.stores.filter_patterns import Tokens, tokens
+from ldot_milvus.stores.filter_values import Scalar, Time, Value, listed, microseconds, plain
 
 TEXT_FIELDS = ("id", "kind", "namespace", "source", "caption")
 NUMBER_FIELDS = ("width", "height")
-COMPARISONS = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin")
+OPERATORS = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$like", "$contains", "$exists", "$not")
+"""Operators on a field."""
 # SQLite refuses expressions deeper than 1,000, and a chain of ANDs is as deep as it is long.
 MAX_CONDITIONS = 500
 MAX_DEPTH = 32
+MAX_PATTERN = 8192  # bytes; SQLite takes 50,000 after each of them may have become three
 
-Scalar = str | int | float | bool | None
+_KEY = r"""[^.\[\]"'\\\x00-\x1f\x7f]+"""
+_PART = re.compile(rf"""\.(?P<key>{_KEY})|\[(?P<index>0|[1-9][0-9]*)\]|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]""")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Field:
 
     Attributes:
         name: name of the column.
-        path: keys that lead to a value inside ``metadata``; empty for other columns.
+        path: keys that lead to a value inside ``metadata``, of which digits are also the index into a list; empty for
+            other columns.
     """
 
     name: str
@@ -49,6 +49,12 @@ class Field:
         """True for a column of strings."""
         return self.name in TEXT_FIELDS
 
+    def __str__(self) -> str:
+        keys = (
+            f".{key}" if re.fullmatch(_KEY, key) else f"[{json.dumps(key, ensure_ascii=False)}]" for key in self.path
+        )
+        return self.name + "".join(keys)
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -56,7 +62,7 @@ class Compare:
 
     field: Field
     operator: str
-    value: Scalar
+    value: Value
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,30 @@ class In:
     """True if the field equals one of the values; false without values."""
 
     field: Field
-    values: tuple[Scalar, ...]
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Contains:
+    """True if the field is a list with an element that equals the value."""
+
+    field: Field
+    value: Value
+
+
+@dataclass(frozen=True)
+class Exists:
+    """True if the row has the field, be it null."""
+
+    field: Field
+
+
+@dataclass(frozen=True)
+class Like:
+    """True if the field is a text that the whole pattern matches."""
+
+    field: Field
+    pattern: Tokens
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,8 @@ class Not:
     part: Node
 
 
-Node = Compare | In | And | Or | Not
+Condition = Compare | In | Contains | Exists | Like
+Node = Condition | And | Or | Not
 
 
 def parse(filter: Mapping[str, Any] | None) -> Node:
@@ -103,111 +133,20 @@ def parse(filter: Mapping[str, Any] | None) -> Node:
     if filter is None or filter == {}:
         return And(())
     node = _parse_filter(filter, 1)
-    if _conditions(node) > MAX_CONDITIONS:
+    if sum(1 for _ in conditions(node)) > MAX_CONDITIONS:
         raise FilterError(f"a filter has at most {MAX_CONDITIONS} conditions: use $in for a long list of values")
     return node
 
 
-def to_sql(node: Node) -> tuple[str, list[Any]]:
-    """Compile a tree for SQLite.
-
-    Returns:
-        An SQL expression over the columns of the local store, whose value is 0 or 1, and its parameters.
-    """
+def conditions(node: Node) -> Iterator[Condition]:
+    """Yield the conditions of a tree from left to right."""
     if isinstance(node, Not):
-        clause, params = to_sql(node.part)
-        return f"NOT {clause}", params
-    if isinstance(node, (And, Or)):
-        if not node.parts:
-            return "1", []
-        compiled = [to_sql(part) for part in node.parts]
-        word = " AND " if isinstance(node, And) else " OR "
-        return f"({word.join(clause for clause, _ in compiled)})", [value for _, values in compiled for value in values]
-    if node.field.name == "metadata":
-        return _metadata_to_sql(node)
-    if isinstance(node, In):
-        return f"({node.field.name} IN (SELECT value FROM json_each(?)))", [_json(list(node.values))]
-    return f"({node.field.name} {_SQL_OPERATORS[node.operator]} ?)", [node.value]
-
-
-_SQL_OPERATORS = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-
-
-def _metadata_to_sql(node: Compare | In) -> tuple[str, list[Any]]:
-    path = "$" + "".join(f'."{key}"' for key in node.field.path)
-    if isinstance(node, Compare) and node.operator != "$eq":
-        types = "= 'text'" if isinstance(node.value, str) else "IN ('integer', 'real')"
-        # SQLite's own JSON parser reads both values, because it may read a float differently from Python in the last
-        # bit. COALESCE: a missing key gives NULL, which NOT would leave NULL.
-        clause = (
-            f"COALESCE(json_type(metadata, ?) {types} AND "
-            f"json_extract(metadata, ?) {_SQL_OPERATORS[node.operator]} json_extract(?, '$'), 0)"
-        )
-        return clause, [path, path, _json(node.value)]
-    values = node.values if isinstance(node, In) else (node.value,)
-    # json_extract returns 1 for true, so true, false and null are recognised by their type alone.
-    names = [_json(value) for value in values if value is None or isinstance(value, bool)]
-    plain = [value for value in values if not (value is None or isinstance(value, bool))]
-    clause = (
-        "COALESCE(json_type(metadata, ?) IN (SELECT value FROM json_each(?)) OR "
-        "(json_type(metadata, ?) IN ('integer', 'real', 'text') AND "
-        "json_extract(metadata, ?) IN (SELECT value FROM json_each(?))), 0)"
-    )
-    return clause, [path, _json(names), path, path, _json(plain)]
-
-
-def matches(node: Node, record: Record) -> bool:
-    """Whether a row in memory matches; the result is that of :func:`to_sql`."""
-    if isinstance(node, Not):
-        return not matches(node.part, record)
-    if isinstance(node, And):
-        return all(matches(part, record) for part in node.parts)
-    if isinstance(node, Or):
-        return any(matches(part, record) for part in node.parts)
-    exists, value = _value_of(node.field, record)
-    if not exists:
-        return False
-    if isinstance(node, In):
-        return any(_compares("$eq", value, operand) for operand in node.values)
-    return _compares(node.operator, value, node.value)
-
-
-_PYTHON_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "$eq": eq, "$gt": gt, "$gte": ge, "$lt": lt, "$lte": le,
-}  # fmt: skip
-
-
-def _value_of(field: Field, record: Record) -> tuple[bool, Any]:
-    """Return whether the row has the field, and its value."""
-    value: Any = getattr(record, field.name)
-    for key in field.path:
-        if not isinstance(value, dict) or key not in value:
-            return False, None
-        value = value[key]
-    return True, value
-
-
-def _compares(operator: str, value: Any, operand: Scalar) -> bool:
-    return _type_name(value) == _type_name(operand) is not None and _PYTHON_OPERATORS[operator](value, operand)
-
-
-def _type_name(value: Any) -> str | None:
-    """Return the type within which a JSON value compares; None for lists and objects, which never compare."""
-    if value is None or isinstance(value, bool):
-        return repr(type(value))
-    return "number" if isinstance(value, (int, float)) else "text" if isinstance(value, str) else None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _conditions(node: Node) -> int:
-    if isinstance(node, Not):
-        return _conditions(node.part)
-    if isinstance(node, (And, Or)):
-        return sum(_conditions(part) for part in node.parts)
-    return 1
+        yield from conditions(node.part)
+    elif isinstance(node, (And, Or)):
+        for part in node.parts:
+            yield from conditions(part)
+    else:
+        yield node
 
 
 def _parse_filter(filter: Any, depth: int) -> Node:
@@ -229,7 +168,7 @@ def _parse_entry(key: Any, value: Any, depth: int) -> Node:
         parts = tuple(_parse_filter(part, depth + 1) for part in value)
         return And(parts) if key == "$and" else Or(parts)
     field = _parse_field(key)
-    return _parse_operators(field, key, value if isinstance(value, Mapping) else {"$eq": value}, depth)
+    return _parse_operators(field, printable(key), value if isinstance(value, Mapping) else {"$eq": value}, depth)
 
 
 def _parse_field(key: Any) -> Field:
@@ -238,68 +177,143 @@ def _parse_field(key: Any) -> Field:
     if isinstance(key, str) and key.startswith("$"):
         raise FilterError(
             f"unknown operator {key!r} where a field is expected: use $and, $or or $not, "
-            f"or put {', '.join(COMPARISONS)} inside a field"
+            f"or put {', '.join(OPERATORS)} inside a field"
         )
-    if isinstance(key, str) and key.startswith("metadata."):
-        path = tuple(key.split(".")[1:])
-        if not all(path) or any(char in "'\"\\" or ord(char) < 32 or ord(char) == 127 for char in key):
-            raise FilterError(
-                f"bad metadata path {key!r}: join keys with dots; a key is not empty and has no quotes, "
-                "backslashes or control characters"
-            )
-        _check_text(key, "a field name")
+    if isinstance(key, str) and re.match(r"metadata[.\[]", key):
+        path = _parse_path(key)
+        for part in path:
+            _check_text(part, "a field name")
         return Field("metadata", path)
+    fields = (*TEXT_FIELDS, *NUMBER_FIELDS)
     raise FilterError(
-        f"unknown field {key!r}: use {', '.join(TEXT_FIELDS + NUMBER_FIELDS)} or metadata.KEY (dots for nested keys)"
+        f"unknown field {key!r}{_meant(key, fields)}: use {', '.join(fields)} or metadata.KEY (dots for nested keys)"
     )
+
+
+def _meant(key: Any, fields: tuple[str, ...]) -> str:
+    """Return what an unknown field was probably meant to be."""
+    if not isinstance(key, str) or not key or key == "metadata":
+        return ""
+    near = get_close_matches(key, fields, 1, 0.75)
+    return f" (did you mean {near[0]}?)" if near else f" (a field of your own is {Field('metadata', (key,))})"
+
+
+def _parse_path(key: str) -> tuple[str, ...]:
+    """Split ``metadata.a["b.c"][0]`` into its keys."""
+    path: list[str] = []
+    place = len("metadata")
+    while place < len(key):
+        found = _PART.match(key, place)
+        if found is None:
+            raise FilterError(
+                f"bad metadata path {key!r}: join keys with dots, and write a key with dots, quotes or brackets as in "
+                'metadata["a.b"]'
+            )
+        path.append(found["key"] or found["index"] or _unquoted(found["quoted"], key))
+        place = found.end()
+    return tuple(path)
+
+
+def _unquoted(quoted: str, key: str) -> str:
+    try:
+        return str(json.loads(quoted))
+    except ValueError as error:
+        raise FilterError(f"bad metadata path {key!r}: a key in quotes is a JSON string ({error})") from error
 
 
 def _parse_operators(field: Field, key: str, operators: Mapping[Any, Any], depth: int) -> Node:
     if not operators:
-        raise FilterError(f"{key}: no operator given; use {', '.join(COMPARISONS)} or $not")
+        raise FilterError(f"{key}: no operator given; use {', '.join(OPERATORS)}")
     if depth > MAX_DEPTH:
         raise FilterError(f"a filter is nested more than {MAX_DEPTH} deep")
     return _all([_parse_operator(field, key, operator, value, depth) for operator, value in operators.items()])
 
 
 def _parse_operator(field: Field, key: str, operator: Any, value: Any, depth: int) -> Node:
+    where = f"{key}: {operator}"
+    if operator not in OPERATORS:
+        raise FilterError(
+            f"{key}: unknown operator {operator!r}{_hint(field, key, operator)}; use {', '.join(OPERATORS)}"
+        )
     if operator == "$not":
         if not isinstance(value, Mapping):
             raise FilterError(f'{key}: $not takes operators such as {{"$gt": 5}}, not {_describe(value)}; or use $ne')
         return Not(_parse_operators(field, key, value, depth + 1))
-    if operator not in COMPARISONS:
-        raise FilterError(f"{key}: unknown operator {operator!r}; use {', '.join(COMPARISONS)} or $not")
+    if operator in ("$contains", "$exists") and not field.path:
+        other = "$like" if operator == "$contains" and field.is_text else "$eq or $in"
+        raise FilterError(f"{where} applies to metadata.KEY, not to a column: use {other}")
+    if operator == "$exists":
+        value = plain(value)
+        if not isinstance(value, bool):
+            raise FilterError(f"{where} takes true or false, not {_describe(value)}")
+        return Exists(field) if value else Not(Exists(field))
+    if operator == "$like":
+        return Like(field, _parse_pattern(field, where, value))
     if operator in ("$in", "$nin"):
-        if not isinstance(value, (list, tuple)):
-            raise FilterError(f"{key}: {operator} takes a list, not {_describe(value)}")
-        among = In(field, tuple(_check_value(field, f"{key}: {operator}", item) for item in value))
+        members = listed(value)
+        if members is None:
+            raise FilterError(f"{where} takes a list, not {_describe(value)}")
+        among = In(field, tuple(_check_value(field, where, item) for item in members))
         return among if operator == "$in" else Not(among)
-    checked = _check_value(field, f"{key}: {operator}", value)
+    checked = _check_value(field, where, value)
+    if operator == "$contains":
+        return Contains(field, checked)
     if operator == "$ne":
         return Not(Compare(field, "$eq", checked))
     if operator != "$eq" and (checked is None or isinstance(checked, bool)):
-        raise FilterError(f"{key}: {operator} takes a number or a string, not {_describe(value)}")
+        raise FilterError(f"{where} takes a number, a string or a time, not {_describe(value)}")
     return Compare(field, operator, checked)
 
 
-def _check_value(field: Field, where: str, value: Any) -> Scalar:
+def _hint(field: Field, key: str, operator: Any) -> str:
+    """Return what an unknown operator was probably meant to be."""
+    if not isinstance(operator, str):
+        return ""
+    if not operator.startswith("$") and field.path and "$" + operator not in OPERATORS:
+        return f" (for a nested key, write {str(Field(field.name, (*field.path, operator)))!r})"
+    name = "$" + operator.lstrip("$").lower()
+    near = ["$like"] if name in ("$regex", "$ilike", "$glob") else get_close_matches(name, OPERATORS, 1, 0.75)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _parse_pattern(field: Field, where: str, value: Any) -> Tokens:
+    value = plain(value)
+    if not field.path and not field.is_text:
+        raise FilterError(f"{where} applies to texts, and {field} is a number: use $eq, $gt or $lt")
+    if not isinstance(value, str):
+        raise FilterError(f"{where} takes a pattern such as '%dog%', not {_describe(value)}")
+    _check_text(value, where)
+    if len(value.encode()) > MAX_PATTERN:
+        raise FilterError(f"{where} takes a pattern of at most {MAX_PATTERN} bytes, not of {len(value.encode())}")
+    try:
+        return tokens(value)
+    except ValueError as error:
+        raise FilterError(f"{where}: bad pattern {_describe(value)}: {error}") from error
+
+
+def _check_value(field: Field, where: str, given: Any) -> Value:
+    value = plain(given)
     if field.is_text:
         allowed, accepted = "a string", isinstance(value, str)
     elif field.path:
-        allowed = "a string, a number, true, false or null"
-        accepted = value is None or isinstance(value, (str, int, float))
+        allowed = "a string, a number, a time, true, false or null"
+        accepted = value is None or isinstance(value, (str, int, float, Time))
     else:
         allowed, accepted = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
     if not accepted:
-        raise FilterError(f"{where} takes {allowed}, not {_describe(value)}")
+        lists = field.path and listed(given) is not None
+        hint = ": use $in for one of several values, and $contains for an element of a stored list" if lists else ""
+        raise FilterError(f"{where} takes {allowed}, not {_describe(given)}{hint}")
     if isinstance(value, str):
         _check_text(value, where)
-    elif isinstance(value, float) and not math.isfinite(value):
+        moment = microseconds(value) if field.path else None
+        return value if moment is None else Time(moment)
+    if isinstance(value, float) and not math.isfinite(value):
         raise FilterError(f"{where} takes a finite number, not {value}")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
         # No row can contain such a number; SQLite and Milvus would round it silently.
         raise FilterError(f"{where}: {value} does not fit in 64 bits: give a smaller number")
-    checked: Scalar = value
+    checked: Scalar | Time = value
     return checked
 
 
@@ -314,5 +328,5 @@ def _all(parts: list[Node]) -> Node:
 
 
 def _describe(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) else repr(value)
+    text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

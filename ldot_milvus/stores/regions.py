@@ -22,8 +22,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.filesystems import call, open_filesystem
+from ldot_milvus.redaction import without_secrets
 from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
+from ldot_milvus.stores.writing import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +56,25 @@ def region_stores(source: str, target: str) -> list[tuple[RegionStore, RegionSto
 
 
 def absolute_region_address(address: str) -> str:
-    """Return the absolute path of a folder; an fsspec address (``s3://...``, ``a::b``) is returned unchanged."""
-    return address if _is_fsspec(address) else absolute_path(address)
+    """Return the absolute path of a folder, or an fsspec address (``s3://...``, ``a::b``) without its password.
+
+    The password stays in this process, where :class:`RegionStore` uses it. What this returns goes into messages,
+    chunks, journals and collections.
+
+    Raises:
+        UsageError: see :func:`~ldot_milvus.stores.registry.absolute_path`.
+    """
+    if address.startswith("file://"):
+        address = address.removeprefix("file://")
+    if not _is_fsspec(address):
+        return absolute_path(address)
+    public = without_secrets(address)
+    if public != address:
+        _given[public] = address
+    return public
+
+
+_given: dict[str, str] = {}  # addresses as they were given, by those without their passwords
 
 
 class RegionStore:
@@ -87,13 +107,23 @@ class RegionStore:
         """
         self._int8 = dtype == "int8"
         self.address = root = absolute_region_address(address)
-        self._fs: Any = None  # None: a local folder, read and written without fsspec
-        if _is_fsspec(address):
-            self._fs, root = _connect(address)
+        self._opened: tuple[int, Any] = os.getpid(), None
+        if _is_fsspec(self.address):
+            fs, root = _connect(self.address)
+            self._opened = os.getpid(), fs
         self._base = root.rstrip("/")
         self._root = self._folder(fingerprint)
         self._former = former
         self._former_roots: list[str] | None = None  # None: not needed so far
+
+    @property
+    def _fs(self) -> Any:
+        """The file system in this process; None for a local folder, which is read and written without fsspec."""
+        process, fs = self._opened
+        if fs is not None and process != os.getpid():  # its event loop runs in a thread, which no fork copies
+            fs, _ = _connect(self.address)
+            self._opened = os.getpid(), fs
+        return fs
 
     @property
     def folder(self) -> str | None:
@@ -156,7 +186,7 @@ class RegionStore:
             try:
                 if self._fs is None:
                     return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
-                entries = self._fs.ls(self._base, detail=True)
+                entries = call(self._fs, "ls", self._base, detail=True)
             except FileNotFoundError:
                 return []
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
@@ -178,6 +208,21 @@ class RegionStore:
         path = self._mark_path(mark)
         with self._explained("read"):
             return path in self._read([path])
+
+    def check_writable(self) -> None:
+        """Write a file beside the region data and delete it; folders that do not exist do not exist afterwards."""
+        if self._fs is None:
+            check_folder(self._base, self.address, "check the folder's owner, or set LDOT_REGION_STORE")
+            return
+        path = f"{self._base}/ldot-doctor-{secrets.token_hex(8)}.txt"
+        with self._explained("written"):
+            existed = self._fs.exists(self._base)
+            self._write(path, b"written by ldot doctor, may be deleted\n")
+        with self._explained(f"deleted from ({path} remains)"):
+            self._remove(path)
+        if not existed:
+            with suppress(Exception):  # an object store has no folders
+                self._fs.rmdir(self._base)
 
     def _mark_path(self, mark: str) -> str:
         return f"{self._base}/ldot-{mark}.txt"
@@ -215,7 +260,7 @@ class RegionStore:
                     contents[path] = file.read()
             return contents
         # Not on_error="omit": an unreachable network must not look like missing region data.
-        results = self._fs.cat(list(paths), on_error="return") if paths else {}
+        results = call(self._fs, "cat", list(paths), files=len(paths), on_error="return") if paths else {}
         for path, result in results.items():
             if isinstance(result, bytes):
                 contents[path] = result
@@ -226,10 +271,10 @@ class RegionStore:
     def _write(self, path: str, data: bytes, *, durable: bool = False) -> None:
         if self._fs is not None:
             try:
-                self._fs.pipe_file(path, data)
+                call(self._fs, "pipe_file", path, data)
             except FileNotFoundError:  # a file system with real folders
-                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._fs.pipe_file(path, data)
+                call(self._fs, "makedirs", path.rpartition("/")[0], exist_ok=True)
+                call(self._fs, "pipe_file", path, data)
             return
         folder = os.path.dirname(path)
         temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
@@ -252,7 +297,7 @@ class RegionStore:
 
     def _size(self, path: str) -> int:
         with suppress(FileNotFoundError):
-            return os.stat(path).st_size if self._fs is None else int(self._fs.info(path)["size"] or 0)
+            return os.stat(path).st_size if self._fs is None else int(call(self._fs, "info", path)["size"] or 0)
         return 0
 
     def _remove(self, path: str) -> None:
@@ -260,7 +305,7 @@ class RegionStore:
             if self._fs is None:
                 os.remove(path)
             else:
-                self._fs.rm_file(path)
+                call(self._fs, "rm_file", path)
 
     @contextmanager
     def _explained(self, done: str) -> Iterator[None]:
@@ -278,10 +323,8 @@ def _is_fsspec(address: str) -> bool:
 
 
 def _connect(address: str) -> tuple[Any, str]:
-    import fsspec
-
     try:
-        fs, root = fsspec.core.url_to_fs(address)
+        fs, root = open_filesystem(_given.get(address, address))
     except ImportError as error:  # fsspec names the package: "Install s3fs to access S3"
         raise StoreError(f"region store {address}: {error} (pip install)") from error
     except ValueError as error:
@@ -291,7 +334,7 @@ def _connect(address: str) -> tuple[Any, str]:
     except Exception as error:
         raise StoreError(f"region store {address} cannot be opened: {_remedy(error)}") from error
     is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    return (None if is_local else fs), str(root)
+    return (None if is_local else fs), root
 
 
 def _safe(text: str) -> str:

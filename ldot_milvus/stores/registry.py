@@ -16,6 +16,8 @@ from typing import ClassVar
 from typing_extensions import override
 
 from ldot_milvus.errors import UsageError
+from ldot_milvus.redaction import split_user
+from ldot_milvus.settings import Settings
 from ldot_milvus.stores.base import VectorStore
 from ldot_milvus.stores.index_spec import BUILD, IndexSpec
 
@@ -49,11 +51,16 @@ class StoreAddress(ABC):
     Attributes:
         form: the form and its meaning for messages, such as ``http://HOST:19530 (a Milvus server)``.
         index_types: index types that :func:`~ldot_milvus.stores.open_store` accepts for such a store.
-        address: absolute address, which means the same in every working directory.
+        provider: name of the kind of store in traces of other frameworks, such as ``Milvus``.
+        address: absolute address, which means the same in every working directory. It goes into messages, logs, chunks
+            and journals, and contains no password.
+        user: ``user:password`` or the API key that the given address contained; None without one.
     """
 
     form: ClassVar[str]
     index_types: ClassVar[tuple[str, ...]] = tuple(BUILD)
+    provider: ClassVar[str] = ""
+    user: str | None = None
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -136,8 +143,22 @@ class FolderAddress(StoreAddress):
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path, with ``~`` expanded, which means the same in every working directory."""
-    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+    """Return the absolute path, with ``~`` and ``~user`` expanded, which means the same in every working directory.
+
+    Raises:
+        UsageError: the path is empty, this machine has no such user, or the working directory no longer exists.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise UsageError("the path is empty: give the path of a file or a folder")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        raise UsageError(f"{text}: this machine has no user {user[1:]!r}: write ./{user} for a folder of this name")
+    try:
+        return os.path.abspath(expanded)
+    except FileNotFoundError as error:
+        raise UsageError(f"{text}: the working folder no longer exists: give an absolute path") from error
 
 
 def parse_address(address: str) -> StoreAddress:
@@ -157,7 +178,23 @@ def parse_address(address: str) -> StoreAddress:
         if isinstance(address, str) and form.claims(address):
             return form(address)
     *most, last = (form.form for form in forms)
-    raise UsageError(f"cannot open {address!r}: give the address of a store as {', '.join(most)} or {last}")
+    raise UsageError(
+        f"cannot open {address!r}: give the address of a store as {', '.join(most)} or {last} (LDOT_STORE, --store)"
+    )
+
+
+def token_for(address: StoreAddress, settings: Settings) -> str | None:
+    """Return the ``user:password`` or the API key with which a store is opened; None without one.
+
+    It is the one in the address, else ``LDOT_STORE_TOKEN``, else the one in ``LDOT_STORE`` if that is the same store.
+    Chunks and journals name stores without it, so every worker needs one of these settings.
+    """
+    if address.user is not None or settings.token is not None:
+        return address.user or settings.token
+    own = settings.store
+    if "@" not in own or split_user(own)[0].rstrip("/") != address.address:
+        return None
+    return parse_address(own).user
 
 
 def register_store(name: str) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
+from ldot_milvus.arguments import described, listed, to_array, whole_number
 from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
+from ldot_milvus.json_values import json_value
+from ldot_milvus.settings import COLLECTION_NAME
 from ldot_milvus.stores.base import KINDS, MODEL_SOURCE, Array, Filter, Record, VectorStore
 
 MAX_ID = 64
@@ -21,26 +25,24 @@ MAX_NAMESPACE = 64
 MAX_SOURCE = 4096
 MAX_CAPTION = 8192
 MAX_METADATA = 65536
-MAX_METADATA_DEPTH = 64
 MAX_K = 16384
 MAX_SIDE = 2**31 - 1
 
 
 def collection_name(name: str) -> str:
     """Return the name, or raise UsageError if Milvus would not accept it."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
+    if not isinstance(name, str) or not COLLECTION_NAME.fullmatch(name):
         raise UsageError(
             f"bad collection name {name!r}: use at most 255 letters, digits and underscores, and no digit first"
         )
     return name
 
 
-def model_and_dim(model: str, dim: int) -> None:
-    """Raise UsageError unless ``model`` is a non-empty string and ``dim`` a whole number of at least 1."""
+def model_and_dim(model: str, dim: int) -> int:
+    """Return ``dim``, or raise UsageError unless it is at least 1 and ``model`` a non-empty string."""
     if not isinstance(model, str) or not model:
         raise UsageError(f"a model's fingerprint is a non-empty string, not {model!r}")
-    if not _is_int(dim) or dim < 1:
-        raise UsageError(f"the dimension of the vectors is a whole number of at least 1, not {dim!r}")
+    return whole_number(dim, "the dimension of the vectors", 1)
 
 
 def same_model(
@@ -132,16 +134,18 @@ def ids(values: Iterable[str]) -> list[str]:
     """Return the ids as a list, or raise UsageError if one of them is not a valid id; they need not exist."""
     if isinstance(values, (str, bytes)):
         raise UsageError(f"ids are a list of strings, not the single value {values!r}")
-    listed = list(values)
-    for value in listed:
-        text(value, "an id", MAX_ID)
-    return listed
+    return [an_id(value) for value in listed(values, "ids")]
 
 
-def text(value: str, where: str, limit: int) -> None:
-    """Raise UsageError unless the value is a string of at most ``limit`` bytes that every store accepts."""
+def an_id(value: str | UUID) -> str:
+    """Return an id as a string; a UUID becomes its text. Numbers are refused, since 7 and "7" would be one id."""
+    return text(str(value) if isinstance(value, UUID) else value, "an id", MAX_ID)
+
+
+def text(value: str, where: str, limit: int) -> str:
+    """Return a string of at most ``limit`` bytes that every store accepts, or raise UsageError."""
     if not isinstance(value, str):
-        raise UsageError(f"{where} is a string, not {value!r} ({type(value).__name__})")
+        raise UsageError(f"{where} is a string, not {described(value)}")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
@@ -150,13 +154,12 @@ def text(value: str, where: str, limit: int) -> None:
         raise UsageError(f"{where} contains a NUL character: {value[:60]!r}")
     if size > limit:
         raise UsageError(f"{where} has {size} bytes of UTF-8, and at most {limit} are allowed: {value[:60]!r}...")
+    return str(value)  # NumPy has a subclass
 
 
 def k(value: int, name: str = "k") -> int:
     """Return a number of rows, or raise UsageError, with the argument's name, if it is out of range."""
-    if not _is_int(value) or not 1 <= value <= MAX_K:
-        raise UsageError(f"{name} is a whole number from 1 to {MAX_K}, not {value!r}")
-    return value
+    return whole_number(value, name, 1, MAX_K)
 
 
 def queries(values: Array, dim: int) -> Array:
@@ -180,7 +183,7 @@ def queries(values: Array, dim: int) -> Array:
     return matrix
 
 
-def records(values: Sequence[Record]) -> tuple[list[Record], Array]:
+def records(values: Iterable[Record]) -> tuple[list[Record], Array]:
     """Check records before they are written; the last record of an id wins.
 
     Returns:
@@ -192,8 +195,7 @@ def records(values: Sequence[Record]) -> tuple[list[Record], Array]:
     vectors: dict[str, Array] = {}
     kept: dict[str, Record] = {}
     dim = 0
-    for record in values:
-        fields(record)
+    for record in plain(values):
         where = f"record {record.id!r}"
         if record.embedding is None:
             raise UsageError(f"{where} has no embedding")
@@ -212,33 +214,45 @@ def records(values: Sequence[Record]) -> tuple[list[Record], Array]:
     return list(kept.values()), np.stack(list(vectors.values()))
 
 
-def fields(record: Record) -> None:
-    """Raise UsageError unless all fields of a record except the embedding are valid."""
+def plain(values: Iterable[Record]) -> Iterator[Record]:
+    """Iterate over records as :func:`fields` returns them."""
+    return map(fields, listed(values, "records"))
+
+
+def fields(record: Record) -> Record:
+    """Return a record whose fields are plain values: an id as text, sides as ``int``, metadata as JSON values.
+
+    Raises:
+        UsageError: a field other than the embedding is not valid.
+    """
     if not isinstance(record, Record):
-        raise UsageError(f"expected a Record, not {type(record).__name__}")
-    text(record.id, "an id", MAX_ID)
-    if not record.id:
+        raise UsageError(f"expected a Record, not {described(record)}")
+    id = an_id(record.id)
+    if not id:
         raise UsageError("an id is empty")
-    where = f"record {record.id!r}"
+    where = f"record {id!r}"
     kind(record.kind, where)
-    text(record.namespace, f"{where}: namespace", MAX_NAMESPACE)
-    text(record.source, f"{where}: source", MAX_SOURCE)
-    text(record.caption, f"{where}: caption", MAX_CAPTION)
-    for name, side in (("width", record.width), ("height", record.height)):
-        if not _is_int(side) or not 0 <= side <= MAX_SIDE:
-            raise UsageError(f"{where}: {name} is a whole number from 0 to {MAX_SIDE}, not {side!r}")
-    metadata_json(record)
+    checked = replace(
+        record,
+        id=id,
+        namespace=text(record.namespace, f"{where}: namespace", MAX_NAMESPACE),
+        source=text(record.source, f"{where}: source", MAX_SOURCE),
+        caption=text(record.caption, f"{where}: caption", MAX_CAPTION),
+        width=whole_number(record.width, f"{where}: width", 0, MAX_SIDE),
+        height=whole_number(record.height, f"{where}: height", 0, MAX_SIDE),
+        metadata=_json_object(record),
+    )
+    metadata_json(checked)
+    return checked
 
 
 def metadata_json(record: Record) -> str:
-    """Return the metadata of a record as JSON, with as few escapes as possible, since filters compare keys as bytes.
+    """Return the plain metadata of a record as JSON, with as few escapes as possible: filters compare keys as bytes.
 
     Raises:
-        UsageError: the metadata is not a JSON object, or is too long or nested too deeply.
+        UsageError: the metadata is not a JSON object, or is too long.
     """
     where = f"record {record.id!r}: metadata"
-    if not isinstance(record.metadata, dict):
-        raise UsageError(f"{where} is a dictionary, not {type(record.metadata).__name__}")
     _check_json(record.metadata, where, 0)
     encoded = json.dumps(record.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if len(encoded.encode()) > MAX_METADATA:
@@ -246,9 +260,15 @@ def metadata_json(record: Record) -> str:
     return encoded
 
 
+def _json_object(record: Record) -> dict[str, Any]:
+    where = f"record {record.id!r}: metadata"
+    if not isinstance(record.metadata, Mapping):
+        raise UsageError(f"{where} is a dictionary, not {described(record.metadata)}")
+    plain: dict[str, Any] = json_value(record.metadata, where)
+    return plain
+
+
 def _check_json(value: Any, where: str, depth: int) -> None:
-    if depth > MAX_METADATA_DEPTH:
-        raise UsageError(f"{where} is nested more than {MAX_METADATA_DEPTH} deep")
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
@@ -259,27 +279,21 @@ def _check_json(value: Any, where: str, depth: int) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise UsageError(f"{where}: {value} is not a JSON value: leave the key out or use None")
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list):
         for item in value:
             _check_json(item, where, depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             text(key, f"{where}: a key", MAX_METADATA)
             _check_json(item, f"{where}.{key}" if depth < 3 else where, depth + 1)
-    else:
-        raise UsageError(f"{where}: a {type(value).__name__} is not a JSON value")
 
 
 def _as_float32(values: Any, where: str) -> Array:
     try:
-        array = np.asarray(values)
-    except (ValueError, TypeError) as error:
+        array = to_array(values)
+    except ValueError as error:
         raise UsageError(f"{where}: not an array of numbers ({error})") from error
     if array.dtype.kind not in "fiu":
         raise UsageError(f"{where}: expected numbers (float32), not {array.dtype}")
     with np.errstate(over="ignore"):  # values out of range become infinite, and are refused later
         return np.asarray(array, dtype=np.float32, order="C")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -5,11 +5,12 @@ Defaults are those of the published fine-tuning (LightningDOT, NAACL 2021) where
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ldot_milvus.errors import UsageError
 
@@ -24,7 +25,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+Paths = Annotated[list[PathText], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 EDJE_SCORINGS = ("compressed", "uncompressed")
 """Values of ``start.reranker.scoring`` that make an EDJE re-ranker."""
 Objectives = Literal["cmr", "vmlm", "smrm_features", "smrm_kl", "smrm_class"]
@@ -41,10 +43,10 @@ class Data(_Section):
     dev: Paths = []
     split: str = "train"  # of a Karpathy JSON
     dev_split: str = "val"
-    photos: str | None = None  # the folder of the photos that a Karpathy JSON names
+    photos: PathText | None = None  # the folder of the photos that a Karpathy JSON names
     regions: Paths = []  # region features, used instead of pixels
     dev_regions: Paths = []  # region features of the dev data; unset: ``regions``
-    features: str | None = None  # the folder of extracted regions; unset: in the run's folder
+    features: PathText | None = None  # the folder of extracted regions; unset: in the run's folder
     views: PositiveInt = 1  # number of views: the photo, then random crops, mirrored for odd numbers
     extraction: dict[str, Any] = {}  # options of the training photos' extractor that differ from the model's
 
@@ -210,7 +212,7 @@ def read_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
     """
     path = SHIPPED / f"{name}.toml"
     if not path.is_file():
-        path = Path(name)
+        path = Path(name).expanduser()
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -69,7 +69,7 @@ def train(recipe: Recipe, out: str | Path, *, most_steps: int | None = None) -> 
     from ldot_milvus.training.token_run import TokenRun  # here, because it extends the class below
 
     run_class = TokenRun if recipe.start.trains_edje else Run
-    return run_class(recipe, Path(out), most_steps).run()
+    return run_class(recipe, Path(out).expanduser().absolute(), most_steps).run()
 
 
 class Run:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from click import get_current_context
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -19,7 +21,16 @@ __all__ = ["app"]
 def __getattr__(name: str) -> Celery:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ldot_milvus.errors import UsageError
     from ldot_milvus.settings import Settings
     from ldot_milvus.workers.application import make_app
 
-    return globals().setdefault(name, make_app(Settings()))  # of two threads that get here, both return the first app
+    try:
+        made = make_app(Settings())
+    except UsageError as error:
+        if get_current_context(silent=True) is None:
+            raise
+        from ldot_milvus.cli.output import stop
+
+        stop(error)  # the program celery would print a traceback
+    return globals().setdefault(name, made)  # of two threads that get here, both return the first app

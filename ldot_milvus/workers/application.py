@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from celery.loaders.app import AppLoader
+from celery.signals import worker_init
 from kombu.entity import Queue
 
 from ldot_milvus.ingest.tasks import INGEST, TASKS
 from ldot_milvus.settings import QUEUE, Settings
-from ldot_milvus.workers.broker import TIMEOUT
-from ldot_milvus.workers.logs import log_as_json
+from ldot_milvus.workers.broker import TIMEOUT, BrokerRefusal, check_broker, check_transport
+from ldot_milvus.workers.logs import log_as_json, log_cleanly
 from ldot_milvus.workers.tasks import process_message
 
 NAME = "ldot_milvus"
@@ -34,7 +37,12 @@ def make_app(settings: Settings) -> Celery:
 
     Args:
         settings: broker, queue, visibility time-out and log format.
+
+    Raises:
+        UsageError: kombu has no transport for the broker.
     """
+    if settings.broker is not None:
+        check_transport(settings.broker)
     limit = settings.visibility_timeout
     queues = {task.celery_name: task.queue(settings.queue) for task in TASKS.values()}
     # There is no result backend: the journal records the outcome of each chunk, and outlives workers and waiting
@@ -62,6 +70,7 @@ def make_app(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_soft_shutdown_timeout=10,
         worker_hijack_root_logger=False,
+        worker_log_color=False if os.environ.get("NO_COLOR") else None,  # None: colours on a terminal
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the journal records the chunk when it is finished
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # wait for an unreachable broker without limit
@@ -76,11 +85,36 @@ def make_app(settings: Settings) -> Celery:
             "socket_timeout": 2 * TIMEOUT,
         },
     )
+    worker_init.connect(partial(_check_at_start, app, settings), weak=False)
     if settings.queue != QUEUE:
         _separate(app, settings.queue)
+    log_cleanly()
     if settings.log_format == "json":
         log_as_json()
     return app
+
+
+def _check_at_start(app: Celery, settings: Settings, sender: Any, **_: Any) -> None:
+    """Refuse to start a worker whose settings no chunk can use; a broker that does not answer is waited for."""
+    from ldot_milvus.cli.output import stop
+    from ldot_milvus.errors import StoreError, UsageError
+    from ldot_milvus.stores.index_spec import IndexSpec
+    from ldot_milvus.stores.regions import absolute_region_address
+    from ldot_milvus.stores.registry import parse_address
+
+    if sender.app is not app:
+        return
+    try:
+        parse_address(settings.store)
+        IndexSpec.parse(settings.index)
+        if settings.region_store is not None:
+            absolute_region_address(settings.region_store)
+        if settings.broker is not None:
+            check_broker(settings.broker)
+    except (UsageError, BrokerRefusal) as error:
+        stop(error)
+    except StoreError:
+        return
 
 
 def _separate(app: Celery, name: str) -> None:

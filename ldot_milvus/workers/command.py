@@ -13,6 +13,8 @@ import click
 from celery.bin.base import CeleryCommand
 from typing_extensions import override
 
+from ldot_milvus.cli.output import say
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -37,7 +39,7 @@ class LdotCommand(CeleryCommand):  # type: ignore[misc]
             return other.make_context(info_name, args, parent, **extra)
         if "--help" in args:
             return super().make_context(info_name, args, parent, **extra)  # type: ignore[no-any-return]
-        click.echo(
+        say(
             f"Error: {self.name} is a command of ldot-milvus, but -A names another application: run "
             f"celery -A {APP} {self.name} ...",
             err=True,

@@ -8,6 +8,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import COLLECTION_HELP, STORE_HELP, one_line_errors, parse_filter, settings_with
+from ldot_milvus.cli.output import say
 from ldot_milvus.workers.command import LdotCommand
 
 
@@ -56,11 +57,11 @@ def delete(
     with open_store(settings.store, settings.collection) as opened:
         sources_by_id = {row.id: row.source for row in rows_to_delete(opened, ids=ids, sources=sources, filter=filter)}
     if not sources_by_id:
-        click.echo(f"No matching row in {settings.collection} of {settings.store}: nothing to delete.")
+        say(f"No matching row in {settings.collection} of {settings.store}: nothing to delete.")
         return
     if dry_run:
-        click.echo(f"{counted(len(sources_by_id), 'row')} would be deleted:")
-        click.echo(first_names((f"{id}  {source}" for id, source in sources_by_id.items()), len(sources_by_id)))
+        say(f"{counted(len(sources_by_id), 'row')} would be deleted:")
+        say(*first_names((f"{id}  {source}" for id, source in sources_by_id.items()), len(sources_by_id)))
         return
     succeeded = run_items(ctx, settings, CHANGE, [RowChange(id) for id in sources_by_id], wait=wait)
     sys.exit(0 if succeeded else 1)

@@ -20,6 +20,7 @@ from ldot_milvus.cli.common import (
     one_line_errors,
     settings_with,
 )
+from ldot_milvus.cli.output import say
 from ldot_milvus.workers.command import LdotCommand
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def enqueue(
         target = replace(Target.of(settings), skip_near_duplicates=True) if skip_near_duplicates else None
         succeeded = run_items(ctx, settings, INGEST, sources, chunk_size=chunk_size, wait=wait, target=target)
     if skipped.counts:
-        click.echo(skipped_lines(skipped))
+        say(*skipped_lines(skipped))
     if prune:
         everything = list(expand(paths)) if exclude else sources  # an excluded photo exists, and its row stays
         succeeded &= _prune(ctx, settings, paths, everything, wait, dry_run)
@@ -127,19 +128,19 @@ def _prune(
         pruning = prune(store, paths, sources, ingested=not dry_run and (wait or not settings.broker))
     verb = "would be" if dry_run else "will be"
     if pruning.gone:
-        click.echo(f"{counted(len(pruning.gone), 'row')} {verb} deleted, since the photos no longer exist:")
-        click.echo(first_names((row.source for row in pruning.gone), len(pruning.gone)))
+        say(f"{counted(len(pruning.gone), 'row')} {verb} deleted, since the photos no longer exist:")
+        say(*first_names((row.source for row in pruning.gone), len(pruning.gone)))
     if pruning.moved:
-        click.echo(f"{counted(len(pruning.moved), 'row')} {verb} updated with the new names of the photos:")
-        click.echo(first_names((f"{row.source} -> {to}" for row, to in pruning.moved), len(pruning.moved)))
+        say(f"{counted(len(pruning.moved), 'row')} {verb} updated with the new names of the photos:")
+        say(*first_names((f"{row.source} -> {to}" for row, to in pruning.moved), len(pruning.moved)))
     if pruning.undecided:
         count = len(pruning.undecided)
-        click.echo(f"{counted(count, 'row')} kept, since it is not certain that the photos no longer exist:", err=True)
-        click.echo(first_names((row.source for row in pruning.undecided), count), err=True)
+        say(f"{counted(count, 'row')} kept, since it is not certain that the photos no longer exist:", err=True)
+        say(*first_names((row.source for row in pruning.undecided), count), err=True)
     changes = pruning.changes()
     if not changes:
         undecided = "no row is known to have lost its photo" if pruning.undecided else "the photo of every row exists"
-        click.echo(f"Nothing to prune: {undecided}.")
+        say(f"Nothing to prune: {undecided}.")
     if dry_run or not changes:
         return True
     return run_items(ctx, settings, CHANGE, changes, wait=wait)

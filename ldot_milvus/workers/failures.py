@@ -9,6 +9,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import STORE_HELP, one_line_errors, settings_with
+from ldot_milvus.cli.output import say, say_json
 from ldot_milvus.workers.command import LdotCommand
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def failures(
     from the list automatically.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.workers.formatting import counted, failure_json, failure_line
+    from ldot_milvus.workers.formatting import counted, failure_fields, failure_line
     from ldot_milvus.workers.running import journal_of
 
     if retry and clear:
@@ -53,14 +54,17 @@ def failures(
     journal = journal_of(settings)
     failed = [item for item in journal.failures(run_id) if collection in (None, item.target.collection)]
     if clear:
-        click.echo(f"{counted(journal.clear([item.key for item in failed]), 'failure')} cleared.")
+        say(f"{counted(journal.clear([item.key for item in failed]), 'failure')} cleared.")
     elif retry and failed:
         sys.exit(0 if _retry(ctx, settings, failed, wait) else 1)
     elif not failed:
-        click.echo(f"No failures in the journal {journal.address}.")
+        say(f"No failures in the journal {journal.address}.")
     else:
         for item in failed:
-            click.echo(failure_json(item) if as_json else failure_line(item))
+            if as_json:
+                say_json(failure_fields(item))
+            else:
+                say(failure_line(item))
 
 
 def _retry(ctx: click.Context, settings: Settings, failed: list[FailedItem], wait: bool) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import FailedItem, Progress, Run
@@ -26,10 +25,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def first_names(names: Iterable[str], count: int) -> str:
-    """Format the first :data:`MAX_LISTED` of ``count`` names, one per line."""
+def first_names(names: Iterable[str], count: int) -> list[str]:
+    """Format the first :data:`MAX_LISTED` of ``count`` names as one line each."""
     lines = [f"  {name}" for name in islice(names, MAX_LISTED)]
-    return "\n".join(lines + ([f"  ... and {count - MAX_LISTED} more"] if count > MAX_LISTED else []))
+    return lines + ([f"  ... and {count - MAX_LISTED} more"] if count > MAX_LISTED else [])
 
 
 def describe_target(target: Target) -> str:
@@ -60,12 +59,12 @@ def near_duplicates_line(count: int, examples: Sequence[NearDuplicate]) -> str:
     return f"Seen and not ingested: near-duplicates: {count:,} ({where})"
 
 
-def skipped_lines(skipped: Skipped) -> str:
+def skipped_lines(skipped: Skipped) -> list[str]:
     """Format what a listing saw and did not ingest, one line for each reason."""
-    return "\n".join(["Seen and not ingested:", *(f"  {line}" for line in skipped.lines())])
+    return ["Seen and not ingested:", *(f"  {line}" for line in skipped.lines())]
 
 
-def failure_lines(failures: Sequence[FailedItem], command: str) -> str:
+def failure_lines(failures: Sequence[FailedItem], command: str) -> list[str]:
     """Format the first :data:`MAX_LISTED` failures of a run, one per line, and the command that retries them.
 
     Args:
@@ -75,7 +74,7 @@ def failure_lines(failures: Sequence[FailedItem], command: str) -> str:
     lines = [f"  failed: {failure.source}: {failure.reason}" for failure in failures[:MAX_LISTED]]
     if len(failures) > MAX_LISTED:
         lines.append(f"  ... and {len(failures) - MAX_LISTED} more: {command} failures")
-    return "\n".join([*lines, f"  retry with: {command} failures --retry"])
+    return [*lines, f"  retry with: {command} failures --retry"]
 
 
 def failure_line(failure: FailedItem) -> str:
@@ -84,12 +83,12 @@ def failure_line(failure: FailedItem) -> str:
     return f"{when}  attempt {failure.attempt}  {failure.source}: {failure.reason}"
 
 
-def failure_json(failure: FailedItem) -> str:
-    """Format a failure as one line of JSON."""
-    return json.dumps({
+def failure_fields(failure: FailedItem) -> dict[str, Any]:
+    """Return a failure as JSON has it."""
+    return {
         "source": failure.source, "reason": failure.reason, "attempt": failure.attempt, "time": failure.time,
         "run": failure.run_id, "task": failure.task, "collection": failure.target.collection,
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def progress_line(progress: Progress) -> str:
@@ -99,7 +98,7 @@ def progress_line(progress: Progress) -> str:
     return f"{run.id}  {run.task} {describe_target(run.target)}: {_share(progress)}, {state}; {outcome(progress)}"
 
 
-def progress_report(progress: Progress, now: float) -> str:
+def progress_report(progress: Progress, now: float) -> list[str]:
     """Format the state of a run as several lines: target, times, rate, counts and seconds per stage.
 
     Args:
@@ -122,16 +121,16 @@ def progress_report(progress: Progress, now: float) -> str:
         lines.append("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in sorted(stages.items())))
     if progress.trouble:
         lines.append(f"waiting: {progress.trouble}")
-    return "\n".join(lines)
+    return lines
 
 
-def progress_json(progress: Progress) -> str:
-    """Format the state of a run as one line of JSON."""
-    return json.dumps({
+def progress_fields(progress: Progress) -> dict[str, Any]:
+    """Return the state of a run as JSON has it."""
+    return {
         "run": progress.run.id, "task": progress.run.task, "items": progress.run.items, "done": progress.done,
         "complete": progress.complete, "working": progress.working, "started": progress.run.started,
         "changed": progress.changed, "trouble": progress.trouble, "sums": progress.sums,
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _share(progress: Progress) -> str:

@@ -1,4 +1,4 @@
-"""JSON log format of the workers, one object per line, for ``LDOT_LOG_FORMAT=json``."""
+"""Logs of the workers: without secrets and control characters, and as JSON for ``LDOT_LOG_FORMAT=json``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 from celery.signals import after_setup_logger, after_setup_task_logger
 from typing_extensions import override
+
+from ldot_milvus.errors import printable
+from ldot_milvus.redaction import masked
 
 # Attributes of every log record; all others come from the ``extra`` of a message.
 _STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "data"}
@@ -27,8 +30,37 @@ class JsonFormatter(logging.Formatter):
         }
         values.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
         if record.exc_info:
-            values["exception"] = self.formatException(record.exc_info)
+            values["exception"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(values, default=str)
+
+
+class CleanRecords(logging.Filter):
+    """Hides secrets and escapes control characters in messages and tracebacks; line breaks stay."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = _clean(record.getMessage()), None
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = _clean(record.exc_text)
+        return True
+
+
+def _clean(text: str) -> str:
+    return "\n".join(map(printable, masked(text).split("\n")))
+
+
+def log_cleanly() -> None:
+    """Make all loggers that Celery sets up after this call clean their records."""
+    for signal in (after_setup_logger, after_setup_task_logger):
+        signal.connect(_add_filter, weak=False)
+
+
+def _add_filter(logger: logging.Logger, **_: Any) -> None:
+    for handler in logger.handlers:
+        if not any(isinstance(one, CleanRecords) for one in handler.filters):
+            handler.addFilter(CleanRecords())
 
 
 def log_as_json() -> None:

@@ -9,6 +9,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import STORE_HELP, one_line_errors, settings_with
+from ldot_milvus.cli.output import say
 from ldot_milvus.workers.command import LdotCommand, application
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def metrics(ctx: click.Context, port: int, host: str, store: str | None) -> None
         server, thread = start_http_server(port, host)
     except OSError as error:
         raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from error
-    click.echo(f"Serving metrics of the journal {journal.address} at http://{host}:{port}/metrics")
+    say(f"Serving metrics of the journal {journal.address} at http://{host}:{port}/metrics")
     try:
         thread.join()
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 from ldot_milvus.cli.common import STORE_HELP, one_line_errors, settings_with
+from ldot_milvus.cli.output import say, say_json
 from ldot_milvus.workers.command import LdotCommand
 
 MAX_RUNS = 10
@@ -27,7 +28,7 @@ def progress(ctx: click.Context, run_id: str | None, store: str | None, as_json:
     RUN is the id that enqueue, delete or failures --retry printed. Without RUN, the last 10 runs are listed.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.workers.formatting import progress_json, progress_line, progress_report
+    from ldot_milvus.workers.formatting import progress_fields, progress_line, progress_report
     from ldot_milvus.workers.running import journal_of
 
     journal = journal_of(settings_with(store=store))
@@ -36,10 +37,16 @@ def progress(ctx: click.Context, run_id: str | None, store: str | None, as_json:
         if state is None:
             last = ", ".join(run.id for run in journal.runs()[:5]) or "none"
             raise UsageError(f"no run {run_id!r} in the journal {journal.address}; last runs: {last}")
-        click.echo(progress_json(state) if as_json else progress_report(state, time.time()))
+        if as_json:
+            say_json(progress_fields(state))
+        else:
+            say(*progress_report(state, time.time()))
         return
     states = [state for run in journal.runs()[:MAX_RUNS] if (state := journal.progress(run.id)) is not None]
     if not states and not as_json:
-        click.echo(f"No runs in the journal {journal.address}.")
+        say(f"No runs in the journal {journal.address}.")
     for state in states:
-        click.echo(progress_json(state) if as_json else progress_line(state))
+        if as_json:
+            say_json(progress_fields(state))
+        else:
+            say(progress_line(state))

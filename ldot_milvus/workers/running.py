@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldot_milvus.cli.output import line_for, say
 from ldot_milvus.workers.broker import check_broker
 from ldot_milvus.workers.command import application, invocation
 from ldot_milvus.workers.formatting import (
@@ -76,27 +78,27 @@ def run_items(
     described = counted(len(items), task.noun)
     near_duplicates: list[NearDuplicate] = []
     if not settings.broker:
-        click.echo(f"No broker is set (LDOT_BROKER): {task.doing} {described} in this process.")
+        say(f"No broker is set (LDOT_BROKER): {task.doing} {described} in this process.")
         _show_progress(run, task, _process_here(settings, journal, run, task, chunks, near_duplicates))
     else:
         check_broker(settings.broker)
         journal.start(run)
         send_all(application(ctx), chunks)
-        click.echo(f"Enqueued {described} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
+        say(f"Enqueued {described} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
         if not journal.address.startswith("redis") and parse_address(settings.store).journal is None:
-            click.echo(
+            say(
                 f"The journal is the file {journal.address}, which workers on other machines cannot read: set "
                 "LDOT_RESULT_BACKEND, such as redis://HOST/0, for this command and for all workers.",
                 err=True,
             )
         hint = f"{invocation(ctx)} progress {run.id}"
         if not wait:
-            click.echo(f"Follow the run with: {hint}")
+            say(f"Follow the run with: {hint}")
             return True
         try:
             _show_progress(run, task, updates(application(ctx), settings, journal, run, chunks))
         except KeyboardInterrupt:
-            click.echo(f"\nThe workers continue. Follow the run with: {hint}", err=True)
+            say("", f"The workers continue. Follow the run with: {hint}", err=True)
             raise SystemExit(130) from None
     place = describe_target(run.target) if target else f"{settings.collection} in {settings.store}"
     return _summarise(journal, run, task, place, invocation(ctx), near_duplicates)
@@ -132,8 +134,8 @@ def _show_progress(run: Run, task: Task[Any], progress: Iterable[Update]) -> Non
     with tqdm(total=run.items, unit=f" {task.unit}", disable=None, leave=False) as bar:
         for update in progress:
             if update.message:
-                bar.write(update.message)
-            bar.set_postfix_str(update.note, refresh=False)
+                bar.write(line_for(sys.stdout, update.message))
+            bar.set_postfix_str(line_for(sys.stderr, update.note), refresh=False)
             bar.update(update.done - bar.n)
             bar.refresh()
 
@@ -145,20 +147,20 @@ def _summarise(
     progress = journal.progress(run.id)
     assert progress is not None
     seconds = max(time.time() - run.started, 1e-3)
-    click.echo(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {task.unit}/s)")
+    say(f"{place}: {outcome(progress)} in {seconds:.1f} s ({progress.done / seconds:.1f} {task.unit}/s)")
     if task.name == "ingest" and progress.sums.get("unchanged", 0) == run.items:
-        click.echo("Nothing new: the collection already contained every photo.")
+        say("Nothing new: the collection already contained every photo.")
     replaced, stale, near = (int(progress.sums.get(name, 0)) for name in ("replaced", "stale", "near_duplicates"))
     if near:
-        click.echo(near_duplicates_line(near, near_duplicates))
+        say(near_duplicates_line(near, near_duplicates))
     if replaced:
-        click.echo(f"{counted(replaced, 'old row')} deleted, since another photo now has the same source.")
+        say(f"{counted(replaced, 'old row')} deleted, since another photo now has the same source.")
     if stale:
-        click.echo(
+        say(
             f"{counted(stale, 'row')} kept, although another photo now has the same source: see docs/ingestion.md.",
             err=True,
         )
     failed = bool(progress.sums.get("failed"))
     if failed:
-        click.echo(failure_lines(journal.failures(run.id), command), err=True)
+        say(*failure_lines(journal.failures(run.id), command), err=True)
     return not failed

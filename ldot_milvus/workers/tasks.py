@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ldot_milvus.forks import Lock
 from ldot_milvus.workers.sending import send
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_opening = threading.Lock()
+_opening = Lock()
 
 
 def process_message(celery_task: CeleryTask, message: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from ldot_milvus.stores import Record
 from tests.conftest import ROOT, make_photo
 from tests.faults.mutate import damaged
 from tests.integration.ingest.test_kinds_of_input import made
+from tests.unit.images.profiles import P3, rgb_profile
 from tests.unit.regions.test_region_files import tsv_line
 from tests.unit.sources.test_sources import make_tar
 from tests.unit.test_images import heic, png_claiming
@@ -50,8 +51,9 @@ def rotated() -> bytes:
 
 
 NOT_SUPPORTED = "not an image (or of a format that is not supported: use JPEG, PNG, WEBP, GIF, BMP, TIFF)"
+ERROR_PAGE = "this is a web page (HTML), not an image: the server answered with an error, or the address is wrong"
 TOO_LARGE = "2,500,000,000 pixels are more than the limit of 178,956,970 pixels"
-NO_RANGE = "pixels of mode F are not supported: save it with 8 bits, as RGB or grey"
+NO_NUMBER = "no pixel has a finite value: save it with 8 bits, as RGB or grey"
 
 # Name to content, and to the reason why it fails or the size that it is stored with.
 FAULTS: dict[str, tuple[bytes | Callable[[], bytes], str | tuple[int, int]]] = {
@@ -60,13 +62,16 @@ FAULTS: dict[str, tuple[bytes | Callable[[], bytes], str | tuple[int, int]]] = {
     "corrupt.jpg": (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4, "the image is damaged or truncated"),
     "zero_bytes.jpg": (b"", "the file is empty"),
     "text.jpg": (b"This is no photo.", NOT_SUPPORTED),
+    "error_page.jpg": (b"<html><title>429 Too Many Requests</title></html>", ERROR_PAGE),
+    "display_p3.jpg": (lambda: encoded(photo(25), "JPEG", icc_profile=rgb_profile(P3)), (80, 60)),
     "bomb_of_68_bytes.png": (png_claiming(50_000, 50_000), TOO_LARGE),
     "bomb_below_the_limit.png": (png_claiming(12_000, 12_000), "the image is truncated"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", NOT_SUPPORTED),
     "fits.jpg": (b"SIMPLE  =                    T".ljust(2880), NOT_SUPPORTED),
     "ppm.jpg": (lambda: encoded(photo(2), "PPM"), NOT_SUPPORTED),
     "png_named.jpg": (make_photo(3, format="PNG"), "this is a PNG named .jpg: rename it to .png"),
-    "float.tif": (lambda: encoded(Image.new("F", (8, 8)), "TIFF"), NO_RANGE),
+    "float.tif": (lambda: encoded(Image.new("F", (40, 30), 0.5), "TIFF"), (40, 30)),
+    "no_number.tif": (lambda: encoded(Image.new("F", (8, 8), float("nan")), "TIFF"), NO_NUMBER),
     "cmyk.jpg": (lambda: encoded(photo(4).convert("CMYK"), "JPEG"), (80, 60)),
     "16_bit.png": (lambda: encoded(Image.new("I;16", (40, 30), 40_000), "PNG"), (40, 30)),
     "12_bit.png": (lambda: encoded(Image.new("I;16", (40, 30), 4_000), "PNG"), (40, 30)),

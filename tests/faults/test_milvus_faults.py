@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
-from ldot_milvus.stores import Record
+from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.milvus.messages import REQUEST_BYTES
 from ldot_milvus.stores.milvus.probing import settle_index
@@ -148,6 +148,23 @@ def test_a_wrong_token(tmp_path: Path) -> None:
         address = server.start()
         with MilvusStore(address, "photos", token="root:Milvus", timeout=60) as allowed:
             allowed.bind("model-a", DIM)
+            allowed.check_writable()
+            assert allowed.server.call("list_collections") == ["photos__1"]
+            with MilvusStore(address, "others", token="root:Milvus", timeout=60) as none_yet:
+                none_yet.check_writable()
+                assert none_yet.server.call("list_collections") == ["photos__1"]
+            allowed.server.call("create_user", "reader", "S3cretPw")
+            allowed.server.call("create_role", "reader")
+            for kind, right in (("Global", "DescribeCollection"), ("Collection", "IndexDetail"), ("Collection", "Load"),
+                                ("Collection", "GetLoadState"), ("Collection", "Query")):  # fmt: skip
+                allowed.server.call("grant_privilege", "reader", kind, right, "*")
+            allowed.server.call("grant_role", "reader", "reader")
+        with open_store(address.replace("//", "//reader:S3cretPw@"), "photos") as reading:
+            assert reading.count() == 0
+            assert "S3cretPw" not in reading.address
+            with pytest.raises(StoreError, match=r"the user of LDOT_STORE_TOKEN has no right .*delete") as caught:
+                reading.check_writable()
+            assert "S3cretPw" not in str(caught.value)
         for token in (None, "root:wrong", "nobody:Milvus"):
             with pytest.raises(StoreError, match="refuses the token: set LDOT_STORE_TOKEN"):
                 MilvusStore(address, "photos", token=token, timeout=5).count()

@@ -14,13 +14,14 @@ from typing import Any
 import httpcore
 import pytest
 
-from ldot_milvus import open_store
+from ldot_milvus import open_store, urls
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.sources import Source, expand, read, read_all, reading, urls
-from ldot_milvus.sources.urls import Fetcher, Limits, is_public
+from ldot_milvus.sources import Source, expand, read, read_all
+from ldot_milvus.urls import Fetcher, Limits, is_public
 from tests.conftest import make_photo
 from tests.http_server import RawServer, ok, status
+from tests.silent_servers import certificate
 
 LIMITS = Limits(connect=5.0, read=5.0, total=6.0, bytes=100_000, pause=0.01)
 HASTY = replace(LIMITS, read=0.5, total=1.5)  # where the answer is meant to come too late
@@ -49,7 +50,7 @@ def hasty() -> Fetcher:
 def allowed(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read sources with the fixture ``fetcher``."""
     monkeypatch.setenv("LDOT_ALLOW_URLS", "true")
-    monkeypatch.setattr(reading, "_fetcher", fetcher)
+    monkeypatch.setattr(urls, "_fetcher", fetcher)
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_letters_beyond_ascii_are_quoted(server: RawServer, fetcher: Fetcher) ->
 
 def test_off_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without LDOT_ALLOW_URLS nothing is even resolved: not on a command line, not in a list, not in a worker."""
-    monkeypatch.setattr(reading, "_fetcher", Fetcher(resolve=lambda *_, **__: pytest.fail("resolved a name")))
+    monkeypatch.setattr(urls, "_fetcher", Fetcher(resolve=lambda *_, **__: pytest.fail("resolved a name")))
     url = "http://photos.example/a.jpg"
     (tmp_path / "l.txt").write_text(f"{url}\n")
     (tmp_path / "m.jsonl").write_text(json.dumps({"url": url}))
@@ -342,32 +343,6 @@ def test_one_list_of_everything(
 
 
 # ---- TLS
-
-
-def certificate(name: str, folder: Path) -> tuple[Path, Path]:
-    """A certificate for a host, signed by itself, and its key."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
-    made = (
-        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number(), now - day, now + day)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )  # fmt: skip
-    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.fixture

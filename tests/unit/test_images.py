@@ -14,9 +14,8 @@ import zlib
 import pytest
 from PIL import Image, ImageFile
 
-from ldot_milvus import images
-from ldot_milvus.errors import InputError
-from ldot_milvus.images import MAX_PIXELS, RAW_SUFFIXES, can_read, check_suffix, content_id, decode, from_pil
+from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.images import MAX_PIXELS, RAW_SUFFIXES, can_read, check_suffix, content_id, decode, formats, from_pil
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -94,7 +93,9 @@ def test_mpo_as_phones_write_it() -> None:
 
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PDF", "EPS"])
 def test_other_formats_are_refused_although_pillow_reads_them(format: str) -> None:
-    assert "not an image (or of a format that is not supported: use JPEG, PNG, " in refusal(encoded(noise(), format))
+    message = refusal(encoded(noise(), format))
+    assert "use JPEG, PNG, " in message
+    assert "not an image (or of a format" in message or "is not read" in message
 
 
 def test_heic_and_the_brand_that_it_shares_with_avif() -> None:
@@ -131,7 +132,7 @@ def test_heic_above_the_limit_of_pixels_is_refused(monkeypatch: pytest.MonkeyPat
 def test_without_its_plugin_a_format_is_refused_with_the_remedy(
     brand: bytes, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_installed", lambda format: format not in ("HEIF", "AVIF"))
+    monkeypatch.setattr(formats, "installed", lambda format: format not in ("HEIF", "AVIF"))
     assert remedy in refusal(b"\0\0\0\x1cftyp" + brand + bytes(100), f"x.{brand.decode()}")
     assert not can_read(f".{brand.decode()}")
 
@@ -238,7 +239,7 @@ def test_an_invalid_limit_is_told_and_changes_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     monkeypatch.setenv("LDOT_MAX_PIXELS", "0")
     filters = list(warnings.filters)
-    with pytest.raises(ValueError, match="max_pixels"):
+    with pytest.raises(UsageError, match="LDOT_MAX_PIXELS is '0'"):
         decode(encoded(noise(), "PNG"))
     assert list(warnings.filters) == filters
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
@@ -319,12 +320,6 @@ def test_texts_of_a_png_have_no_limit(kind: bytes, where: int, count: int) -> No
     assert close(photo.image.getpixel((16, 4)), RED)
     cut = png[:33] + texts(kind, 2_000_000) * count + png[33:-40]
     assert refusal(cut) == "photos/x: the image is truncated"
-
-
-def test_pixels_without_a_range_are_refused() -> None:
-    assert "mode F" in refusal(encoded(Image.new("F", (4, 4), 0.5), "TIFF"))
-    assert "mode I" in refusal(encoded(Image.new("I", (4, 4), 70_000), "TIFF"))
-    assert "mode LAB" in refusal(encoded(Image.new("LAB", (4, 4)), "TIFF"))
 
 
 def test_grey_bilevel_and_palette() -> None:

@@ -7,7 +7,19 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "faiss", "langchain_core", "PIL", "pymilvus", "redis", "tqdm"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "faiss",
+    "langchain_core",
+    "PIL",
+    "pymilvus",
+    "redis",
+    "tqdm",
+    "mcp",
+    "llama_index",
+    "haystack",
+}
 
 
 @pytest.mark.parametrize(
@@ -37,8 +49,8 @@ PUBLIC = {
     "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
     "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError",
-    "TrainingError", "UsageError", "VectorStore", "__version__", "expand", "load_embedder", "load_metadata",
-    "load_model", "load_reranker", "open_store", "register_family", "register_store",
+    "TrainingError", "UnknownField", "UsageError", "VectorStore", "__version__", "expand", "load_embedder",
+    "load_metadata", "load_model", "load_reranker", "open_store", "register_family", "register_store",
 }  # fmt: skip
 """Other people's programs import these: a name that goes or changes is a new major version (docs/releasing.md)."""
 
@@ -65,6 +77,16 @@ def test_promised_names_outside_of_the_package_itself() -> None:
     assert integrations.langchain.LightningDOTEmbeddings is ldot_milvus.LightningDOTEmbeddings
     for name in ("LightningDOT", "LightningDOTConfig", "CrossAttentionReranker", "LightningDOTForPreTraining"):
         assert getattr(ldot_milvus.model, name).__name__ == name
+
+
+@pytest.mark.parametrize("name", ["haystack", "llama_index", "mcp", "pymilvus_model"])
+def test_short_names_of_the_adapters(name: str) -> None:
+    from importlib import import_module
+
+    alias, module = import_module(f"integrations.{name}"), import_module(f"ldot_milvus.integrations.{name}")
+    assert alias.__all__
+    for public in alias.__all__:
+        assert getattr(alias, public) is getattr(module, public)
 
 
 def test_the_former_module_of_the_ingestor_says_where_it_is_now() -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from ldot_milvus.ingest.journal.base import FailedItem, Journal, Progress, Run
-from ldot_milvus.settings import QUEUE, Settings
+from ldot_milvus.settings import QUEUE, REDIS, Settings
 from ldot_milvus.stores.registry import DEFAULT_FOLDER, absolute_path, parse_address
 
 __all__ = ["FailedItem", "Journal", "Progress", "Run", "journal_address", "open_journal"]
-
-_REDIS = ("redis://", "rediss://")
 
 
 def journal_address(settings: Settings) -> str:
     """Return the address of the journal: a Redis address, or the absolute path of a file.
 
-    The address is the first of these that applies: ``LDOT_RESULT_BACKEND`` if it is Redis or a file path; a file beside
-    the store; the broker if it is Redis; a file in ``./ldot-data``, which serves one machine.
+    The address is the first of these that applies: ``LDOT_RESULT_BACKEND``; a file beside the store; the broker if it
+    is Redis; a file in ``./ldot-data``, which serves one machine.
 
     Args:
         settings: store, broker and result backend.
@@ -24,14 +22,12 @@ def journal_address(settings: Settings) -> str:
         UsageError: ``LDOT_STORE`` has an unknown form.
     """
     given = settings.result_backend
-    if given is not None and given.startswith(_REDIS):
-        return given
-    if given is not None and "://" not in given:  # not a backend of Celery alone, such as rpc://
-        return absolute_path(given)
+    if given is not None:
+        return given if given.startswith(REDIS) else absolute_path(given)
     beside = parse_address(settings.store).journal
     if beside is not None:
         return beside
-    if (settings.broker or "").startswith(_REDIS):
+    if (settings.broker or "").startswith(REDIS):
         return str(settings.broker)
     return absolute_path(f"{DEFAULT_FOLDER}/ingestion.sqlite")
 
@@ -43,7 +39,7 @@ def open_journal(address: str, name: str = QUEUE) -> Journal:
         address: ``redis://HOST:PORT/DB``, ``rediss://...``, or the path of a SQLite file, which is made absolute here.
         name: ``LDOT_QUEUE``, which separates the journals of several deployments in one Redis.
     """
-    if address.startswith(_REDIS):
+    if address.startswith(REDIS):
         from ldot_milvus.ingest.journal.redis_journal import RedisJournal
 
         return RedisJournal(address, name)

@@ -277,5 +277,9 @@ class Journal(ABC):
         """Remove the failures of these keys; return how many were removed."""
 
     @abstractmethod
+    def check_writable(self) -> None:
+        """Find out whether the journal can be written, and leave nothing behind."""
+
+    @abstractmethod
     def totals(self) -> Sums:
         """Return the sums over all chunks ever finished; they never decrease."""

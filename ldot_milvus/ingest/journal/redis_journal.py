@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from ldot_milvus.errors import StoreError
+from ldot_milvus.errors import StoreError, UsageError
 from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
 from ldot_milvus.settings import QUEUE
 
@@ -37,11 +38,20 @@ class RedisJournal(Journal):
     Args:
         url: ``redis://HOST:PORT/DB`` or ``rediss://...``, with a password where the server requires one.
         name: prefix of the keys; deployments that share a server have different ones.
+
+    Raises:
+        UsageError: the address has another port than a number.
     """
 
     def __init__(self, url: str, name: str = QUEUE) -> None:
-        parts = urlsplit(url)
-        self.address = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"  # no password in messages
+        try:
+            parts = urlsplit(url)
+            self.address = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"  # without the password
+        except ValueError as error:  # its text may contain a part of the password
+            raise UsageError(
+                "the address of the journal (LDOT_RESULT_BACKEND) is not valid: give redis://HOST/DB, with characters "
+                "such as /, # and @ in the password written as %2F, %23 and %40"
+            ) from error
         self._url = url
         self._name = name
         self._runs = f"{name}:runs"  # sorted set of run ids by time
@@ -157,6 +167,13 @@ class RedisJournal(Journal):
     def totals(self) -> Sums:
         with self._explained():
             return _numbers(self._redis.hgetall(self._totals))
+
+    @override
+    def check_writable(self) -> None:
+        key = f"{self._name}:doctor-{secrets.token_hex(8)}"
+        with self._explained():
+            self._redis.set(key, "", ex=60)  # disappears by itself if the next line cannot delete it
+            self._redis.delete(key)
 
     def _key(self, run_id: str, part: str = "") -> str:
         return f"{self._name}:run:{run_id}" + (f":{part}" if part else "")

@@ -19,6 +19,7 @@ from typing_extensions import override
 from ldot_milvus.errors import StoreError
 from ldot_milvus.ingest.journal.base import DAYS_KEPT, FailedItem, Journal, Progress, Run, Sums, folded
 from ldot_milvus.ingest.target import Target
+from ldot_milvus.stores.writing import check_folder
 
 _APPLICATION_ID = 0x4C444F4A  # "LDOJ"
 _VERSION = 1
@@ -47,7 +48,7 @@ class SqliteJournal(Journal):
 
     def __init__(self, path: str) -> None:
         self.address = path
-        self._path = Path(path).expanduser()
+        self._path = Path(path)
 
     @override
     def start(self, run: Run) -> None:
@@ -163,6 +164,18 @@ class SqliteJournal(Journal):
     def totals(self) -> Sums:
         with self._reading() as sql:
             return {} if sql is None else _sums(sql, _ALL)
+
+    @override
+    def check_writable(self) -> None:
+        remedy = "check its owner, or set LDOT_RESULT_BACKEND to another file or to a Redis server"
+        check_folder(os.path.dirname(self.address), f"the journal {self.address}", remedy)
+        with self._reading() as sql:
+            if sql is not None:
+                sql.execute("BEGIN IMMEDIATE")
+                try:
+                    sql.execute("CREATE TABLE written_by_ldot_doctor (a)")
+                finally:
+                    sql.execute("ROLLBACK")
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,9 @@ from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.blip.files import BlipFiles
 from ldot_milvus.models.blip.network import text_state, vision_states
 from ldot_milvus.models.blip.reranker import TEXT_LENGTH, BlipReranker
+from ldot_milvus.models.inputs import words_only
 from ldot_milvus.models.loading import choose_device, choose_dtype
-from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer, words_only
+from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer
 from ldot_milvus.models.transformers_layout import load_network
 from ldot_milvus.models.vision_embedder import VisionEmbedder
 
@@ -57,7 +58,7 @@ class BlipEmbedder(VisionEmbedder):
         """The model's own re-ranker, on the same device."""
         return BlipReranker(self)
 
-    def encode_texts(self, texts: Sequence[Text]) -> Array:
+    def encode_texts(self, texts: Iterable[Text]) -> Array:
         """Encode texts as vectors.
 
         Args:

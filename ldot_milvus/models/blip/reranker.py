@@ -7,7 +7,7 @@ score adds the dot product of the first stage (github salesforce/BLIP, train_ret
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ import torch
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, ModelError
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, Text
 from ldot_milvus.models.blip.network import text_state
+from ldot_milvus.models.inputs import words_only
 from ldot_milvus.models.loading import device_of
 from ldot_milvus.models.patches import PatchFeatures
-from ldot_milvus.models.texts import words_only
 
 if TYPE_CHECKING:
     from ldot_milvus.models.blip.embedder import BlipEmbedder
@@ -83,7 +84,7 @@ class BlipReranker:
         if shape != expected:
             raise InputError(f"the vision states have the shape {shape}, and model {self.name!r} reads {expected}")
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i.
 
         Args:
@@ -98,7 +99,7 @@ class BlipReranker:
         """
         return self.score_and_match(texts, kept)[0]
 
-    def score_and_match(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
+    def score_and_match(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
         """Score text i with photo i.
 
         Returns:
@@ -113,6 +114,7 @@ class BlipReranker:
             logits[[pair for pairs in batch for pair in pairs]] = self._logits(tokens, kept, batch)
         return logits[:, 1], logits[:, 1] - logits[:, 0]
 
+    @computation
     @torch.inference_mode()
     def _logits(self, tokens: list[list[int]], kept: Sequence[KeptImage], batch: list[list[int]]) -> Array:
         """Return the head's logits (n, 2) for the pairs of I images, each with the same number of texts."""
@@ -134,7 +136,7 @@ class SecondPassBlipReranker(BlipReranker):
 
     least_side: int | None = None
 
-    def image_features(self, images: Sequence[ImageInput]) -> list[PatchFeatures]:
+    def image_features(self, images: Iterable[ImageInput]) -> list[PatchFeatures]:
         """Run BLIP's own vision transformer over photos.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from typing_extensions import override
 from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.calibration import Calibration
 from ldot_milvus.models.contrastive.files import ContrastiveFiles
+from ldot_milvus.models.inputs import words_only
 from ldot_milvus.models.loading import choose_device, choose_dtype
-from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer, words_only
+from ldot_milvus.models.texts import TextTokens, by_length, load_tokenizer
 from ldot_milvus.models.transformers_layout import load_network
 from ldot_milvus.models.vision_embedder import VisionEmbedder
 
@@ -59,7 +60,7 @@ class ContrastiveEmbedder(VisionEmbedder):
         """
         return None if self.logit_bias is None else Calibration(math.exp(self.logit_scale), self.logit_bias)
 
-    def encode_texts(self, texts: Sequence[Text]) -> Array:
+    def encode_texts(self, texts: Iterable[Text]) -> Array:
         """Encode texts as vectors.
 
         Args:
@@ -72,7 +73,7 @@ class ContrastiveEmbedder(VisionEmbedder):
             UsageError: ``texts`` is a single string, or a text is empty or given as token ids.
         """
         words, limit = words_only(self.name, texts), self._files.text_length
-        tokens = self._texts.ids([self._files.prepare(text) if text.strip() else text for text in words], limit)
+        tokens = self._texts.ids([self._files.prepare(text) for text in words], limit)
 
         def encode(rows: list[int]) -> torch.Tensor:
             batch = [tokens[row] for row in rows]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from ldot_milvus.errors import InputError, ModelError
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, Embedder, ImageFeatures, KeptImage, Text
 from ldot_milvus.models.edje.files import EdjeFiles, wrong_width
 from ldot_milvus.models.edje.inputs import pad_tokens
@@ -48,6 +49,7 @@ class EdjeTokenReranker(NetworkReranker):
         super().__init__(files, model, texts, device, dtype)
         self._first_stage = first_stage
 
+    @computation
     @torch.inference_mode()
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
         """Run the adapter over the first stage's tokens, and store its output in half precision.
@@ -90,7 +92,7 @@ class EdjeTokenReranker(NetworkReranker):
                 f"({count or 'n'}, {width})"
             )
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with image i by the joint encoder.
 
         Args:
@@ -106,10 +108,11 @@ class EdjeTokenReranker(NetworkReranker):
         """
         for record in {id(one): one for one in kept}.values():
             self.check(record)
-        distinct = {text if isinstance(text, str) else tuple(text): text for text in texts}
-        given = texts if isinstance(texts, str) else list(distinct.values())
-        ids = dict(zip(distinct, self._texts.ids(given, self.model.config.max_text_length), strict=True))
-        tokens = [ids[text if isinstance(text, str) else tuple(text)] for text in texts]
+        limit, vocabulary = self.model.config.max_text_length, self.model.config.bert_config.vocab_size
+        keys = [text if isinstance(text, str) else tuple(text) for text in self._texts.checked(texts, vocabulary)]
+        distinct: dict[str | tuple[int, ...], Text] = {key: key if isinstance(key, str) else [*key] for key in keys}
+        ids = dict(zip(distinct, self._texts.ids(distinct.values(), limit, vocabulary), strict=True))
+        tokens = [ids[key] for key in keys]
 
         def score(pairs: list[int]) -> torch.Tensor:
             padded, mask = self._texts.padded([tokens[pair] for pair in pairs])
@@ -119,7 +122,7 @@ class EdjeTokenReranker(NetworkReranker):
 
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
 
-    def score_and_match(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
+    def score_and_match(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> tuple[Array, Array]:
         """Return the scores of :meth:`score` twice: they are the logits of matching, by which EDJE is trained."""
         scores = self.score(texts, kept)
         return scores, scores

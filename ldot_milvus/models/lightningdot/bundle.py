@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.lightningdot.files import LightningDOTFiles, LightningDOTRerankerFiles
 from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype
 from ldot_milvus.regions.registry import extractor_class
@@ -42,7 +42,7 @@ class Bundle:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
-    _loading: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _loading: Lock = field(default_factory=Lock, repr=False)
 
     @property
     def extractor(self) -> RegionExtractor | None:
@@ -82,7 +82,7 @@ def load_bundle(files: LightningDOTFiles, *, device: str | None = None, dtype: s
     chosen_dtype = choose_dtype(dtype, chosen_device)
     from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 
-    with QuietTransformers():
+    with computation, QuietTransformers():
         try:
             encoder = LightningDOT.from_pretrained(files.folder)
             tokenizer = load_tokenizer(files.folder)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,11 @@ import numpy as np
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.forks import Lock, computation
 from ldot_milvus.images import open_image
 from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
+from ldot_milvus.models.inputs import image_inputs
 from ldot_milvus.models.lightningdot.bundle import Bundle, load_bundle
 from ldot_milvus.models.lightningdot.files import (
     RERANKER,
@@ -60,7 +61,7 @@ class LightningDOTEmbedder:
         dtype: str | None = None,
     ) -> None:
         self._bundle: Bundle | None = None
-        self._loading = threading.RLock()
+        self._loading = Lock()
         self._device, self._dtype = device, dtype
         self._graph = None
         if isinstance(model, Bundle):
@@ -140,7 +141,7 @@ class LightningDOTEmbedder:
         files = LightningDOTRerankerFiles(self.name, self._files.folder / RERANKER, self._files)
         return LightningDOTReranker(files, bundle.reranker, bundle.texts, bundle.device, bundle.dtype)
 
-    def encode_texts(self, texts: Sequence[Text]) -> Array:
+    def encode_texts(self, texts: Iterable[Text]) -> Array:
         """Encode texts as vectors.
 
         Args:
@@ -158,14 +159,14 @@ class LightningDOTEmbedder:
         from ldot_milvus.models.texts import by_length
 
         bundle = self.bundle
-        tokens = bundle.texts.ids(texts, bundle.encoder.config.max_text_length)
+        tokens = bundle.texts.ids(texts, bundle.encoder.config.max_text_length, self.vocabulary_size)
 
         def encode(rows: list[int]) -> torch.Tensor:
             return bundle.encoder.encode_text(*bundle.texts.padded([tokens[row] for row in rows]))
 
         return by_length(tokens, TEXT_BATCH, self.dim, encode)
 
-    def encode_images(self, images: Sequence[ImageInput]) -> Array:
+    def encode_images(self, images: Iterable[ImageInput]) -> Array:
         """Encode photos as vectors.
 
         Args:
@@ -178,10 +179,12 @@ class LightningDOTEmbedder:
             InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
             UsageError: the model has no region extractor, and an image is not given as regions.
         """
-        batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
+        batches = [
+            self.encode_features(self.image_features(batch)) for batch in batched(image_inputs(images), IMAGE_BATCH)
+        ]
         return np.concatenate(batches) if batches else np.zeros((0, self.dim), np.float32)
 
-    def image_features(self, images: Sequence[ImageInput]) -> list[Regions]:
+    def image_features(self, images: Iterable[ImageInput]) -> list[Regions]:
         """Extract the regions of photos with the model's own extractor. Precomputed regions are checked and returned.
 
         Raises:
@@ -190,7 +193,7 @@ class LightningDOTEmbedder:
         """
         regions: dict[int, Regions] = {}
         pixels: dict[int, Image] = {}
-        for index, image in enumerate(images):
+        for index, image in enumerate(image_inputs(images)):
             if isinstance(image, Regions):
                 regions[index] = self._checked(image)
             else:
@@ -199,22 +202,20 @@ class LightningDOTEmbedder:
             if self.bundle.extractor is None:
                 raise UsageError(f"model {self.name!r} has no region extractor: give region features instead of photos")
             regions.update(zip(pixels, self.bundle.extractor(list(pixels.values())), strict=True))
-        return [regions[index] for index in range(len(images))]
+        return [regions[index] for index in range(len(regions))]
 
     def encode_features(self, features: Sequence[Regions]) -> Array:
         """Encode photos given as regions as vectors, float32 (n, dim)."""
         import torch
 
+        bundle = self.bundle  # loaded before the computation, which must not wait for it
         vectors = np.empty((len(features), self.dim), np.float32)
-        device, dtype = self.device, self.dtype
-        for start in range(0, len(features), IMAGE_BATCH):
-            batch = features[start : start + IMAGE_BATCH]
-            values, boxes, mask = map(torch.from_numpy, pad_regions(batch))
-            with torch.inference_mode():
-                encoded = self.bundle.encoder.encode_image(
-                    values.to(device, dtype), boxes.to(device, dtype), mask.to(device)
-                )
-            vectors[start : start + len(batch)] = encoded.float().cpu().numpy()
+        with computation, torch.inference_mode():
+            for start in range(0, len(features), IMAGE_BATCH):
+                batch = features[start : start + IMAGE_BATCH]
+                values, boxes, mask = (torch.from_numpy(array).to(bundle.device) for array in pad_regions(batch))
+                encoded = bundle.encoder.encode_image(values.to(bundle.dtype), boxes.to(bundle.dtype), mask)
+                vectors[start : start + len(batch)] = encoded.float().cpu().numpy()
         return vectors
 
     def _checked(self, regions: Regions) -> Regions:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, KeptImage, Text
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, record, regions_of
@@ -46,6 +47,7 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
         self._files = files
         self._embedded = model.config.region_input == "embedded"
 
+    @computation
     @torch.inference_mode()
     def keep(self, features: Sequence[Regions]) -> list[KeptImage]:
         """Convert regions to region data: embedded by the network if it is configured so, and in half precision.
@@ -64,7 +66,7 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
             kept += [record(value, regions) for value, regions in zip(values, batch, strict=True)]
         return kept
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i by cross-attention.
 
         Args:
@@ -78,7 +80,8 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
             UsageError: ``texts`` is a single string, or a text is empty.
             InputError: region data that :meth:`check` refuses.
         """
-        tokens = self._texts.ids(texts, self.model.config.max_text_length)
+        config = self.model.config
+        tokens = self._texts.ids(texts, config.max_text_length, config.bert_config.vocab_size)
         regions = {id(one): regions_of(one) for one in kept}
 
         def score(pairs: list[int]) -> torch.Tensor:

@@ -7,7 +7,7 @@ the first of them; so are texts on a GPU, in half precision, and of models witho
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,19 +41,21 @@ class GraphTexts:
         graph: the text encoder.
         tokens: its tokenizer.
         limit: the largest number of tokens of a text.
+        vocabulary: number of ids that the network reads; None for the tokenizer's.
         dim: width of the vectors.
     """
 
-    def __init__(self, graph: Graph, tokens: Tokens, limit: int, dim: int) -> None:
-        self._graph, self._tokens, self._limit, self._dim = graph, tokens, limit, dim
+    def __init__(self, graph: Graph, tokens: Tokens, limit: int, vocabulary: int | None, dim: int) -> None:
+        self._graph, self._tokens = graph, tokens
+        self._limit, self._vocabulary, self._dim = limit, vocabulary, dim
 
-    def encode(self, texts: Sequence[Text]) -> Array:
+    def encode(self, texts: Iterable[Text]) -> Array:
         """Encode n texts as vectors, float32 (n, dim).
 
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty.
         """
-        tokens = self._tokens.ids(texts, self._limit)
+        tokens = self._tokens.ids(texts, self._limit, self._vocabulary)
 
         def encode(rows: list[int]) -> Array:
             ids, mask = self._tokens.arrays([tokens[row] for row in rows])
@@ -98,9 +100,11 @@ class GraphReranker(ReadsRegionData):
         """Convert regions to region data, see :meth:`.reranker.LightningDOTReranker.keep`."""
         return self._network().keep(features)
 
-    def score(self, texts: Sequence[Text], kept: Sequence[KeptImage]) -> Array:
+    def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i, see :meth:`.reranker.LightningDOTReranker.score`."""
-        tokens = self._tokens.ids(texts, int(self._files.config.get("max_text_length", TEXT_LIMIT)))
+        config = self._files.config
+        limit, vocabulary = config.get("max_text_length", TEXT_LIMIT), config.get("bert_config", {}).get("vocab_size")
+        tokens = self._tokens.ids(texts, int(limit), vocabulary)
         regions = {id(one): regions_of(one) for one in kept}
 
         def score(pairs: list[int]) -> Array:
@@ -135,7 +139,8 @@ def load_texts(files: LightningDOTFiles, device: str | None, dtype: str | None) 
     tokens, graph = _load(files, TEXT_GRAPH)
     if tokens is None or graph is None:
         return None
-    return GraphTexts(graph, tokens, int(files.config.get("max_text_length", TEXT_LIMIT)), files.dim)
+    vocabulary = files.config.get("text_config", {}).get("vocab_size")
+    return GraphTexts(graph, tokens, int(files.config.get("max_text_length", TEXT_LIMIT)), vocabulary, files.dim)
 
 
 def load_pairs(files: LightningDOTRerankerFiles, network: Callable[[], LightningDOTReranker]) -> GraphReranker | None:

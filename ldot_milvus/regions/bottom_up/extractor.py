@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
 from ldot_milvus.errors import ModelError, UsageError
+from ldot_milvus.forks import computation
 from ldot_milvus.hub import hub_folder
-from ldot_milvus.images import ImageSource, open_image
+from ldot_milvus.images import ImageSource, each_image, is_one_image, open_image
 from ldot_milvus.regions.base import Regions, boxes7
 from ldot_milvus.regions.bottom_up.boxes import clip_boxes, decode_boxes, propose
 from ldot_milvus.regions.bottom_up.configuration import DetectorConfig
@@ -115,7 +116,7 @@ class BottomUpExtractor:
             UsageError: neither a folder nor a hub repository has that name, or the constructor refuses an option.
             ModelError: the configuration or the weights do not fit; see :func:`~.weights.load_detector`.
         """
-        folder = Path(folder_or_hub_id)
+        folder = Path(folder_or_hub_id).expanduser()
         if not folder.is_dir():
             folder = hub_folder(str(folder_or_hub_id), "detector", files=[CONFIG, *FILES])
         return cls(load_detector(folder), **options)
@@ -134,13 +135,13 @@ class BottomUpExtractor:
     def __call__(self, images: ImageSource) -> Regions: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, images: Sequence[ImageSource]) -> list[Regions]: ...
+    def __call__(self, images: Iterable[ImageSource]) -> list[Regions]: ...
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Regions | list[Regions]:
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> Regions | list[Regions]:
         """Extract the regions of one photo or of several.
 
         Args:
-            images: a path, encoded bytes or a PIL image of any mode and size; or a sequence of these.
+            images: a photo in any form of :data:`~ldot_milvus.images.ImageSource`; or a list, generator or batch.
 
         Returns:
             The photo's regions, best first; or a list of them. A photo without proposals has one region, the whole
@@ -148,12 +149,14 @@ class BottomUpExtractor:
 
         Raises:
             InputError: a photo cannot be read.
+            UsageError: the argument is neither a photo nor several.
             ModelError: features are not finite, because the weights exceed the range of ``dtype``.
         """
-        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            return [self._regions(image) for image in images]
-        return self._regions(images)
+        if is_one_image(images):
+            return self._regions(cast("ImageSource", images))
+        return [self._regions(image) for image in each_image(images)]
 
+    @computation
     @torch.inference_mode()
     def _regions(self, image: ImageSource) -> Regions:
         config, predictor = self.config, self.detector.roi_heads.box_predictor

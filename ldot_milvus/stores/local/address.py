@@ -14,6 +14,7 @@ class FaissAddress(FolderAddress):
 
     form = "faiss:PATH (a local folder)"
     scheme = "faiss"
+    provider = "FAISS"
 
     @override
     def open(

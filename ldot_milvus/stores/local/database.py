@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ldot_milvus.errors import StoreError
 from ldot_milvus.stores.base import SCHEMA_VERSION
+from ldot_milvus.stores.local.conditions import add_functions
 from ldot_milvus.stores.local.transaction import APPLICATION_ID, SCHEMA, UPGRADE, Transaction, damaged, version_of
 
 BUSY_SECONDS = 60.0
@@ -67,6 +68,23 @@ class Database:
                         connection.execute(statement)
                 yield Transaction(connection, self.path)
 
+    def check_writable(self) -> None:
+        """Write to the file in a transaction that is not committed; a file that does not exist is not created.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self.lock, _translated(self.path):
+            connection = self._connect(create=False)
+            if connection is None:
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute("CREATE TABLE written_by_ldot_doctor (a)")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
     def close(self) -> None:
         """Close the connection; the next transaction opens another."""
         with self.lock:
@@ -97,6 +115,7 @@ class Database:
         try:
             # A finished commit survives a power cut.
             connection.execute("PRAGMA synchronous = FULL")
+            add_functions(connection)
             if not self._is_ours(connection):
                 if not create:
                     connection.close()

@@ -1,4 +1,4 @@
-"""Late import of FAISS, its GPUs, and its threads after a fork."""
+"""Late import of FAISS, and its GPUs and threads after a fork."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from ldot_milvus.errors import StoreError
+from ldot_milvus.forks import computation
 
 _forked = False
 
@@ -37,13 +38,13 @@ def load_faiss() -> Any:
     return faiss
 
 
-def _one_thread_after_fork() -> None:
-    # OpenMP threads do not survive a fork, and a child process that relies on them hangs in its first search.
+def _after_in_child() -> None:
     global _forked
     if "faiss" in sys.modules:
-        sys.modules["faiss"].omp_set_num_threads(1)
         _forked = True
+        if not computation.has_openmp:  # a search with more threads would hang
+            sys.modules["faiss"].omp_set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_one_thread_after_fork)
+    os.register_at_fork(after_in_child=_after_in_child)

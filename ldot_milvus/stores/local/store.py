@@ -11,12 +11,15 @@ from typing_extensions import override
 from ldot_milvus.errors import CollectionNotFound
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
-from ldot_milvus.stores.filters import parse, to_sql
+from ldot_milvus.stores.filter_look import look
+from ldot_milvus.stores.filters import Exists, Field, parse
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.collection_index import LocalIndex, available
+from ldot_milvus.stores.local.conditions import to_sql
 from ldot_milvus.stores.local.database import Database
 from ldot_milvus.stores.local.transaction import Collection, Transaction, Where
 from ldot_milvus.stores.registry import absolute_path
+from ldot_milvus.stores.writing import check_folder
 
 _EVERYTHING: Where = ("1", [])
 
@@ -42,6 +45,12 @@ class FaissStore(VectorStore):
         self._spec = index.checked()
         self._available: IndexSpec | None = None  # known at the first search, which imports FAISS
         self._index: LocalIndex | None = None
+
+    @override
+    def check_writable(self) -> None:
+        """Writes to the file without a commit, and to the disk a temporary file."""
+        check_folder(self._folder, self.address, "check its owner, or set LDOT_STORE to another folder")
+        self._database.check_writable()
 
     @property
     @override
@@ -73,7 +82,7 @@ class FaissStore(VectorStore):
 
     @override
     def bind(self, model: str, dim: int) -> None:
-        validation.model_and_dim(model, dim)
+        dim = validation.model_and_dim(model, dim)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
             if collection is not None and collection.model == model and collection.dim == dim:
@@ -109,9 +118,9 @@ class FaissStore(VectorStore):
         The index types FLAT and GPU_BRUTE_FORCE, which ``AUTO`` uses for small collections, are exact. Other types may
         miss neighbours, but they return as many rows, with exact scores.
         """
-        validation.k(k)
+        k = validation.k(k)
         validation.kind(kind, "search")
-        where = _where(filter)
+        where = self._where(filter)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
             if collection is None or transaction is None:
@@ -133,26 +142,27 @@ class FaissStore(VectorStore):
             collection = self._find(transaction)
             if collection is None or transaction is None or not listed:
                 return []
-            pairs = transaction.select(collection, _where({"id": {"$in": listed}}), with_embeddings=with_embeddings)
+            pairs = transaction.select(
+                collection, self._where({"id": {"$in": listed}}), with_embeddings=with_embeddings
+            )
         by_id = {record.id: record for _, record in pairs}
         return [by_id[id] for id in listed if id in by_id]
 
     @override
     def update(self, records: Sequence[Record]) -> int:
-        for record in records:
-            validation.fields(record)
-        if not records or self._current() is None:
+        latest = {record.id: record for record in validation.plain(records)}
+        if not latest or self._current() is None:
             return 0
         with self._database.writing() as transaction:
             collection = self._find(transaction)
             if collection is None:
                 return 0
-            return transaction.update(collection, {record.id: record for record in records}.values())
+            return transaction.update(collection, latest.values())
 
     @override
     def delete(self, ids: Sequence[str] | None = None, filter: Filter | None = None) -> int:
         validation.ids_or_filter(ids, filter)
-        where = _where(filter if ids is None else {"id": {"$in": validation.ids(ids)}})
+        where = self._where(filter if ids is None else {"id": {"$in": validation.ids(ids)}})
         if self._current() is None:
             return 0
         with self._database.writing() as transaction:
@@ -161,7 +171,7 @@ class FaissStore(VectorStore):
 
     @override
     def count(self, filter: Filter | None = None) -> int:
-        where = _where(filter)
+        where = self._where(filter)
         with self._database.reading() as transaction:
             collection = self._find(transaction)
             return 0 if collection is None or transaction is None else transaction.count(collection, where)
@@ -170,8 +180,8 @@ class FaissStore(VectorStore):
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        validation.k(batch_size, "batch_size")
-        return self._pages(_where(filter), batch_size, with_embeddings)
+        batch_size = validation.k(batch_size, "batch_size")
+        return self._pages(self._where(filter), batch_size, with_embeddings)
 
     @override
     def successor(self) -> VectorStore:
@@ -222,6 +232,20 @@ class FaissStore(VectorStore):
                 return
             last = page[-1][1].id
 
+    def _where(self, filter: Filter | None) -> Where:
+        node = parse(filter)
+        look(self, node, self._rows_with)
+        return to_sql(node)
+
+    def _rows_with(self, field: Field, limit: int) -> list[Record]:
+        """Return up to ``limit`` rows that have a field of ``metadata``."""
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            if collection is None or transaction is None:
+                return []
+            where = to_sql(Exists(field))
+            return [row for _, row in transaction.select(collection, where, tail=f"LIMIT {limit}")]
+
     def _find(self, transaction: Transaction | None) -> Collection | None:
         return None if transaction is None else transaction.collection(self.collection)
 
@@ -239,7 +263,3 @@ class FaissStore(VectorStore):
         index.catch_up(transaction, collection)
         self._index = index
         return index
-
-
-def _where(filter: Filter | None) -> Where:
-    return to_sql(parse(filter))

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 from contextlib import closing
+from urllib.parse import urlsplit
 
 from typing_extensions import override
 
+from ldot_milvus.errors import UsageError
+from ldot_milvus.redaction import split_user
 from ldot_milvus.stores.base import VectorStore
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.registry import IndexSupport, StoreAddress, absolute_path
 
 
 class ServerAddress(StoreAddress):
-    """Address of a Milvus server: ``http://HOST:PORT`` or ``https://HOST:PORT``."""
+    """Address of a Milvus server: ``http://HOST:PORT`` or ``https://HOST:PORT``, with ``USER:PASSWORD@`` if need be.
+
+    Raises:
+        UsageError: it has no host, another port than a number, or parts that such an address does not have.
+    """
 
     form = "http://HOST:19530 (a Milvus server)"
+    provider = "Milvus"
+
+    def __init__(self, address: str) -> None:
+        plain, self.user = split_user(address)
+        try:
+            parts = urlsplit(plain)
+            bad = not parts.hostname or parts.query or parts.fragment or "@" in plain or not plain.isprintable()
+            _ = parts.port  # raises ValueError
+        except ValueError:
+            bad = True
+        if bad:  # the address is not repeated: it is not certain what of it is the password
+            raise UsageError(
+                "the address of the Milvus server (LDOT_STORE, --store) is not valid: give http://HOST:19530, the "
+                "user in LDOT_STORE_TOKEN, or http://USER:PASSWORD@HOST:19530 with characters such as /, # and @ in "
+                "the password written as %2F, %23 and %40"
+            )
+        super().__init__(plain.rstrip("/"))
 
     @classmethod
     @override
@@ -45,7 +69,7 @@ class LiteAddress(ServerAddress):
     form = "PATH.db (Milvus Lite)"
 
     def __init__(self, address: str) -> None:
-        super().__init__(absolute_path(address))
+        StoreAddress.__init__(self, absolute_path(address))
 
     @classmethod
     @override

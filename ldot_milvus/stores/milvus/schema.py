@@ -126,6 +126,42 @@ def read_description(answer: Mapping[str, Any], index: Mapping[str, Any], addres
     )
 
 
+def next_name(name: str, alias: str, address: str) -> str:
+    """Return the name of the collection that replaces one.
+
+    Args:
+        name: name of the collection that is replaced.
+        alias: its alias.
+        address: address of the server, for the message.
+
+    Raises:
+        StoreError: the collection has no number after its alias, because another program created it.
+    """
+    head, _, number = name.rpartition("__")
+    if not (head == alias and number.isdigit()):
+        raise StoreError(
+            f"{alias!r} of {address} is a collection and not an alias, so it cannot be replaced atomically: migrate it "
+            "into a collection that ldot-milvus creates"
+        )
+    return f"{head}__{int(number) + 1}"
+
+
+def creation(dim: int, model: str | None, spec: IndexSpec, version: tuple[int, int]) -> dict[str, Any]:
+    """Return the arguments of ``MilvusClient.create_collection``.
+
+    Args:
+        dim: dimension of the vectors.
+        model: fingerprint of the model; None for none.
+        spec: index to build.
+        version: major and minor version of the server.
+    """
+    options: dict[str, Any] = {"properties": new_properties(model), "consistency_level": "Bounded"}
+    if version < (2, 4):
+        # Milvus 2.3 upserts rows into other partitions than those that filters on the partition key search.
+        options["num_partitions"] = 1
+    return {"schema": schema(dim, model), "index_params": index_params(spec, dim), **options}
+
+
 def row(record: Record, vector: Array) -> dict[str, Any]:
     """Return a checked record and its vector, float32 (dim,), as pymilvus takes them."""
     return {**{name: getattr(record, name) for name in FIELDS}, VECTOR: vector.tolist()}

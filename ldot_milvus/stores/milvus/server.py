@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ldot_milvus.errors import CollectionNotFound, StoreError
-from ldot_milvus.stores.milvus.address import LiteAddress
+from ldot_milvus.forks import Lock
+from ldot_milvus.stores.milvus.address import LiteAddress, ServerAddress
 
 TIMEOUT = 30.0
 """Time limit of one call, retries included, in seconds."""
@@ -35,6 +38,7 @@ _LATER_WORDS = ("not ready", "not healthy", "no available shard", "channel not a
 _LOCKED_WORDS = ("locked", "open local milvus failed")
 """Messages of Milvus Lite, and of pymilvus for the same error."""
 _TOKEN_WORDS = ("auth check failure", "unauthenticated", "not authenticated", "invalid username or password")
+_RIGHTS_WORDS = ("permission deny", "privilegepermissiondenied", "permissiondenied")
 _NO_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1}
 """pymilvus pings idle connections every 10 s, which Milvus Lite takes for abuse and disconnects."""
 _SILENCE_WORDS = ("deadline", "timeout", "unavailable", "connect")
@@ -49,21 +53,22 @@ class Server:
 
     Args:
         address: ``http://host:19530`` or, for Milvus Lite, a path that ends in ``.db``; made absolute.
-        token: ``user:password`` or an API key.
+        token: ``user:password`` or an API key; None for the one in the address, if there is one.
         timeout: time limit of one call, retries included, in seconds.
 
     Attributes:
-        address: absolute address.
+        address: absolute address, without a password.
         lite: whether it is Milvus Lite.
         timeout: time limit of one call, in seconds.
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
         self.lite = LiteAddress.claims(address)
-        self.address = LiteAddress(address).address if self.lite else address
+        parsed = LiteAddress(address) if self.lite else ServerAddress(address)
+        self.address = parsed.address
         self.timeout = timeout
-        self._token = token
-        self._lock = threading.Lock()
+        self._token = token or parsed.user
+        self._lock = Lock()
         self._connected: tuple[int, Any] | None = None
 
     def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
@@ -123,6 +128,14 @@ class Server:
         numbers = str(self.call("get_server_version")).lstrip("v").split(".")
         return int(numbers[0]), int(numbers[1])
 
+    def names(self) -> set[str]:
+        """Return the names of the collections: their aliases if they have any."""
+        found: set[str] = set()
+        for name in self.call("list_collections"):
+            aliases = self.call("list_aliases", name).get("aliases") or [name]
+            found.update(str(alias) for alias in aliases)
+        return found
+
     def close(self) -> None:
         """Close this process's connection; the next call opens another."""
         with self._lock:
@@ -154,6 +167,11 @@ class Server:
             return CollectionNotLoaded(f"Milvus at {self.address} has not loaded the collection ({_first_line(text)})")
         if _contains(lowered, _TOKEN_WORDS):
             return StoreError(f"Milvus at {self.address} refuses the token: set LDOT_STORE_TOKEN to USER:PASSWORD")
+        if _contains(lowered, _RIGHTS_WORDS):
+            return StoreError(
+                f"Milvus at {self.address}: the user of LDOT_STORE_TOKEN has no right to do this ({method}: "
+                f"{_first_line(text)}): grant it, or use another user"
+            )
         if self.lite and _contains(lowered, _LOCKED_WORDS):
             return StoreError(
                 f"{self.address} is open in another process, and Milvus Lite serves one at a time: stop the other "
@@ -214,3 +232,13 @@ def _quiet_pymilvus() -> Iterator[None]:
         yield
     finally:
         _our_call.active = False
+
+
+def _leave_lite_to_parent() -> None:
+    """Let a forked child, which uses its parent's server of Milvus Lite, not stop it and write its file at the end."""
+    if "milvus_lite.server_manager" in sys.modules:
+        atexit.unregister(sys.modules["milvus_lite.server_manager"].server_manager_instance.release_all)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_lite_to_parent)

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
-import numpy as np
 from typing_extensions import override
 
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
-from ldot_milvus.stores.filters import And, Compare, Field, Node, matches, parse
+from ldot_milvus.stores.filter_look import look
+from ldot_milvus.stores.filter_match import predicate
+from ldot_milvus.stores.filters import And, Compare, Exists, Field, Node, parse
 from ldot_milvus.stores.index_spec import IndexSpec
-from ldot_milvus.stores.milvus.expressions import to_milvus
+from ldot_milvus.stores.milvus.expressions import Expression, presence, to_milvus
 from ldot_milvus.stores.milvus.messages import PAGE, among, page_size, requests
 from ldot_milvus.stores.milvus.probing import settle_index
+from ldot_milvus.stores.milvus.ranking import exactly, filtered, ranked
 from ldot_milvus.stores.milvus.schema import (
     FIELDS,
     MODEL,
     PREFIX,
     VECTOR,
     Described,
-    index_params,
-    new_properties,
+    creation,
+    next_name,
     read_description,
     record,
     schema,
 )
 from ldot_milvus.stores.milvus.server import TIMEOUT, CollectionNotLoaded, Server
+from ldot_milvus.stores.writing import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +84,19 @@ class MilvusStore(VectorStore):
         self._read_before = False
         self._wrote = False
 
+    @override
+    def check_writable(self) -> None:
+        """Deletes a row that does not exist, or creates and drops a collection if there is none of this name."""
+        if self.server.lite:
+            remedy = "check its owner, or set LDOT_STORE to another file"
+            check_folder(os.path.dirname(self.address), self.address, remedy)
+        if self._describe() is not None:
+            self.server.call("delete", self.collection, filter=among(["written by ldot doctor"]))
+        elif not self.server.lite:  # Milvus Lite would create the file
+            name = f"ldot_probe_{secrets.token_hex(8)}"
+            self.server.call("create_collection", name, schema=schema(8, None))
+            self.server.call("drop_collection", name)
+
     @property
     @override
     def model(self) -> str | None:
@@ -101,14 +120,14 @@ class MilvusStore(VectorStore):
         """All of them in one request."""
         described = self._describe()
         if described is None:
-            raise validation.not_found(self, self._names())
+            raise validation.not_found(self, self.server.names())
         prefixed = {PREFIX + name: value for name, value in properties.items()}
         self.server.call("alter_collection_properties", described.name, prefixed)
         self._known = None
 
     @override
     def bind(self, model: str, dim: int) -> None:
-        validation.model_and_dim(model, dim)
+        dim = validation.model_and_dim(model, dim)
         described = self._describe() or self._create(dim, model)
         validation.same_model(self, (described.model, described.dim), model, dim, described.properties)
         if described.model is None:
@@ -131,25 +150,34 @@ class MilvusStore(VectorStore):
     @override
     def search(self, queries: Array, k: int, *, kind: str = "image", filter: Filter | None = None) -> list[list[Match]]:
         """If more rows tie with the k-th than fit, the server chooses which of them are returned."""
-        validation.k(k)
+        k = validation.k(k)
         validation.kind(kind, "search")
-        node = And((Compare(Field("kind"), "$eq", kind), parse(filter)))
+        given = parse(filter)
+        node = And((Compare(Field("kind"), "$eq", kind), given))
         described = self._describe() if self._known is None else self._known
         if described is None:
-            raise validation.not_found(self, self._names())
+            raise validation.not_found(self, self.server.names())
         matrix = validation.queries(queries, described.dim)
         if not len(matrix):
             return []
-        expression = to_milvus(node, lite=self.server.lite)
-        if expression.exact:
-            results = self._search(described, matrix, k, expression.text)
-            if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
-                return results
-            # An approximate index may find too few rows under a filter, or if k is nearly the number of rows.
-            available = min(k, self._count(expression.text))
-            if all(len(result) >= available for result in results):
-                return results
-        return _exactly(matrix, k, self._records(node, PAGE, with_embeddings=True))
+        self._look(given)
+        expression = self._expression(node)
+        if not expression.exact:
+            found = self._overfetched(described, matrix, k, node, expression.text)
+            if found is not None:
+                return found
+            # The vectors of the rows that match, and not of all that the expression finds.
+            ids = (row.id for row in self._records(node, PAGE))
+            batches = (self.get(batch, with_embeddings=True) for batch in batched(ids, PAGE))
+            return exactly(matrix, k, (row for batch in batches for row in batch))
+        results = self._search(described, matrix, k, expression.text)
+        if all(len(result) == k for result in results) or described.index.index_type == "FLAT":
+            return results
+        # An approximate index may find too few rows under a filter, or if k is nearly the number of rows.
+        available = min(k, self._count(expression.text))
+        if all(len(result) >= available for result in results):
+            return results
+        return exactly(matrix, k, self._records(node, PAGE, with_embeddings=True))
 
     @override
     def get(self, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
@@ -166,9 +194,7 @@ class MilvusStore(VectorStore):
 
     @override
     def update(self, records: Sequence[Record]) -> int:
-        for given in records:
-            validation.fields(given)
-        latest = {given.id: given for given in records}
+        latest = {given.id: given for given in validation.plain(records)}
         stored = self.get(list(latest), with_embeddings=True)
         self.upsert(
             [
@@ -185,7 +211,9 @@ class MilvusStore(VectorStore):
         if ids is not None:
             existing_ids = [read.id for read in self.get(list(dict.fromkeys(validation.ids(ids))))]
         else:
-            existing_ids = [read.id for read in self._records(parse(filter), PAGE)]
+            node = parse(filter)
+            self._look(node)
+            existing_ids = [read.id for read in self._records(node, PAGE)]
         # By id even for a filter: servers count ids that do not exist, and not every server supports every filter.
         for batch in batched(existing_ids, IDS_AT_A_TIME):
             self.server.call("delete", self.collection, filter=among(batch))
@@ -197,15 +225,18 @@ class MilvusStore(VectorStore):
         node = parse(filter)
         if self._describe() is None:
             return 0
-        expression = to_milvus(node, lite=self.server.lite)
+        self._look(node)
+        expression = self._expression(node)
         return self._count(expression.text) if expression.exact else sum(1 for _ in self._records(node, PAGE))
 
     @override
     def iterate(
         self, filter: Filter | None = None, *, batch_size: int = 1000, with_embeddings: bool = False
     ) -> Iterator[Record]:
-        validation.k(batch_size, "batch_size")
-        return self._records(parse(filter), batch_size, with_embeddings=with_embeddings)
+        batch_size = validation.k(batch_size, "batch_size")
+        node = parse(filter)
+        self._look(node)
+        return self._records(node, batch_size, with_embeddings=with_embeddings)
 
     @override
     def successor(self) -> VectorStore:
@@ -215,13 +246,7 @@ class MilvusStore(VectorStore):
             StoreError: the name is not an alias, because another program created the collection.
         """
         described = self._describe()
-        head, _, number = (described.name if described else self.collection).rpartition("__")
-        if not (head == self.collection and number.isdigit()):
-            raise StoreError(
-                f"{self.collection!r} of {self.address} is a collection and not an alias, so it cannot be replaced "
-                "atomically: migrate it into a collection that ldot-milvus creates"
-            )
-        name = f"{head}__{int(number) + 1}"
+        name = next_name(described.name if described else self.collection, self.collection, self.address)
         if self.server.call("has_collection", name):
             self.server.call("drop_collection", name)
         successor = MilvusStore(self.address, name, index=self._index, fallback=self._fallback)
@@ -253,28 +278,20 @@ class MilvusStore(VectorStore):
             return None
         index = self.server.call("describe_index", answer["collection_name"], VECTOR) or {}
         described = read_description(answer, index, self.address, self.collection)
-        if self._known is None or self._known.name != described.name:
-            self._load(described.name)
+        fresh = self._known is None or self._known.name != described.name
+        if fresh and "Loaded" not in str(self.server.call("get_load_state", described.name).get("state")):
+            self.server.call("load_collection", described.name)
         if self._index.index_type == described.index.index_type:
             described = replace(described, index=self._index)  # with the caller's search parameters
         self._known = described
         return described
 
-    def _load(self, name: str) -> None:
-        state = self.server.call("get_load_state", name)
-        if "Loaded" not in str(state.get("state")):
-            self.server.call("load_collection", name)
-
     def _create(self, dim: int, model: str | None) -> Described:
         """Create the collection and its alias; concurrent calls in several processes agree on one collection."""
         name = f"{self.collection}__1" if self._aliased else self.collection
         spec = settle_index(self.server, self._index, fallback=self._fallback, rows=self._rows_expected)
-        options: dict[str, Any] = {"properties": new_properties(model)}
-        if self.server.version < (2, 4):
-            # Milvus 2.3 upserts rows into other partitions than those that filters on the partition key search.
-            options["num_partitions"] = 1
-        made = partial(self.server.call, "create_collection", name, schema=schema(dim, model))
-        steps = [partial(made, index_params=index_params(spec, dim), consistency_level="Bounded", **options)]
+        made = creation(dim, model, spec, self.server.version)
+        steps = [partial(self.server.call, "create_collection", name, **made)]
         if self._aliased:
             steps.append(partial(self.server.call, "create_alias", name, self.collection))
         for step in steps:
@@ -293,13 +310,38 @@ class MilvusStore(VectorStore):
             )
         return described
 
-    def _names(self) -> set[str]:
-        """Return the names of the collections: their aliases if they have any."""
-        names: set[str] = set()
-        for name in self.server.call("list_collections"):
-            aliases = self.server.call("list_aliases", name).get("aliases") or [name]
-            names.update(str(alias) for alias in aliases)
-        return names
+    # ---- filters
+
+    def _expression(self, node: Node) -> Expression:
+        return to_milvus(node, self.server.version, lite=self.server.lite)
+
+    def _look(self, node: Node) -> None:
+        look(self, node, self._rows_with)
+
+    def _rows_with(self, field: Field, limit: int) -> list[Record]:
+        """Return up to ``limit`` rows that have a field of ``metadata``."""
+        if self._describe() is None:
+            return []
+        expression = presence(field, lite=self.server.lite)
+        if expression is None:
+            return list(islice(self._records(Exists(field), PAGE), limit))
+        return self._query(expression, limit)
+
+    def _overfetched(
+        self, described: Described, queries: Array, k: int, node: Node, expression: str
+    ) -> list[list[Match]] | None:
+        """Search among more rows than match, and filter the best of them; None if these do not suffice."""
+        limit = PAGE // len(queries)
+        if limit < k:
+            return None
+        found = self._search(described, queries, limit, expression)
+        results = filtered(found, predicate(node), k)
+        if all(len(result) == k for result in results):
+            return results
+        if max(map(len, found)) == limit:
+            return None
+        rows = self._count(expression)  # an approximate index may have found too few
+        return results if all(len(line) == rows for line in found) else None
 
     # ---- records
 
@@ -319,10 +361,7 @@ class MilvusStore(VectorStore):
             self._known = None  # the collection may have been replaced: the next call asks again
             raise
         self._read_before = True
-        return [
-            sorted((Match(record(hit["entity"]), float(hit["distance"])) for hit in answer), key=_best_first)
-            for answer in answers
-        ]
+        return ranked(answers)
 
     def _read(self, method: str, **arguments: Any) -> Any:
         """Call ``search`` or ``query``; load the collection first if a restarted server has not loaded it."""
@@ -352,7 +391,7 @@ class MilvusStore(VectorStore):
         described = self._describe()
         if described is None:
             return
-        expression = to_milvus(node, lite=self.server.lite)
+        expression, matches = self._expression(node), predicate(node)
         size = min(size, page_size(described.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
         options = {"output_fields": fields, "consistency_level": "Strong"}
@@ -362,7 +401,7 @@ class MilvusStore(VectorStore):
             pages = self._pages(expression.text, size, options)
         for page in pages:
             for read in map(record, page):
-                if expression.exact or matches(node, read):
+                if expression.exact or matches(read):
                     yield read
 
     def _pages(self, expression: str, size: int, options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
@@ -373,24 +412,3 @@ class MilvusStore(VectorStore):
             if len(page) < size:
                 return
             after = f"({expression}) and id > {json.dumps(page[-1]['id'], ensure_ascii=False)}"
-
-
-def _exactly(queries: Array, k: int, records: Iterator[Record]) -> list[list[Match]]:
-    """Return the best k records for each query by exact comparison, a page at a time.
-
-    Args:
-        queries: float32 (n, dim).
-        k: number of records for each query.
-        records: records with embeddings.
-    """
-    best: list[list[Match]] = [[] for _ in queries]
-    for page in batched(records, PAGE):
-        scores = queries @ np.stack([read.embedding for read in page if read.embedding is not None]).T
-        for number, line in enumerate(scores.tolist()):
-            scored = [Match(replace(read, embedding=None), score) for read, score in zip(page, line, strict=True)]
-            best[number] = sorted(best[number] + scored, key=_best_first)[:k]
-    return best
-
-
-def _best_first(match: Match) -> tuple[float, str]:
-    return -match.score, match.record.id

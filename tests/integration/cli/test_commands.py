@@ -143,6 +143,13 @@ def test_a_mistake_is_one_line_and_exit_2(run: Run, env: dict[str, str], filled:
     assert word in lines[0]
 
 
+def test_a_field_that_no_row_has_is_told_in_one_line(run: Run, env: dict[str, str], filled: Path) -> None:
+    found = run("ldot", "search", "dogs", "--filter", '{"metadata.albm": "a"}', "--json", env=env, cwd=filled)
+    assert (found.returncode, json.loads(found.stdout)["hits"]) == (0, [])
+    (line,) = [line for line in found.stderr.splitlines() if "albm" in line]
+    assert line.startswith("Warning: no row of collection 'images' has a value in metadata.albm")
+
+
 def test_a_store_of_another_model_is_refused(run: Run, other_model: str, filled: Path) -> None:
     env = {"LDOT_MODEL": other_model, "LDOT_STORE": f"faiss:{filled / 'ldot-data'}"}
     for arguments in (["ldot", "search", "dogs"], ["celery", "-A", "workers", "enqueue", str(filled / "photos")]):

@@ -181,7 +181,6 @@ def test_a_journal_that_cannot_be_used_is_an_error_with_a_remedy(tmp_path: Path)
         ({"result_backend": "journal.sqlite"}, "HERE/journal.sqlite"),
         ({"store": "http://m:19530", "broker": "amqp://h", "result_backend": "rediss://r/1"}, "rediss://r/1"),
         ({"store": "faiss:/s", "result_backend": "/mnt/shared/journal.sqlite"}, "/mnt/shared/journal.sqlite"),
-        ({"store": "faiss:/s", "result_backend": "rpc://"}, "/s/ingestion.sqlite"),
     ],
 )
 def test_where_the_journal_is(

@@ -10,8 +10,9 @@ import pytest
 
 from ldot_milvus import Retriever, open_store
 from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.images import files
 from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.sources import Source, base, expand, locate, read, read_all
+from ldot_milvus.sources import Source, expand, locate, read, read_all
 from ldot_milvus.sources.metadata import load_metadata
 from ldot_milvus.sources.selection import Skipped
 from tests.conftest import make_photo
@@ -80,7 +81,7 @@ def test_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
         read(Source(f"s3://{bucket}/gone.jpg"))
     assert read(Source(put(bucket, "empty.jpg", b""))) == b""
     large = put(bucket, "large.jpg", bytes(2001))
-    monkeypatch.setattr(base, "MAX_BYTES", 2000)
+    monkeypatch.setattr(files, "MAX_BYTES", 2000)
     with pytest.raises(InputError, match="2,001 bytes are more than the limit"):
         read(Source(large))
     assert {source.problem for source in expand([f"s3://{bucket}/"]) if source.path == large} == {

@@ -111,10 +111,10 @@ async def test_async(retriever: Retriever) -> None:
         (["ab"], "part 1 of the query is no pair"),
         ((0.5, "dogs"), "part 1 of the query is no pair"),
         ([(1, "dogs"), (1, "dogs", 2)], "part 2 of the query is no pair"),
-        ([("dogs", 1)], "part 1 of the query has the weight 'dogs'"),
-        ([(True, "dogs")], "part 1 of the query has the weight True"),
-        ([(float("nan"), "dogs")], "part 1 of the query has the weight nan"),
-        ([(float("inf"), "dogs")], "part 1 of the query has the weight inf"),
+        ([("dogs", 1)], "the weight of part 1 of the query is 'dogs'"),
+        ([(True, "dogs")], "the weight of part 1 of the query is True"),
+        ([(float("nan"), "dogs")], "the weight of part 1 of the query is nan"),
+        ([(float("inf"), "dogs")], "the weight of part 1 of the query is inf"),
         ([(1, "dogs"), (1, " ")], "part 2 of the query is an empty text"),
         (b"bytes", "list of"),
     ],
@@ -153,7 +153,7 @@ def test_from_the_shell(run: Run, folder: Path, tiny_model: str) -> None:
     [
         (["--add", "1", "blue"], "give a text"),
         (["red", "--add", "-1", "red"], "cancel each other"),
-        (["red", "--add", "nan", "blue"], "part 2 of the query has the weight nan"),
+        (["red", "--add", "nan", "blue"], "the weight of part 2 of the query is nan"),
         (["red", "--add-image", "1", "nowhere.jpg"], "nowhere.jpg"),
     ],
 )

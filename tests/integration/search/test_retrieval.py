@@ -74,6 +74,46 @@ def test_a_photo_finds_itself_and_sentences(retriever: Retriever, tmp_path: Path
     assert all(hit.rerank_score is not None for hit in sentences)
 
 
+def test_a_stored_vector_finds_what_its_photo_finds(retriever: Retriever, tmp_path: Path) -> None:
+    photo = tmp_path / "photos" / "0003.jpg"
+    row = next(row for row in retriever.store.iterate(with_embeddings=True) if row.source == str(photo))
+    hits = retriever.nearest(row.embedding, k=12)
+    by_photo = {hit.id: hit.score for hit in retriever.search(image=photo, k=12)}
+    assert {hit.id: hit.score for hit in hits} == pytest.approx(by_photo, rel=1e-4, abs=1e-4)
+    assert {(hit.rerank_score, hit.probability) for hit in hits} == {(None, None)}
+    with pytest.raises(ModelMismatch):
+        retriever.nearest(row.embedding[:3])
+    with pytest.raises(UsageError, match="k is 0"):
+        retriever.nearest(row.embedding, k=0)
+
+
+def test_given_photos_are_reranked_as_those_of_a_search(retriever: Retriever) -> None:
+    hits = {hit.id: hit for hit in retriever.search("a red square", k=12, rerank=12)}
+    ids = sorted(hits)
+    given = [(id, None) for id in (*ids, "t0", "nowhere", ids[0])]
+    again = retriever.rerank("a red square", given)
+    assert sorted(index for index, _ in again) == list(range(len(given)))
+    assert [index for index, hit in again if hit is None] == [12, 13]  # the text and the unknown id, which come last
+    assert again[-2:] == [(12, None), (13, None)]
+    ranked = [hit for index, hit in again if hit is not None and index != 14]
+    assert_first([hit.id for hit in ranked], {id: hit.rerank_score for id, hit in hits.items()})
+    for hit in ranked:
+        before = hits[hit.id]
+        assert (hit.score, hit.rerank_score) == pytest.approx((before.score, before.rerank_score), abs=1e-4)
+    by_source = retriever.rerank("a red square", [(None, hits[id].source) for id in ids])
+    assert [hit.id for _, hit in by_source] == [hit.id for hit in ranked]
+    retriever.region_store.delete([ids[0]])
+    _, last = retriever.rerank("a red square", given[:12])[-1]
+    assert (last.id, last.rerank_score) == (ids[0], None)
+
+
+def test_reranking_what_cannot_be_is_refused(retriever: Retriever, tiny) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        retriever.rerank(" ", [("t0", None)])
+    with pytest.raises(UsageError, match="LDOT_RERANKER"):
+        Retriever(tiny, retriever.store, reranker="none").rerank("blue", [("t0", None)])
+
+
 def test_lost_region_data_is_ranked_last_and_told(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
     first = retriever.search("blue", k=4, rerank=0)
     retriever.region_store.delete([first[0].id])

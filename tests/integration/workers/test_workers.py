@@ -122,3 +122,17 @@ def test_a_broker_that_refuses_the_connection_is_one_clear_line(rabbitmq_url: st
             check_broker(url)
         assert "secret99" not in str(error.value)
         assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_pool_whose_parent_has_used_the_model(
+    run: Run, env: dict[str, str], photo_folder: Folder, tmp_path: Path
+) -> None:
+    photo_folder(12)
+    more = {**env, "OMP_NUM_THREADS": "2", "LDOT_QUEUE": "preloaded"}
+    worker = Worker(tmp_path, more, "--pool", "prefork", "--concurrency", "2", app="tests.preloaded")
+    try:
+        worker.wait_for("ready")
+        queued = run("celery", "-A", "workers", "enqueue", "photos", "--chunk-size", "3", env=more)
+    finally:
+        worker.stop()
+    assert "12 added, 0 updated, 0 unchanged, 0 failed" in queued.stdout, queued.stdout + queued.stderr

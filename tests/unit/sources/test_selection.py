@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ldot_milvus import images
 from ldot_milvus.errors import UsageError
+from ldot_milvus.images import formats
 from ldot_milvus.sources import expand
 from ldot_milvus.sources.metadata import load_metadata
 from ldot_milvus.sources.selection import NO_PHOTO, Selection, Skipped
@@ -31,7 +31,7 @@ SEEN = {
 
 @pytest.fixture
 def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_installed", lambda format: format != "HEIF")
+    monkeypatch.setattr(formats, "installed", lambda format: format != "HEIF")
 
 
 def listed(*paths: object, exclude: tuple[str, ...] = ()) -> tuple[list[str], dict[str, int]]:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ldot_milvus.errors import InputError, UsageError, printable
-from ldot_milvus.images import decode
-from ldot_milvus.sources import Source, base, expand, locate, read
+from ldot_milvus.images import decode, files
+from ldot_milvus.sources import Source, expand, locate, read
 from ldot_milvus.sources.base import source_at
 from ldot_milvus.sources.metadata import load_metadata
 
@@ -170,7 +170,7 @@ def test_reading_what_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "pipe" in unreadable(source)  # opening it would hang
     os.remove(path)
     touch(tmp_path / "a.jpg", bytes(2000))
-    monkeypatch.setattr(base, "MAX_BYTES", 1999)
+    monkeypatch.setattr(files, "MAX_BYTES", 1999)
     assert unreadable(source) == "2,000 bytes are more than the limit of 1,999 bytes"
     assert "embedded null" in unreadable(Source("a\0b"))  # "byte" or "character", as this Python says
 

@@ -1,26 +1,36 @@
-"""Filters compared with a naive evaluator in Python, and every kind of invalid filter."""
+"""Filters compared with a naive evaluator in Python, their meaning spelt out, and every kind of invalid filter."""
 
 from __future__ import annotations
 
+import datetime as dt
+import enum
 import json
 import sqlite3
+import time
+import uuid
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldot_milvus.errors import FilterError
-from ldot_milvus.stores.filters import MAX_CONDITIONS, And, Compare, Field, In, Not, parse, to_sql
-
-TEXT = ("id", "kind", "namespace", "source", "caption")
-NUMBERS = ("width", "height")
+from ldot_milvus.stores.base import Record
+from ldot_milvus.stores.filter_match import predicate
+from ldot_milvus.stores.filter_values import Time, microseconds
+from ldot_milvus.stores.filters import MAX_CONDITIONS, And, Compare, Field, In, Not, parse
+from ldot_milvus.stores.local.conditions import add_functions, to_sql
+from tests.drawn_filters import NOT_TIMES, NUMBERS, TEXT, TIMES, filters, passes, row_dicts, time_of
 
 
 def rows_that_pass(rows: list[dict[str, Any]], filter: dict[str, Any] | None) -> list[int]:
     """Return the positions of the rows that match according to SQLite."""
     clause, params = to_sql(parse(filter))
     with sqlite3.connect(":memory:") as connection:
+        add_functions(connection)
         connection.execute(
             "CREATE TABLE records (n INTEGER, id TEXT, kind TEXT, namespace TEXT, source TEXT, caption TEXT, "
             "width INTEGER, height INTEGER, metadata TEXT)"
@@ -34,124 +44,13 @@ def rows_that_pass(rows: list[dict[str, Any]], filter: dict[str, Any] | None) ->
     return [n for n, verdict in found if verdict]
 
 
-# ---- an evaluator that shares nothing with the code under test
-
-MISSING = object()
-
-
-def look_up(row: dict[str, Any], key: str) -> Any:
-    if not key.startswith("metadata."):
-        return row[key]
-    value: Any = row["metadata"]
-    for part in key.split(".")[1:]:
-        if not isinstance(value, dict) or part not in value:
-            return MISSING
-        value = value[part]
-    return value
-
-
-def type_of(value: Any) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    return {int: "number", float: "number", str: "text", type(None): "null"}.get(type(value), "other")
-
-
-def holds(operator: str, stored: Any, value: Any) -> bool:
-    if operator == "$ne":
-        return not holds("$eq", stored, value)
-    if operator == "$nin":
-        return not holds("$in", stored, value)
-    if operator == "$in":
-        return any(holds("$eq", stored, item) for item in value)
-    if operator == "$not":
-        return not all(holds(inner, stored, item) for inner, item in value.items())
-    if type_of(stored) != type_of(value):
-        return False
-    match operator:
-        case "$eq":
-            return bool(stored == value)
-        case "$gt":
-            return bool(stored > value)
-        case "$gte":
-            return bool(stored >= value)
-        case "$lt":
-            return bool(stored < value)
-        case "$lte":
-            return bool(stored <= value)
-    raise AssertionError(operator)
-
-
-def passes(row: dict[str, Any], filter: dict[str, Any]) -> bool:
-    for key, value in filter.items():
-        if key == "$and":
-            verdict = all(passes(row, part) for part in value)
-        elif key == "$or":
-            verdict = any(passes(row, part) for part in value)
-        elif key == "$not":
-            verdict = not passes(row, value)
-        else:
-            operators = value if isinstance(value, dict) else {"$eq": value}
-            verdict = all(holds(operator, look_up(row, key), item) for operator, item in operators.items())
-        if not verdict:
-            return False
-    return True
-
-
-# ---- random rows and filters, from few values, so that filters match
-
-KEYS = ("a", "b", "sp ace", "é", "[0]", "$x")
-texts = st.sampled_from(["", "a", "A", "b", "1", "é", "𝄞", "'; DROP TABLE records; --", '"', "\\", "%", "line\nbreak"])
-numbers = st.one_of(
-    st.sampled_from([0, 1, -1, 2, 1.0, 0.5, 0.1, 0.1 + 0.2, 1e300, 2**53, 2**53 + 1, 2**63 - 1, -(2**63)]),
-    st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False, width=32),
-)
-scalars = st.one_of(texts, numbers, st.booleans(), st.none())
-metadata = st.dictionaries(
-    st.sampled_from(KEYS),
-    st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(st.sampled_from(KEYS), scalars, max_size=3)),
-    max_size=4,
-)
-row_dicts = st.fixed_dictionaries(
-    {**dict.fromkeys(TEXT, texts), **dict.fromkeys(NUMBERS, st.integers(0, 3)), "metadata": metadata}
-)
-
-
-def operators_for(values: st.SearchStrategy[Any], ordered: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    plain = st.fixed_dictionaries(
-        {},
-        optional={
-            **dict.fromkeys(("$eq", "$ne"), values),
-            **dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), ordered),
-            **dict.fromkeys(("$in", "$nin"), st.lists(values, max_size=3)),
-        },
-    ).filter(bool)
-    return st.one_of(values, plain, st.fixed_dictionaries({"$not": plain}))
-
-
-conditions = st.one_of(
-    st.dictionaries(st.sampled_from(TEXT), operators_for(texts, texts), min_size=1, max_size=2),
-    st.dictionaries(st.sampled_from(NUMBERS), operators_for(numbers, numbers), min_size=1, max_size=2),
-    st.dictionaries(
-        st.lists(st.sampled_from(KEYS), min_size=1, max_size=2).map(lambda path: ".".join(["metadata", *path])),
-        operators_for(scalars, st.one_of(texts, numbers)),
-        min_size=1,
-        max_size=2,
-    ),
-)
-filters = st.recursive(
-    conditions,
-    lambda inner: st.one_of(
-        st.fixed_dictionaries({"$not": inner}),
-        st.dictionaries(st.sampled_from(["$and", "$or"]), st.lists(inner, min_size=1, max_size=3), min_size=1),
-    ),
-    max_leaves=5,
-)
-
-
 @settings(max_examples=300, deadline=None, database=None)
 @given(rows=st.lists(row_dicts, min_size=1, max_size=6), filter=filters)
-def test_sql_agrees_with_a_naive_evaluator(rows: list[dict[str, Any]], filter: dict[str, Any]) -> None:
-    assert rows_that_pass(rows, filter) == [n for n, row in enumerate(rows) if passes(row, filter)]
+def test_sql_and_the_predicate_agree_with_a_naive_evaluator(rows: list[dict[str, Any]], filter: dict[str, Any]) -> None:
+    expected = [n for n, row in enumerate(rows) if passes(row, filter)]
+    matches = predicate(parse(filter))
+    assert [n for n, row in enumerate(rows) if matches(Record(**row))] == expected
+    assert rows_that_pass(rows, filter) == expected
 
 
 @settings(max_examples=100, deadline=None, database=None)
@@ -193,7 +92,16 @@ ROWS = [
         ({"metadata.a": {"$not": {"$gte": 0}}}, [1, 2, 3, 4, 5, 6]),
         ({"metadata.a": {"$gte": ""}}, [2]),
         ({"metadata.a.b": 1}, [6]),
-        ({"metadata.a.0": 1}, []),
+        ({"metadata.a.0": 1}, [5]),
+        ({"metadata.a[0]": {"$exists": True}}, [5]),
+        ({"metadata.a": {"$contains": 1.0}}, [5]),
+        ({"metadata.a": {"$contains": "1"}}, []),
+        ({"metadata.a": {"$not": {"$contains": 1}}}, [0, 1, 2, 3, 4, 6]),
+        ({"metadata.a": {"$exists": True}}, [0, 1, 2, 3, 5, 6]),
+        ({"metadata.a": {"$exists": False}}, [4]),
+        ({"metadata.a": {"$exists": True, "$ne": None}}, [0, 1, 2, 5, 6]),
+        ({"metadata.a": {"$like": "_"}}, [2]),
+        ({"id": {"$like": "%"}}, [0, 1, 2, 3, 4, 5, 6]),
         ({"id": {"$gt": "1", "$lte": "3"}}, [2, 3]),
         ({"id": {"$gt": "1"}, "metadata.a": {"$ne": 7}}, [2, 3, 4, 5, 6]),
         ({"$or": [{"id": "0"}, {"$and": [{"id": "4"}, {"width": {"$lt": 0.5}}]}]}, [0, 4]),
@@ -201,6 +109,108 @@ ROWS = [
 )
 def test_meaning(filter: dict[str, Any] | None, expected: list[int]) -> None:
     assert rows_that_pass(ROWS, filter) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched", "others"),
+    [
+        ("dog", ["dog"], ["Dog", "a dog", "dogs", ""]),
+        ("%dog", ["dog", "a dog", "\ndog"], ["dogs"]),
+        ("dog%", ["dog", "dogs", "dog\nx"], ["a dog", "Dogs"]),
+        ("%d_g%", ["a dug out", "d𝄞g"], ["dg", "doug"]),
+        ("", [""], ["x"]),
+        ("%", ["", "x"], []),
+        (r"50\%", ["50%"], ["50", "500", r"50\%"]),
+        (r"a\_b", ["a_b"], ["axb"]),
+        (r"C:\\%", ["C:\\x"], ["C:x"]),
+        ("a%a", ["aa", "aba"], ["a"]),
+        ("%ab%ba%", ["abba", "xab-bax"], ["aba", "baab"]),
+        ("[a-z]*?", ["[a-z]*?"], ["a*?"]),
+        ("é%", ["été"], ["Été", "e\u0301"]),
+    ],
+)
+def test_patterns(pattern: str, matched: list[str], others: list[str]) -> None:
+    rows = [{"caption": text, "metadata": {"a": text}} for text in [*matched, *others]]
+    expected = list(range(len(matched)))
+    for field in ("caption", "metadata.a"):
+        assert rows_that_pass(rows, {field: {"$like": pattern}}) == expected
+        matches = predicate(parse({field: {"$like": pattern}}))
+        assert [n for n, row in enumerate(rows) if matches(Record("x", **row))] == expected
+
+
+def test_a_pattern_takes_no_exponential_time() -> None:
+    """Nor the square of what a text of the largest size takes, times the number of its wildcards."""
+    rows = [{"caption": "a" * 8000}]
+    begun = time.monotonic()
+    filter = {"caption": {"$like": "%a" * 400 + "b%"}}
+    assert rows_that_pass(rows, filter) == []
+    assert not predicate(parse(filter))(Record("x", **rows[0]))
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_times(text: str) -> None:
+    read = time_of(text)
+    assert read is not None
+    since = read.replace(tzinfo=None) - dt.datetime(1970, 1, 1) - (read.utcoffset() or dt.timedelta(0))
+    assert microseconds(text) == since // dt.timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize(
+    "text", [*NOT_TIMES, "2024-05-01T10:00:60", "2024-05-01T10:00+24:00", "2024-05-01\n", "0000-01-01"]
+)
+def test_other_texts_are_no_times(text: str) -> None:
+    assert microseconds(text) is None
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Size(str, enum.Enum):
+    L = "large"
+
+
+BERLIN = dt.timezone(dt.timedelta(hours=2))
+HALF_PAST_EIGHT = Time(microseconds("2024-05-01T08:30:00Z") or 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "stands_for"),
+    [
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (np.array(5), 5),
+        (Decimal("5"), 5),
+        (Decimal("0.5"), 0.5),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (Path("/a/b"), "/a/b"),
+        (Colour.RED, "red"),
+        (Size.L, "large"),
+        ("2024-05-01T08:30:00Z", HALF_PAST_EIGHT),
+        (dt.datetime(2024, 5, 1, 8, 30), HALF_PAST_EIGHT),
+        (dt.datetime(2024, 5, 1, 10, 30, tzinfo=BERLIN), HALF_PAST_EIGHT),
+        (np.datetime64("2024-05-01T08:30"), HALF_PAST_EIGHT),
+        (np.datetime64("2024-05-01T08:30:00.000000000"), HALF_PAST_EIGHT),
+        (dt.date(2024, 5, 1), Time(microseconds("2024-05-01") or 0)),
+        (dt.datetime.min, Time(microseconds("0001-01-01") or 0)),
+    ],
+    ids=repr,
+)
+def test_values_of_pythons_types(value: Any, stands_for: Any) -> None:
+    """As one value, as a member of any kind of collection, and in $contains."""
+    field = Field("metadata", ("a",))
+    node = parse({"metadata.a": value})
+    assert node == Compare(field, "$eq", stands_for)
+    assert isinstance(node, Compare)
+    assert type(node.value) is type(stands_for)
+    collections: list[Any] = [[value], (value,)]
+    if not isinstance(value, np.ndarray):
+        collections += [{value}, frozenset([value]), {value: 1}.keys(), np.array([value], dtype=object)]
+    for members in collections:
+        assert parse({"metadata.a": {"$in": members}}) == In(field, (stands_for,))
 
 
 def test_the_tree_is_independent_of_sql() -> None:
@@ -286,7 +296,47 @@ def test_depth() -> None:
         ({"metadata.a": {"$eq": {"b": 1}}}, ["metadata.a", "dict"]),
         ({"metadata.": 1}, ["metadata path"]),
         ({"metadata.a..b": 1}, ["metadata path"]),
+        ({"metadata.a.": 1}, ["metadata path"]),
+        ({"metadata.[0]": 1}, ["metadata path", 'metadata["a.b"]']),
+        ({"metadata.a[b]": 1}, ["metadata path"]),
+        ({"metadata.a[01]": 1}, ["metadata path"]),
+        ({"metadata.a[-1]": 1}, ["metadata path"]),
+        ({'metadata["a': 1}, ["metadata path"]),
+        ({'metadata["a"]b': 1}, ["metadata path"]),
+        ({r'metadata["a\d"]': 1}, ["metadata path", "escape"]),
+        ({'metadata["a\\u0000"]': 1}, ["NUL"]),
+        ({'metadata["a\n"]': 1}, ["metadata path", "JSON string"]),
+        ({"metadata['a.b']": 1}, ["metadata path", 'metadata["a.b"]']),
+        ({"metadata": {"k": "x"}}, ["'metadata'", "metadata.KEY"]),
+        ({"tags": "dog"}, ["'tags'", "metadata.tags"]),
+        ({"exif.Make": "dog"}, ['metadata["exif.Make"]']),
+        ({"captoin": "dog"}, ["did you mean caption?"]),
+        ({"metadata.a": {"$contain": 1}}, ["did you mean $contains?"]),
+        ({"metadata.a": {"$regex": "x"}}, ["did you mean $like?"]),
+        ({"metadata.a": {"exists": True}}, ["did you mean $exists?"]),
+        ({"metadata.a": {"b": 1}}, ["'metadata.a.b'"]),
+        ({"metadata.a": ["x"]}, ["$in", "$contains"]),
+        ({"metadata.a": {"$contains": ["x"]}}, ["$contains", "list"]),
+        ({"metadata.a": {"$exists": 1}}, ["$exists takes true or false", "1 (int)"]),
+        ({"caption": {"$contains": "dog"}}, ["$contains", "$like"]),
+        ({"width": {"$contains": 3}}, ["$contains", "$in"]),
+        ({"caption": {"$exists": True}}, ["$exists", "metadata.KEY"]),
+        ({"width": {"$like": "6%"}}, ["width", "number"]),
+        ({"caption": {"$like": 5}}, ["$like", "'%dog%'", "5 (int)"]),
+        ({"caption": {"$like": "a\\"}}, ["$like", "backslash"]),
+        ({"caption": {"$like": "C:\\photos"}}, ["$like", "backslash"]),
+        ({"caption": {"$like": "x" * 8193}}, ["$like", "8192 bytes"]),
+        ({"caption": dt.date(2024, 5, 1)}, ["caption", "string", "date"]),
+        ({"width": dt.date(2024, 5, 1)}, ["width", "number", "date"]),
+        ({"metadata.a": dt.time(10)}, ["metadata.a", "time"]),
+        ({"metadata.a": np.datetime64("NaT")}, ["metadata.a", "NaT"]),
+        ({"metadata.a": Decimal("Infinity")}, ["finite"]),
+        ({"metadata.a": b"x"}, ["metadata.a", "bytes"]),
+        ({"metadata.a": {"$in": (n for n in (1, 2))}}, ["$in takes a list", "generator"]),
+        ({"metadata.a": {"$in": np.zeros((2, 2))}}, ["$in takes a list"]),
+        ({"metadata.a": {"$in": {"b": 1}}}, ["$in takes a list", "dict"]),
         ({"metadata..a": 1}, ["metadata path"]),
+        ({"metadata.\u202ea": {"$gt": True}}, ["\\u202ea: $gt"]),
         ({'metadata.a"b': 1}, ["metadata path"]),
         ({"metadata.a'b": 1}, ["metadata path"]),
         ({"metadata.a\\b": 1}, ["metadata path"]),
@@ -302,3 +352,4 @@ def test_refusals_say_what_is_wrong(filter: Any, words: list[str]) -> None:
     for word in words:
         assert word in str(caught.value)
     str(caught.value).encode()  # it can be printed
+    assert str(caught.value).isprintable()  # and one line

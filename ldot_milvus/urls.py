@@ -20,6 +20,7 @@ import httpcore
 from typing_extensions import override
 
 from ldot_milvus.errors import InputError, printable
+from ldot_milvus.settings import current
 
 SCHEMES = ("http", "https")
 MAX_URL = 4096
@@ -174,6 +175,20 @@ class Fetcher:
                 subject = address if host == address else f"{host} resolves to {address}, which"
                 raise _PermanentError(f"{subject} is not a public address")
         return addresses
+
+
+_fetcher = Fetcher()
+
+
+def fetch(url: str) -> bytes:
+    """Fetch a photo if the setting ``LDOT_ALLOW_URLS`` of this process allows it.
+
+    Raises:
+        InputError: URLs are not allowed, or :meth:`Fetcher.fetch` fails. The message starts with the URL.
+    """
+    if not current("allow_urls"):
+        raise InputError(f"{printable(url)}: URLs are fetched only with LDOT_ALLOW_URLS=true: set it for this process")
+    return _fetcher.fetch(url)
 
 
 class _PermanentError(Exception):
