@@ -80,6 +80,6 @@ def by_length(
 
     def without_gradients(rows: list[int]) -> Array:
         with torch.inference_mode():
-            return compute(rows).float().cpu().numpy()  # type: ignore[no-any-return]
+            return compute(rows).float().cpu().numpy()
 
     return tokens_by_length(tokens, size, width, without_gradients)

@@ -23,8 +23,9 @@ from ldot_milvus.models.inputs import text_list, words_only
 
 
 def named(value: Any) -> str:
-    """A name of a case that is the same in every process, as pytest-xdist needs it: no address, one line."""
-    return re.sub(r"\s+| at 0x[0-9a-f]+", " ", repr(value))[:40]
+    """A name of a case that is the same in every process, as pytest-xdist needs it: no address, no order of a set."""
+    text = f"{type(value).__name__} of {len(value)}" if isinstance(value, (set, frozenset)) else repr(value)
+    return re.sub(r" at 0x[0-9a-f]+|\s+", " ", text)[:40]
 
 
 COUNTS = [3, np.int64(3), np.uint8(3), np.int32(3), torch.tensor(3), np.array(3), enum.IntEnum("N", {"three": 3}).three]

@@ -190,7 +190,9 @@ def test_numbers_of_a_search(retriever: Retriever) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [None, 5, [DATA], {"path": "a"}, np.zeros((3, 3, 3)), io.StringIO("x"), "nowhere.jpg"], ids=str
+    "image",
+    [None, 5, [DATA], {"path": "a"}, np.zeros((3, 3, 3)), io.StringIO("x"), "nowhere.jpg"],
+    ids=lambda image: type(image).__name__,
 )
 def test_what_is_no_query_image(image: Any, retriever: Retriever) -> None:
     with pytest.raises(LdotError) as caught:
