@@ -91,16 +91,16 @@ def test_a_bucket_that_denies_writes_and_one_that_keeps_what_it_gets(
     store.check_writable()
     assert s3fs.S3FileSystem().find(bucket) == []
 
-    def denied(*_: object, **__: object) -> None:
+    async def denied(*_: object, **__: object) -> None:
         # As s3fs translates what S3 answers; the server of these tests enforces no policy.
         raise PermissionError("An error occurred (AccessDenied) when calling an operation: Access Denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._fs, "pipe_file", denied)
+        patch.setattr(store._fs, "_pipe_file", denied)
         with pytest.raises(StoreError, match=r"region store s3://bucket/regions cannot be written: no permission"):
             store.check_writable()
     with monkeypatch.context() as patch:
-        patch.setattr(store._fs, "rm_file", denied)
+        patch.setattr(store._fs, "_rm_file", denied)
         with pytest.raises(StoreError, match=r"cannot be deleted from \(bucket/regions/ldot-doctor-\w+.txt remains\)"):
             store.check_writable()
 

@@ -17,7 +17,7 @@ import ldot_milvus
 import ldot_milvus.model
 from tests.conftest import ROOT
 
-PROGRAM = ROOT / "tests" / "typing" / "user_program.py"
+PROGRAM = ROOT / "tests" / "typed_program" / "user_program.py"
 
 
 def used_names() -> set[str]:
@@ -43,7 +43,7 @@ def public_names() -> set[str]:
 
 
 def test_the_program_uses_every_public_name() -> None:
-    """A name that is new in ``__all__`` or in docs/reference has to be used in tests/typing/user_program.py."""
+    """A name that is new in ``__all__`` or in docs/reference has to be used in tests/typed_program/user_program.py."""
     used = used_names()
     assert sorted(public_names() - used) == []
     for name in used:
