@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ldot_milvus.errors import LdotError, UsageError
-from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.lightningdot.inputs import pad_regions, stack_labels
 from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
 from ldot_milvus.models.texts import token_ids
 from ldot_milvus.training.data import CaptionedPhotos
@@ -47,6 +47,7 @@ class Batch:
         features: float32 (B, R, d), the regions' features.
         boxes: float32 (B, R, 7), the regions' boxes.
         region_mask: bool (B, R), True = region, False = padding.
+        label_probabilities: float32 (B, places, labels), for a model with label names.
         objective: the objective of pre-training; "cmr" in other tasks.
         caption_embeddings: (B, dim), the meaning of each photo's captions, for soft targets.
         similarities: float32 (B, B), the first stage's dot product of text i and photo j.
@@ -62,6 +63,7 @@ class Batch:
     boxes: Tensor
     region_mask: Tensor
     objective: str = "cmr"
+    label_probabilities: Tensor | None = None
     caption_embeddings: Tensor | None = None
     similarities: Tensor | None = None
     complete: Batch | None = None
@@ -201,7 +203,8 @@ class Batches(Dataset["Batch | LdotError"]):
             for place, (row, turn) in enumerate(zip(rows.tolist(), turns.tolist(), strict=True))
         ]
         ids, mask = pad([pair.disturbed_words for pair in pairs])
-        batch = Batch(ids, mask, *pad_regions([pair.disturbed for pair in pairs]), objective)
+        views = [pair.disturbed for pair in pairs]
+        batch = Batch(ids, mask, *pad_regions(views), objective, stack_labels(views))
         if self._stage.soft_targets and self._caption_embeddings is not None:
             batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
         if self._first_stage is not None:

@@ -46,8 +46,10 @@ class DualScorer(Scorer):
         return self.model.lightningdot if isinstance(self.model, LightningDOTForPreTraining) else self.model
 
     @override
-    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        return self.encoder.encode_image(features, boxes, region_mask).float()
+    def encode_images(
+        self, features: Tensor, boxes: Tensor, region_mask: Tensor, label_probabilities: Tensor | None = None
+    ) -> Tensor:
+        return self.encoder.encode_image(features, boxes, region_mask, label_probabilities).float()
 
     @override
     def scores(self, ids: Tensor, mask: Tensor, images: Tensor, region_mask: Tensor) -> Tensor:
@@ -112,8 +114,9 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
     calibrated = _recalibrated(bundle.encoder, len(rows))
     assert calibrated.text_calibration is not None
     assert calibrated.image_calibration is not None
-    calibrated.text_calibration.anchors.copy_(images)
-    calibrated.image_calibration.anchors.copy_(texts)
+    width = bundle.encoder.config.projection_dim  # without the block of label names
+    calibrated.text_calibration.anchors.copy_(images[:, :width])
+    calibrated.image_calibration.anchors.copy_(texts[:, :width])
     return calibrated
 
 

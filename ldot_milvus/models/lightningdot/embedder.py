@@ -16,7 +16,7 @@ from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.files import RERANKER, LightningDOTRerankerFiles
-from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.lightningdot.inputs import pad_regions, stack_labels
 from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.models.texts import by_length
@@ -119,7 +119,7 @@ class LightningDOTEmbedder:
             float32 (n, dim), the model's own output: nothing is normalised afterwards.
 
         Raises:
-            InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
+            InputError: an image cannot be read, or regions do not fit the model.
             UsageError: the model has no region extractor, and an image is not given as regions.
         """
         batches = [self.encode_features(self.image_features(batch)) for batch in batched(images, IMAGE_BATCH)]
@@ -129,7 +129,8 @@ class LightningDOTEmbedder:
         """Extract the regions of photos with the model's own extractor. Precomputed regions are checked and returned.
 
         Raises:
-            InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
+            InputError: an image cannot be read, or regions do not have the model's ``region_dim``, or lack the
+                probabilities of its labels.
             UsageError: the model has no region extractor, and an image is not given as regions.
         """
         regions: dict[int, Regions] = {}
@@ -153,17 +154,27 @@ class LightningDOTEmbedder:
         for start in range(0, len(features), IMAGE_BATCH):
             batch = features[start : start + IMAGE_BATCH]
             values, boxes, mask = pad_regions(batch)
+            labels = stack_labels(batch) if self.bundle.encoder.label_names is not None else None
             encoded = self.bundle.encoder.encode_image(
-                values.to(device, dtype), boxes.to(device, dtype), mask.to(device)
-            )
+                values.to(device, dtype), boxes.to(device, dtype), mask.to(device),
+                None if labels is None else labels.to(device),
+            )  # fmt: skip
             vectors[start : start + len(batch)] = encoded.float().cpu().numpy()
         return vectors
 
     def _checked(self, regions: Regions) -> Regions:
-        expected = self.bundle.encoder.config.region_dim
+        config = self.bundle.encoder.config
+        expected = config.region_dim
         if regions.features.shape[1] != expected:
             raise InputError(
                 f"the regions have {regions.features.shape[1]} features, model {self.name!r} "
                 f"reads {expected}: they come from another extractor, use this model's"
+            )
+        labels = regions.label_probabilities
+        if config.label_count and (labels is None or labels.shape[1] != config.label_count):
+            found = "no label probabilities" if labels is None else f"the probabilities of {labels.shape[1]} labels"
+            raise InputError(
+                f"the regions have {found}, model {self.name!r} reads those of {config.label_count}: "
+                "give the photos, or extract the regions with this model's extractor"
             )
         return regions

@@ -40,8 +40,7 @@ def reference(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         weight = weights[f"{name}.conv.weight"]
         x = functional.conv2d(x, weight, stride=stride, groups=len(weight) if depthwise else 1)
         mean, var, scale, bias = (
-            weights[f"{name}.bn.{part}"].view(1, -1, 1, 1)
-            for part in ("running_mean", "running_var", "weight", "bias")
+            weights[f"{name}.bn.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
         )
         return (x - mean) / (var + EPS).sqrt() * scale + bias
 
