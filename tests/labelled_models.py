@@ -72,7 +72,7 @@ def build_labelled_model(folder: Path, tiny_model: str) -> tuple[Path, Path]:
     encoder = folder.with_name(f"{folder.name}-sentences")
     sentences.save_pretrained(encoder)
     classifier = build_classifier(folder.with_name(f"{folder.name}-classifier"))
-    labels = Labels(classifier=str(classifier), shared_layers=1, weight=0.25, temperature=0.7, cells=2)
+    labels = Labels(classifier=str(classifier), dim=8, shared_layers=1, weight=0.25, temperature=0.7, cells=2)
     add_labels(labels, str(encoder), folder, CAPTIONS)
     return folder, encoder
 

@@ -63,7 +63,8 @@ class CaptionedPhotos:
         """Read the regions of a photo, standardised to mean 0 and variance 1 in each channel if ``scale`` is set.
 
         Raises:
-            InputError: the features have another width, or label probabilities are missing. The message names the photo.
+            InputError: the features have another width, or label probabilities are missing. The message names the
+                photo.
         """
         regions = self.views[view](row)
         if regions.features.shape[1] != self.width:
@@ -84,9 +85,14 @@ class CaptionedPhotos:
 
     def measured(self, sample: int = 1000) -> Scale:
         """Measure mean and standard deviation of every channel over ``sample`` photos, evenly spaced."""
-        rows = np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int)
+        rows = evenly(len(self), sample)
         values = np.concatenate([self.views[0](row).features for row in rows])
         return values.mean(0), values.std(0) + np.float32(1e-3)
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Return ``count`` of the indices below ``total`` at even distances; all of them if there are fewer."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
 
 
 def photos_of(

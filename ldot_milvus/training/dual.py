@@ -22,7 +22,7 @@ from ldot_milvus.models.lightningdot.embedder import IMAGE_BATCH, LightningDOTEm
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.contrastive import Scorer
-from ldot_milvus.training.data import CaptionedPhotos
+from ldot_milvus.training.data import CaptionedPhotos, evenly
 
 TEMPERATURE = 0.07
 """Initial value of the softmax's learned temperature, for models with normalised vectors."""
@@ -103,7 +103,7 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
         photos: the source of the anchors: photos at even distances, and the first caption of each.
         anchors: number of anchors of each modality; fewer if there are fewer photos.
     """
-    rows = np.unique(np.linspace(0, len(photos) - 1, anchors).astype(int)).tolist()
+    rows = evenly(len(photos), anchors)
     sample = replace(
         photos,
         names=[photos.names[row] for row in rows],

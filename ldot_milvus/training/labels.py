@@ -18,7 +18,7 @@ from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.files import LABEL_NAMES, LABELS, find_lightningdot
-from ldot_milvus.models.loading import load_model
+from ldot_milvus.models.loading import QuietTransformers, load_model
 from ldot_milvus.models.texts import by_length
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.recipe import Labels
@@ -83,7 +83,7 @@ def _with_layers(model: LightningDOT, labels: Labels, count: int, sentence_encod
     own = config.label_count > 0 and sentence_encoder is None
     if not own and sentence_encoder is None:
         raise UsageError("start.labels.text: name the sentence encoder of the label names, the model has none yet")
-    config.label_count, config.label_weight = count, labels.weight
+    config.label_count, config.label_dim, config.label_weight = count, labels.dim, labels.weight
     config.label_classifier = {"temperature": labels.temperature, "cells": labels.cells}
     if not own:
         config.label_shared_layers = labels.shared_layers
@@ -104,7 +104,7 @@ def _with_layers(model: LightningDOT, labels: Labels, count: int, sentence_encod
 
 def _unplaced(model: LightningDOT) -> dict[str, Tensor]:
     assert model.label_names is not None
-    return {"vectors": model.label_names.vectors, "mean": model.label_names.mean}
+    return dict(model.label_names.named_buffers(recurse=False))
 
 
 def _sentence_layers(model: LightningDOT, source: str, shared: int) -> dict[str, Tensor]:
@@ -113,7 +113,8 @@ def _sentence_layers(model: LightningDOT, source: str, shared: int) -> dict[str,
     Raises:
         UsageError: the layers to be shared differ, since the model's were trained.
     """
-    weights = BertModel.from_pretrained(source, add_pooling_layer=False).float().state_dict()
+    with QuietTransformers():
+        weights = BertModel.from_pretrained(source, add_pooling_layer=False).float().state_dict()
     own = model.text_model.state_dict()
     layers = {}
     for name, tensor in weights.items():

@@ -56,7 +56,8 @@ class Labels(_Section):
     names: str | None = None  # JSON list of label names in the classifier's order; unset: the classifier's labels.json
     text: str | None = None  # sentence encoder, a BERT; unset: ``start.text``, or that of the model's label names
     shared_layers: NonNegativeInt = 2  # first text layers that it shares with the text encoder, which never trains them
-    weight: PositiveFloat = 0.4  # of the label names in the score
+    dim: PositiveInt = 126  # width of their block in a vector
+    weight: PositiveFloat = 0.3  # of the label names in the score
     temperature: PositiveFloat = 0.7  # of the classifier's softmax
     cells: PositiveInt = 3  # along each side of a photo
 

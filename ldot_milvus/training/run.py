@@ -35,7 +35,7 @@ from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
 from ldot_milvus.training.batches import Batches, tokenize
 from ldot_milvus.training.checkpoints import copy_folder, newest, read_progress, recovered, replace_folder
-from ldot_milvus.training.data import CaptionedPhotos, cache_name, photos_of
+from ldot_milvus.training.data import CaptionedPhotos, cache_name, evenly, photos_of
 from ldot_milvus.training.dual import caption_embeddings
 from ldot_milvus.training.finish import finish
 from ldot_milvus.training.labels import add_labels
@@ -46,6 +46,9 @@ from ldot_milvus.training.start import new_model
 from ldot_milvus.training.trainer import StageRun
 
 log = logging.getLogger(__name__)
+
+CENTRED = 1000
+"""Number of training captions whose mean is the centre of texts for label names."""
 
 FIRST_STAGE = ("first-stage-train.npz", "first-stage-dev.npz")
 """The first stage's vectors, for a compressed re-ranker."""
@@ -148,7 +151,8 @@ class Run:
         else:
             copy_folder(find_lightningdot(start.model).folder, target, CARD)
         if start.labels is not None:
-            captions = [pair.captions[0] for pair in self._pairs["train"]]
+            pairs = self._pairs["train"]
+            captions = [pairs[row].captions[0] for row in evenly(len(pairs), CENTRED)]
             add_labels(start.labels, start.labels.text or start.text, target, captions)
 
     def _read_photos(self) -> None:

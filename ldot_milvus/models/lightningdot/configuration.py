@@ -48,7 +48,8 @@ class LightningDOTConfig(PretrainedConfig):
             coordinates to every vector that correct the dot product for hubness (``layers.HubnessCalibration``).
         calibration_weight, calibration_temperature: strength and softmax temperature of this correction.
         label_count: with n > 0, the names of a classifier's n labels are a second path from pixels to language: each
-            vector gets a block of its own, of the text encoder's width (``label_names.LabelNames``).
+            vector gets a block of its own (``label_names.LabelNames``).
+        label_dim: width of this block, at most that of the text encoder.
         label_weight: weight of this block's dot product in the score.
         label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
             names; training leaves them, and the word embeddings, as they are.
@@ -63,7 +64,7 @@ class LightningDOTConfig(PretrainedConfig):
 
     Raises:
         ValueError: an option is unknown, ``project_text`` is False and the widths differ, or label names are combined
-            with a text encoder that is no BERT or has too few layers.
+            with a text encoder that is no BERT, is too narrow or has too few layers.
     """
 
     model_type = "lightningdot"
@@ -83,7 +84,8 @@ class LightningDOTConfig(PretrainedConfig):
         calibration_weight: float = 0.6,
         calibration_temperature: float = 0.08,
         label_count: int = 0,
-        label_weight: float = 0.4,
+        label_dim: int = 126,
+        label_weight: float = 0.3,
         label_shared_layers: int = 0,
         label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
@@ -110,6 +112,11 @@ class LightningDOTConfig(PretrainedConfig):
                 f"label_shared_layers is {label_shared_layers}, and the text encoder has "
                 f"{self.text_config.num_hidden_layers} layers"
             )
+        if label_count and not 0 < label_dim <= self.text_config.hidden_size:
+            raise ValueError(
+                f"label_dim is {label_dim}, and the text encoder is {self.text_config.hidden_size} wide: it can be at "
+                "most that"
+            )
         self.region_dim = region_dim
         self.region_classes = region_classes
         self.projection_dim = projection_dim
@@ -120,6 +127,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.calibration_weight = calibration_weight
         self.calibration_temperature = calibration_temperature
         self.label_count = label_count
+        self.label_dim = label_dim
         self.label_weight = label_weight
         self.label_shared_layers = label_shared_layers
         self.label_classifier = label_classifier
@@ -132,8 +140,9 @@ class LightningDOTConfig(PretrainedConfig):
     @property
     def embedding_dim(self) -> int:
         """Width of the encoders' output, with calibration coordinates and the block of label names."""
-        block = self.text_config.hidden_size if self.label_count else 0
-        return self.projection_dim + (2 if self.calibration_anchors else 0) + block
+        return (
+            self.projection_dim + (2 if self.calibration_anchors else 0) + (self.label_dim if self.label_count else 0)
+        )
 
 
 class RerankerConfig(PretrainedConfig):

@@ -51,8 +51,9 @@ class LightningDOT(BertBasedModel):
         self.label_names = None
         if config.label_count:
             self.label_names = LabelNames(
-                config.text_config, config.label_count, config.label_shared_layers, config.label_weight
-            )
+                config.text_config, config.label_count, config.label_dim,
+                config.label_shared_layers, config.label_weight,
+            )  # fmt: skip
         self.post_init()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -50,7 +50,7 @@ class LightningDOTFiles(ModelFiles):
     @override
     def dim(self) -> int:
         # Computed as in LightningDOTConfig.embedding_dim, without its import of transformers.
-        block = self.config["text_config"]["hidden_size"] if self.has_labels else 0
+        block = self.config["label_dim"] if self.has_labels else 0
         return int(self.config["projection_dim"]) + (2 if self.config.get("calibration_anchors") else 0) + int(block)
 
     @property

@@ -21,7 +21,7 @@ from ldot_milvus.training.recipe import Labels
 from tests.conftest import make_photo
 from tests.labelled_models import CAPTIONS, NAMES, build_classifier, build_labelled_model
 
-WIDTH = 32
+DIM = 8  # more than four centred vectors of five names span
 TEXTS = ["a dog", "an elephant in the water", "x"]
 
 
@@ -47,15 +47,16 @@ def sentences(folder: Path, texts: list[str]) -> np.ndarray:
 def test_block_is_the_mean_of_the_names_by_their_probabilities(
     folders: tuple[Path, Path], embedder: LightningDOTEmbedder
 ) -> None:
-    model, encoder = folders
+    _, encoder = folders
     names = sentences(encoder, [f"a photo of a {name}" for name in NAMES])
     (regions,) = embedder.image_features([make_photo(1)])
     assert regions.label_probabilities is not None
-    expected = 0.25 * regions.label_probabilities[0] @ (names - names.mean(0))
-    assert np.linalg.norm(expected) > 1e-3
-    np.testing.assert_allclose(embedder.encode_features([regions])[0, -WIDTH:], expected, atol=1e-5)
+    photo = 0.25 * regions.label_probabilities[0] @ (names - names.mean(0))
     texts = sentences(encoder, TEXTS) - sentences(encoder, CAPTIONS).mean(0)
-    np.testing.assert_allclose(embedder.encode_texts(TEXTS)[:, -WIDTH:], texts, atol=1e-5)
+    expected = texts @ photo
+    assert expected.std() > 1e-3
+    blocks = embedder.encode_texts(TEXTS)[:, -DIM:] @ embedder.encode_features([regions])[0, -DIM:]
+    np.testing.assert_allclose(blocks, expected, atol=1e-5)
 
 
 def test_the_learned_part_is_that_of_the_model_without_label_names(
@@ -63,17 +64,15 @@ def test_the_learned_part_is_that_of_the_model_without_label_names(
 ) -> None:
     state = {name: tensor for name, tensor in embedder.bundle.encoder.state_dict().items() if "label_" not in name}
     config = LightningDOTConfig.from_pretrained(folders[0])
-    assert embedder.dim == embedder.bundle.files.dim == config.embedding_dim == config.projection_dim + WIDTH
+    assert embedder.dim == embedder.bundle.files.dim == config.embedding_dim == config.projection_dim + DIM
     config.label_count = 0
     plain = LightningDOT(config).eval()
     plain.load_state_dict(state)
     bundle = replace(embedder.bundle, encoder=plain)
     regions = embedder.image_features([make_photo(1), make_photo(2)])
     without = LightningDOTEmbedder(bundle)
-    np.testing.assert_allclose(embedder.encode_texts(TEXTS)[:, :-WIDTH], without.encode_texts(TEXTS), atol=1e-5)
-    np.testing.assert_allclose(
-        embedder.encode_features(regions)[:, :-WIDTH], without.encode_features(regions), atol=1e-5
-    )
+    np.testing.assert_allclose(embedder.encode_texts(TEXTS)[:, :-DIM], without.encode_texts(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(embedder.encode_features(regions)[:, :-DIM], without.encode_features(regions), atol=1e-5)
 
 
 def test_a_vector_does_not_depend_on_its_batch(embedder: LightningDOTEmbedder) -> None:
@@ -84,9 +83,9 @@ def test_a_vector_does_not_depend_on_its_batch(embedder: LightningDOTEmbedder) -
 
 def test_regions_of_another_extractor_are_refused(embedder: LightningDOTEmbedder, tiny) -> None:
     (plain,) = tiny.image_features([make_photo(1)])
-    with pytest.raises(InputError, match="no label probabilities, model .* reads those of 5"):
+    with pytest.raises(InputError, match=r"no label probabilities, model .* reads those of 5"):
         embedder.encode_images([plain])
-    with pytest.raises(InputError, match="of 2 labels, model .* reads those of 5"):
+    with pytest.raises(InputError, match=r"of 2 labels, model .* reads those of 5"):
         embedder.encode_images([replace(plain, label_probabilities=np.ones((10, 2), np.float32))])
 
 
@@ -109,12 +108,14 @@ def test_the_fingerprint_covers_the_classifier_and_region_data_stay_valid(
 def test_another_list_of_names_keeps_the_sentence_encoder(folders: tuple[Path, Path], tmp_path: Path) -> None:
     copy_folder(folders[0], tmp_path / "model")
     (tmp_path / "names.json").write_text(json.dumps([name.upper() + "s" for name in NAMES]))
-    labels = Labels(classifier=str(folders[0]), names=str(tmp_path / "names.json"))
+    labels = Labels(classifier=str(folders[0]), names=str(tmp_path / "names.json"), dim=5)
     add_labels(labels, None, tmp_path / "model", CAPTIONS)
     embedder = LightningDOTEmbedder(str(tmp_path / "model"), device="cpu")
     names = sentences(folders[1], [f"a photo of a {name.upper()}s" for name in NAMES])
     assert embedder.bundle.encoder.label_names is not None
-    np.testing.assert_allclose(embedder.bundle.encoder.label_names.vectors, names - names.mean(0), atol=1e-5)
+    vectors, centred = embedder.bundle.encoder.label_names.vectors.numpy(), names - names.mean(0)
+    assert vectors.shape == (5, 5)
+    np.testing.assert_allclose(vectors @ vectors.T, centred @ centred.T, atol=1e-5)
     assert json.loads((tmp_path / "model" / "labels" / "labels.json").read_text())[0] == "DOGs"
 
 
@@ -141,8 +142,10 @@ def test_a_sentence_encoder_that_was_trained_is_refused(
     copy_folder(folders[0], tmp_path / "model")
     classifier = str(folders[0])
     with pytest.raises(UsageError, match="layer 2 differ"):
-        add_labels(Labels(classifier=classifier, shared_layers=2), str(folders[1]), tmp_path / "model", CAPTIONS)
+        add_labels(Labels(classifier=classifier, dim=8, shared_layers=2), str(folders[1]), tmp_path / "model", CAPTIONS)
     copy_folder(Path(tiny_model), tmp_path / "plain")
+    with pytest.raises(UsageError, match="label_dim is 126, and the text encoder is 32 wide"):
+        add_labels(Labels(classifier=classifier), None, tmp_path / "model", CAPTIONS)
     with pytest.raises(UsageError, match="name the sentence encoder"):
         add_labels(Labels(classifier=classifier), None, tmp_path / "plain", CAPTIONS)
     with pytest.raises(UsageError, match="has no classifier"):
@@ -152,5 +155,5 @@ def test_a_sentence_encoder_that_was_trained_is_refused(
 def test_a_classifier_of_other_labels_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     copy_folder(folders[0], tmp_path / "model")
     build_classifier(tmp_path / "model" / "labels", names=["dog", "cat"])
-    with pytest.raises(ModelError, match="names of 5 labels, and the classifier in .* knows 2"):
+    with pytest.raises(ModelError, match=r"names of 5 labels, and the classifier in .* knows 2"):
         LightningDOTEmbedder(str(tmp_path / "model"), device="cpu").encode_images([make_photo(1)])

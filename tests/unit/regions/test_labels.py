@@ -1,4 +1,4 @@
-"""Label probabilities: the network against a reference of its layers, the cells, and the real weights on real photos."""
+"""Label probabilities: the network against a reference of its layers, its cells, and real weights on real photos."""
 
 from __future__ import annotations
 
