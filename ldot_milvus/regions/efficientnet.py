@@ -52,7 +52,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
         self.head_channels = head_channels
         self.batch_norm_eps = batch_norm_eps
         self.stages = stages or []
-        super().__init__(num_labels=num_labels, **kwargs)
+        super().__init__(**{"num_labels": num_labels, **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of ``config.json``: the number of labels, and not transformers' two maps of their names."""
@@ -140,18 +140,17 @@ class EfficientNetLite(QuantizedStorage, PreTrainedModel):
                 inputs = stage["channels"]
         self.blocks = nn.Sequential(*blocks)
         self.head = ConvolutionNorm(inputs, config.head_channels, 1, config)
+        assert config.num_labels is not None
         self.classifier = nn.Linear(config.head_channels, config.num_labels)
         self.post_init()
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """Compute the last feature map (B, head_channels, h, w) of normalised pixels (B, 3, H, W)."""
-        features: Tensor = self.head(self.blocks(self.stem(pixels)))
-        return features
+        return self.head(self.blocks(self.stem(pixels)))
 
     def forward(self, pixels: Tensor, **_: Any) -> Tensor:
         """Compute the logits (B, num_labels) of normalised pixels (B, 3, H, W)."""
-        logits: Tensor = self.classifier(self.feature_map(pixels).mean((2, 3)))
-        return logits
+        return self.classifier(self.feature_map(pixels).mean((2, 3)))
 
     def fused(self) -> EfficientNetLite:
         """Fold all batch norms into their convolutions, in place, for inference; returns the model."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ldot_milvus.regions.base import Array, RegionExtractor, Regions
 from ldot_milvus.regions.efficientnet import EfficientNetLite, cell_means
@@ -44,13 +45,14 @@ class LabelClassifier:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         config = network.config
-        self.count = int(config.num_labels)
+        assert config.num_labels is not None
+        self.count = config.num_labels
         self.least_side = classifier_least_side(config.image_size)
         self._size, self._mean, self._std = config.image_size, config.pixel_mean, config.pixel_std
         self._temperature, self._cells = temperature, cells
         self._device, self._dtype = torch.device(device), dtype
-        network = network.float().fused()
-        self._network = network.to(self._device, dtype).to(memory_format=torch.channels_last)
+        network = nn.Module.to(network.float().fused(), self._device, dtype)
+        self._network = nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_pretrained(cls, folder: str, **kwargs: Any) -> LabelClassifier:
@@ -73,8 +75,7 @@ class LabelClassifier:
         features = self._network.feature_map(planes.contiguous(memory_format=torch.channels_last))
         places = torch.cat([cell_means(features, 1), cell_means(features, self._cells)], dim=1)
         logits = self._network.classifier(places).float()
-        result: Array = (logits / self._temperature).softmax(-1).cpu().numpy()
-        return result
+        return (logits / self._temperature).softmax(-1).cpu().numpy()
 
     def _pixels(self, image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         from PIL.Image import Resampling

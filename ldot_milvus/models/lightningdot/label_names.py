@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
+from transformers import PretrainedConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from ldot_milvus.models.lightningdot.layers import BertBody, pool
@@ -33,7 +33,7 @@ class LabelNames(nn.Module):
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, config: BertConfig, count: int, dim: int, shared: int, weight: float) -> None:
+    def __init__(self, config: PretrainedConfig, count: int, dim: int, shared: int, weight: float) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.zeros(count, dim))
         self.register_buffer("mean", torch.zeros(config.hidden_size))
