@@ -48,8 +48,10 @@ def main() -> None:
     options = parser.parse_args()
     embedder = LightningDOTEmbedder(str(options.model), device="cpu", dtype="float32")
     extractor = load_extractor(embedder.bundle.files, torch.device("cpu"), torch.float32)
-    width = embedder.bundle.encoder.config.region_dim
-    photos = photos_of(read_pairs(options.dev), extractor, options.features, width=width)
+    config = embedder.bundle.encoder.config
+    photos = photos_of(
+        read_pairs(options.dev), extractor, options.features, width=config.region_dim, labels=config.label_count
+    )
     by_dot, reranked = shown_answers(embedder, photos)
     print(json.dumps(write_probability(embedder.bundle.files, by_dot, reranked), indent=2))
     shown = {"dot product": by_dot} | ({} if reranked is None else {"re-ranked": reranked})

@@ -60,10 +60,10 @@ def size(number: float) -> str:
 def table() -> str:
     """Format the table of docs/sizing.md, for a million photos."""
     million = 1_000_000
-    rows = [("width of a vector", "386 (ldot-mini)", "768 (LightningDOT)")]
+    rows = [("width of a vector", "512 (ldot-mini)", "768 (LightningDOT)")]
     formulas: dict[str, Callable[[int], float]] = {
         "`store.sqlite` of a local store": sqlite_row,
-        "region store": lambda dim: regions(384) if dim == 386 else 36 * 2048 * 2 + BOXES,
+        "region store": lambda dim: regions(384) if dim == 512 else 36 * 2048 * 2 + BOXES,
         "memory of a local process, `FLAT`": lambda dim: index_row("FLAT", dim),
         "memory of a local process, `HNSW`": lambda dim: index_row("HNSW", dim),
         "memory of a Milvus server, `FLAT`": lambda dim: SERVER * (index_row("FLAT", dim) + ROW),
@@ -73,7 +73,7 @@ def table() -> str:
         "GPU memory, `GPU_BRUTE_FORCE`": lambda dim: index_row("GPU_BRUTE_FORCE", dim),
         "GPU memory, `GPU_CAGRA`": lambda dim: index_row("GPU_CAGRA", dim),
     }
-    rows += [(name, *(size(million * formula(dim)) for dim in (386, 768))) for name, formula in formulas.items()]
+    rows += [(name, *(size(million * formula(dim)) for dim in (512, 768))) for name, formula in formulas.items()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---:|---:|", *lines[1:]])
 

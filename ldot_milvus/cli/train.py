@@ -59,7 +59,7 @@ def train(
 ) -> None:
     """Train, fine-tune or pre-train a model.
 
-    RECIPE is finetune, rerank, compressed, pretrain, ldot-mini, or a TOML file (see docs/training.md).
+    RECIPE is finetune, rerank, compressed, labels, pretrain, ldot-mini, or a TOML file (see docs/training.md).
 
     PATH is a tar or a folder of NAME.jpg and NAME.json ({"captions": [...]}), a Karpathy JSON file (with --photos or
     --regions), or a LightningDOT text LMDB (with --regions).

@@ -30,6 +30,9 @@ class Regions:
         objects: (n,) int64, the id of the region's class; ids do not count the background.
         attributes: (n,) int64, the id of the most probable attribute.
         attribute_confidence: (n,) float32 in 0..1, the probability of that attribute.
+        label_probabilities: (places, labels) float32, a classifier's probabilities of its labels in the whole photo,
+            then in the cells of a grid, row by row (:class:`~ldot_milvus.regions.labels.LabelClassifier`); None for a
+            model without label names. They do not belong to single regions.
 
     Raises:
         InputError: an array has a wrong shape, or n is 0.
@@ -42,6 +45,7 @@ class Regions:
     objects: Ids | None = None
     attributes: Ids | None = None
     attribute_confidence: Array | None = None
+    label_probabilities: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -56,6 +60,9 @@ class Regions:
             values = getattr(self, name)
             if values is not None and values.shape != (n,):
                 raise InputError(f"{n} regions need {name} ({n},); got {values.shape}")
+        labels = self.label_probabilities
+        if labels is not None and (labels.ndim != 2 or len(labels) == 0):
+            raise InputError(f"label_probabilities need the shape (places, labels); got {labels.shape}")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -65,8 +72,11 @@ class Regions:
         return self if count >= len(self) else self.select(np.arange(count))
 
     def select(self, indices: NDArray[np.int64]) -> Regions:
-        """Return the regions at ``indices``, in that order."""
-        return Regions(**{name: array[indices] for name, array in vars(self).items() if array is not None})
+        """Return the regions at ``indices``, in that order, and the photo's label probabilities."""
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return Regions(
+            **{name: array if name == "label_probabilities" else array[indices] for name, array in arrays.items()}
+        )
 
 
 class RegionExtractor(Protocol):

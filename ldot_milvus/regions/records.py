@@ -30,7 +30,7 @@ def decode_record(value: bytes, where: str) -> Regions:
         raise InputError(
             f"{where}: no {', '.join(sorted(missing))}; its arrays are {', '.join(sorted(arrays)) or 'none'}"
         )
-    labels = arrays.get("soft_labels")
+    soft_labels, labels = arrays.get("soft_labels"), arrays.get("label_probabilities")
     try:
         boxes = arrays["norm_bb"].astype(np.float32)
         if boxes.ndim != 2 or boxes.shape[1] != 6:
@@ -40,7 +40,8 @@ def decode_record(value: bytes, where: str) -> Regions:
             arrays["features"].astype(np.float32),
             np.concatenate([boxes, area], axis=1),
             arrays["conf"].astype(np.float32).reshape(-1),
-            None if labels is None else labels.astype(np.float32),
+            None if soft_labels is None else soft_labels.astype(np.float32),
+            label_probabilities=None if labels is None else labels.astype(np.float32),
         )
     except (InputError, ValueError, TypeError) as error:  # from Regions, and from numpy for texts instead of numbers
         raise InputError(f"{where}: {error}") from error
@@ -80,10 +81,12 @@ def _arrays(value: bytes, where: str) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _halves(regions: Regions) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of the authors' files, in half precision."""
+    """Return the arrays of the authors' files and the label probabilities, which these lack, in half precision."""
     arrays = {"features": regions.features, "norm_bb": regions.boxes[:, :6], "conf": regions.confidence}
     if regions.soft_labels is not None:
         arrays["soft_labels"] = regions.soft_labels
+    if regions.label_probabilities is not None:
+        arrays["label_probabilities"] = regions.label_probabilities
     return {name: np.ascontiguousarray(array, np.float16) for name, array in arrays.items()}
 
 

@@ -55,6 +55,16 @@ def least_side_of(config: Mapping[str, Any]) -> int | None:
         return None
 
 
+def classifier_least_side(size: int) -> int:
+    """Return the ``least_side`` of a classifier that reads squares of ``size`` pixels, without importing its module."""
+    return 3 * size // 2  # leaves the last reduction, which smooths, to the classifier
+
+
+def both_least_sides(first: int | None, second: int | None) -> int | None:
+    """Return the ``least_side`` of photos that two networks read; None: decode at full size, as one of them needs."""
+    return None if first is None or second is None else max(first, second)
+
+
 def extractor_class(kind: str) -> Any:
     """Import and return the class of an extractor.
 

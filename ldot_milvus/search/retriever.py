@@ -355,8 +355,9 @@ def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
     if stored not in (None, model.fingerprint) and stored not in model.former_fingerprints:
         raise ModelMismatch(
             filled_with(store, store.properties)
-            or f"collection {store.collection!r} in {store.address} was filled with a model other than {model.name!r}: "
-            "name the model that filled it (LDOT_MODEL, --model), or ingest into another collection"
+            or f"collection {store.collection!r} in {store.address} was filled with a model other than {model.name!r}, "
+            "or with another version of it: name the model that filled it (LDOT_MODEL, --model), or ingest into "
+            "another collection"
         )
     dim = store.dim
     if dim not in (None, model.dim):

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ldot_milvus.errors import LdotError, UsageError
-from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.lightningdot.inputs import pad_regions, stack_labels
 from ldot_milvus.models.lightningdot.pretraining import IGNORE_INDEX
 from ldot_milvus.models.texts import token_ids
 from ldot_milvus.regions import Regions
@@ -48,6 +48,7 @@ class Batch:
         features: float32 (B, R, d), the regions' features.
         boxes: float32 (B, R, 7), the regions' boxes.
         region_mask: bool (B, R), True = region, False = padding.
+        label_probabilities: float32 (B, places, labels), for a model with label names.
         objective: the objective of pre-training; "cmr" in other tasks.
         caption_embeddings: (B, dim), the meaning of each photo's captions, for soft targets.
         similarities: float32 (B, B), the first stage's dot product of text i and photo j.
@@ -63,6 +64,7 @@ class Batch:
     boxes: Tensor
     region_mask: Tensor
     objective: str = "cmr"
+    label_probabilities: Tensor | None = None
     caption_embeddings: Tensor | None = None
     similarities: Tensor | None = None
     complete: Batch | None = None
@@ -202,7 +204,8 @@ class Batches(Dataset["Batch | LdotError"]):
             for place, (row, turn) in enumerate(zip(rows.tolist(), turns.tolist(), strict=True))
         ]
         ids, mask = pad([pair.disturbed_words for pair in pairs])
-        batch = Batch(ids, mask, *region_tensors([pair.disturbed for pair in pairs]), objective)
+        views = [pair.disturbed for pair in pairs]
+        batch = Batch(ids, mask, *region_tensors(views), objective, label_tensor(views))
         if self._stage.soft_targets and self._caption_embeddings is not None:
             batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
         if self._first_stage is not None:
@@ -286,6 +289,12 @@ def region_tensors(regions: Sequence[Regions]) -> tuple[Tensor, Tensor, Tensor]:
     """Pad regions as :func:`.lightningdot.inputs.pad_regions` does: features, boxes and mask as tensors."""
     features, boxes, mask = map(torch.from_numpy, pad_regions(regions))
     return features, boxes, mask
+
+
+def label_tensor(regions: Sequence[Regions]) -> Tensor | None:
+    """Stack label probabilities as :func:`.lightningdot.inputs.stack_labels` does, as a tensor."""
+    labels = stack_labels(regions)
+    return None if labels is None else torch.from_numpy(labels)
 
 
 def by_length(mask: Tensor, groups: int) -> Iterator[tuple[Tensor, int]]:

@@ -27,7 +27,9 @@ class Scorer(nn.Module):
 
     model: Any
 
-    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+    def encode_images(
+        self, features: Tensor, boxes: Tensor, region_mask: Tensor, label_probabilities: Tensor | None = None
+    ) -> Tensor:
         """Encode P images alone as (P, ...), from the regions of a :class:`~.batches.Batch`."""
         raise NotImplementedError
 
@@ -85,7 +87,7 @@ class ContrastiveObjective(nn.Module):
 
 def all_scores(scorer: Scorer, batch: Batch) -> Tensor:
     """Compute the logits (B, B) of all texts with all images of the joint batch, with gradients to every process."""
-    images = scorer.encode_images(batch.features, batch.boxes, batch.region_mask)
+    images = scorer.encode_images(batch.features, batch.boxes, batch.region_mask, batch.label_probabilities)
     all_images = gathered(images) if images.dim() == 2 else gathered_sequences(images)
     regions = gathered_sequences(batch.region_mask.float()).bool()
     rows, scores = [], []

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class CaptionedPhotos:
         views: readers of regions: of the photo first, then of its augmentations.
         width: of a region's feature vector.
         scale: by which training standardises the features; None leaves them unchanged.
+        labels: number of the model's label names, whose probabilities every photo needs; 0 for a model without them.
     """
 
     names: list[str]
@@ -48,6 +49,7 @@ class CaptionedPhotos:
     views: list[Reader]
     width: int
     scale: Scale | None = None
+    labels: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,7 +63,8 @@ class CaptionedPhotos:
         """Read the regions of a photo, standardised to mean 0 and variance 1 in each channel if ``scale`` is set.
 
         Raises:
-            InputError: the features have another width. The message names the photo.
+            InputError: the features have another width, or label probabilities are missing. The message names the
+                photo.
         """
         regions = self.views[view](row)
         if regions.features.shape[1] != self.width:
@@ -69,21 +72,33 @@ class CaptionedPhotos:
                 f"{self.names[row]}: its regions have {regions.features.shape[1]} features, "
                 f"the model reads {self.width}: extract them with the model's extractor"
             )
+        given = regions.label_probabilities
+        if self.labels and (given is None or given.shape[1] != self.labels):
+            raise InputError(
+                f"{self.names[row]}: its regions lack the probabilities of the model's {self.labels} labels: "
+                "give photos instead of region features"
+            )
         if self.scale is None:
             return regions
         features = (regions.features - self.scale[0]) / self.scale[1]
-        return Regions(features, regions.boxes, regions.confidence, regions.soft_labels)
+        return replace(regions, features=features)
 
     def measured(self, sample: int = 1000) -> Scale:
         """Measure mean and standard deviation of every channel over ``sample`` photos, evenly spaced."""
-        rows = np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int)
+        rows = evenly(len(self), sample)
         values = np.concatenate([self.views[0](row).features for row in rows])
         return values.mean(0), values.std(0) + np.float32(1e-3)
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """Return ``count`` of the indices below ``total`` at even distances; all of them if there are fewer."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+
+
 def photos_of(
-    pairs: Sequence[Pair], extractor: RegionExtractor | None, folder: Path, *, width: int, views: int = 1
-) -> CaptionedPhotos:
+    pairs: Sequence[Pair], extractor: RegionExtractor | None, folder: Path, *, width: int, views: int = 1,
+    labels: int = 0,
+) -> CaptionedPhotos:  # fmt: skip
     """Prepare pairs for training, extracting the regions of photos unless the pairs have region features.
 
     Args:
@@ -92,6 +107,7 @@ def photos_of(
         folder: where extracted regions are stored.
         width: of the features that the model reads.
         views: number of views of a photo; see :func:`extracted`.
+        labels: number of the model's label names.
 
     Raises:
         UsageError: a caption is empty, photos have no extractor or one of another width, or several views of
@@ -105,16 +121,15 @@ def photos_of(
     if isinstance(pairs[0].load(), Regions):
         if views > 1:
             raise UsageError(f"views is {views}, but precomputed regions have one view: set data.views to 1")
-        return CaptionedPhotos(names, captions, [_PrecomputedReader(pairs)], width)
+        return CaptionedPhotos(names, captions, [_PrecomputedReader(pairs)], width, labels=labels)
     if extractor is None:
         raise UsageError("the model has no region extractor: give region features of the photos with --regions")
     if extractor.dim != width:
         raise UsageError(
             f"the region extractor returns {extractor.dim} features, the model reads {width}: change data.extraction"
         )
-    return CaptionedPhotos(
-        names, captions, [extracted(pairs, extractor, folder, view=view) for view in range(views)], width
-    )
+    readers = [extracted(pairs, extractor, folder, view=view) for view in range(views)]
+    return CaptionedPhotos(names, captions, readers, width, labels=labels)
 
 
 def cache_name(pairs: Sequence[Pair], extractor: str) -> str:

@@ -22,7 +22,7 @@ from ldot_milvus.models.lightningdot.embedder import IMAGE_BATCH, LightningDOTEm
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.contrastive import Scorer
-from ldot_milvus.training.data import CaptionedPhotos
+from ldot_milvus.training.data import CaptionedPhotos, evenly
 
 TEMPERATURE = 0.07
 """Initial value of the softmax's learned temperature, for models with normalised vectors."""
@@ -46,8 +46,10 @@ class DualScorer(Scorer):
         return self.model.lightningdot if isinstance(self.model, LightningDOTForPreTraining) else self.model
 
     @override
-    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        return self.encoder.encode_image(features, boxes, region_mask).float()
+    def encode_images(
+        self, features: Tensor, boxes: Tensor, region_mask: Tensor, label_probabilities: Tensor | None = None
+    ) -> Tensor:
+        return self.encoder.encode_image(features, boxes, region_mask, label_probabilities).float()
 
     @override
     def scores(self, ids: Tensor, mask: Tensor, images: Tensor, region_mask: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
         photos: the source of the anchors: photos at even distances, and the first caption of each.
         anchors: number of anchors of each modality; fewer if there are fewer photos.
     """
-    rows = np.unique(np.linspace(0, len(photos) - 1, anchors).astype(int)).tolist()
+    rows = evenly(len(photos), anchors)
     sample = replace(
         photos,
         names=[photos.names[row] for row in rows],
@@ -112,8 +114,9 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
     calibrated = _recalibrated(bundle.encoder, len(rows))
     assert calibrated.text_calibration is not None
     assert calibrated.image_calibration is not None
-    calibrated.text_calibration.anchors.copy_(images)
-    calibrated.image_calibration.anchors.copy_(texts)
+    width = bundle.encoder.config.projection_dim  # without the block of label names
+    calibrated.text_calibration.anchors.copy_(images[:, :width])
+    calibrated.image_calibration.anchors.copy_(texts[:, :width])
     return calibrated
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from ldot_milvus.models.calibration import CALIBRATION
-from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.lightningdot.files import LABELS, find_lightningdot
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.loading import load_model
+from ldot_milvus.regions.efficientnet import EfficientNetLite
 from ldot_milvus.regions.grid import GridBackbone
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def finish(
-    recipe: Recipe, origin: Path, best: Path, target: Path, train: CaptionedPhotos, dev: CaptionedPhotos
+    recipe: Recipe, origin: Path, best: Path, target: Path, train: CaptionedPhotos | None, dev: CaptionedPhotos
 ) -> None:
     """Write the model in ``best`` to ``target``, as the recipe's ``finish`` table says.
 
@@ -34,14 +35,14 @@ def finish(
         origin: folder of the run's initial model; by default, the result is calibrated if that model is.
         best: folder of the best model of the last stage.
         target: folder of the result.
-        train: source of the calibration anchors.
+        train: source of the calibration anchors; None for a recipe without stages, whose vectors keep theirs.
         dev: data on which the weight of the dot product is selected and probabilities are fitted.
     """
     settings = recipe.finish
     copy_folder(best, target)
     bundle = load_model(str(best), device=None, dtype="float32")
     encoder, reranker = bundle.encoder, bundle.reranker
-    if any(stage.task != "rerank" for stage in recipe.stages):
+    if train is not None and any(stage.task != "rerank" for stage in recipe.stages):
         anchors = settings.calibration_anchors
         if anchors is None:
             anchors = find_lightningdot(str(origin)).config.get("calibration_anchors", 0)
@@ -57,6 +58,8 @@ def finish(
         save_quantized(encoder, target, keep=half_precision)
         if (encoder.config.region_extractor or {}).get("kind") == "grid":
             save_quantized(GridBackbone.from_pretrained(best / "regions"), target / "regions")
+        if encoder.label_names is not None:
+            save_quantized(EfficientNetLite.from_pretrained(best / LABELS), target / LABELS, keep=half_precision)
         if reranker is not None:
             save_quantized(reranker, target / "reranker", keep=half_precision)
     for folder in (target, target / "reranker"):

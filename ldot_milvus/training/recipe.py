@@ -51,6 +51,19 @@ class Data(_Section):
     extraction: dict[str, Any] = {}  # options of the training photos' extractor that differ from the model's
 
 
+class Labels(_Section):
+    """Label names of the initial model: a second path from pixels to language."""
+
+    classifier: str  # folder of an EfficientNet-Lite with labels.json, or a model that has label names
+    names: str | None = None  # JSON list of label names in the classifier's order; unset: the classifier's labels.json
+    text: str | None = None  # sentence encoder, a BERT; unset: ``start.text``, or that of the model's label names
+    shared_layers: NonNegativeInt = 2  # first text layers that it shares with the text encoder, which never trains them
+    dim: PositiveInt = 126  # width of their block in a vector
+    weight: PositiveFloat = 0.3  # of the label names in the score
+    temperature: PositiveFloat = 0.7  # of the classifier's softmax
+    cells: PositiveInt = 3  # along each side of a photo
+
+
 class Start(_Section):
     """The initial model: an existing one, or the components of a new one."""
 
@@ -62,13 +75,14 @@ class Start(_Section):
     text_config: dict[str, Any] = {}  # fields of BertConfig that replace those of ``text``
     image_config: dict[str, Any] = {}  # likewise, for the image encoder
     reranker: dict[str, Any] = {}  # fields of RerankerConfig, for a model without a re-ranker; or of EdjeConfig
+    labels: Labels | None = None  # label names, new or instead of the model's; unset: the model stays as it is
 
     @model_validator(mode="after")
     def _one_of(self) -> Start:
         if (self.model is None) == (self.text is None):
             raise ValueError("give either model (to train it further) or text (to make a new model from it)")
-        if self.trains_edje and self.model is None:
-            raise ValueError("a compressed re-ranker reads the tokens of an existing model: give model")
+        if self.trains_edje and (self.model is None or self.labels is not None):
+            raise ValueError("a compressed re-ranker reads the tokens of an existing model: give model, without labels")
         return self
 
     @property
@@ -165,7 +179,7 @@ class Recipe(_Section):
 
     data: Data = Data()
     start: Start
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[Stage] = []
     finish: Finish = Finish()
     trainer: Trainer = Trainer()
 
@@ -176,6 +190,12 @@ class Recipe(_Section):
             return content
         stages = [{**content["every_stage"], **stage} for stage in content.get("stages", [])]
         return {name: value for name, value in content.items() if name != "every_stage"} | {"stages": stages}
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Recipe:
+        if not self.stages and self.start.labels is None:
+            raise ValueError("stages: give at least one, or start.labels")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Recipe:

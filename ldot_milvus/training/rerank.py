@@ -40,7 +40,9 @@ class RerankScorer(Scorer):
         self.model = model
 
     @override
-    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+    def encode_images(
+        self, features: Tensor, boxes: Tensor, region_mask: Tensor, label_probabilities: Tensor | None = None
+    ) -> Tensor:
         return self.model.embed_regions(features, boxes).float()
 
     @override

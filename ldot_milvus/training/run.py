@@ -3,7 +3,7 @@
 ::
 
     OUT/run.json            the recipe and data of the run; a run with others is refused
-    OUT/start/              the initial model of a recipe with ``start.text``
+    OUT/start/              the initial model of a recipe with ``start.text`` or ``start.labels``
     OUT/features/           extracted regions of the photos
     OUT/STAGE/step-N/       the last checkpoint
     OUT/STAGE/best/         the best model so far, a complete model folder
@@ -34,17 +34,21 @@ from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
 from ldot_milvus.training.batches import Batches, tokenize
-from ldot_milvus.training.checkpoints import newest, read_progress, recovered, replace_folder
-from ldot_milvus.training.data import CaptionedPhotos, cache_name, photos_of
+from ldot_milvus.training.checkpoints import copy_folder, newest, read_progress, recovered, replace_folder
+from ldot_milvus.training.data import CaptionedPhotos, cache_name, evenly, photos_of
 from ldot_milvus.training.dual import caption_embeddings
 from ldot_milvus.training.finish import finish
+from ldot_milvus.training.labels import add_labels
 from ldot_milvus.training.masking import Vocabulary
 from ldot_milvus.training.recipe import Recipe, Stage
-from ldot_milvus.training.stages import Task, task_of
+from ldot_milvus.training.stages import CARD, Task, task_of
 from ldot_milvus.training.start import new_model
 from ldot_milvus.training.trainer import StageRun
 
 log = logging.getLogger(__name__)
+
+CENTRED = 1000
+"""Number of training captions whose mean is the centre of texts for label names."""
 
 FIRST_STAGE = ("first-stage-train.npz", "first-stage-dev.npz")
 """The first stage's vectors, for a compressed re-ranker."""
@@ -131,34 +135,50 @@ class Run:
             file.write_text(json.dumps(current, indent=1))
 
     def _start(self) -> Path:
-        if self._recipe.start.model is not None:
-            return find_lightningdot(self._recipe.start.model).folder
+        start = self._recipe.start
+        if start.model is not None and start.labels is None:
+            return find_lightningdot(start.model).folder
         folder = self._out / "start"
         if self._main and not recovered(folder).exists():
-            replace_folder(folder, lambda target: new_model(self._recipe.start, target))
+            replace_folder(folder, self._new_model)
         self._accelerator.wait_for_everyone()
         return folder
+
+    def _new_model(self, target: Path) -> None:
+        start = self._recipe.start
+        if start.model is None:
+            new_model(start, target)
+        else:
+            copy_folder(find_lightningdot(start.model).folder, target, CARD)
+        if start.labels is not None:
+            pairs = self._pairs["train"]
+            captions = [pairs[row].captions[0] for row in evenly(len(pairs), CENTRED)]
+            add_labels(start.labels, start.labels.text or start.text, target, captions)
 
     def _read_photos(self) -> None:
         self._read_regions(load_model(str(self._origin), device="cpu", dtype="float32"))
 
     def _read_regions(self, bundle: Bundle) -> None:
-        self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
+        if self._recipe.stages:
+            self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
         self._dev = self._photos("dev", bundle, {})
 
     def _finish(self, best: Path, target: Path) -> None:
-        finish(self._recipe, self._origin, best, target, self._train, self._dev)
+        finish(self._recipe, self._origin, best, target, self._train if self._recipe.stages else None, self._dev)
 
     def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> CaptionedPhotos:
-        pairs, width = self._pairs[split], bundle.encoder.config.region_dim
+        pairs, model = self._pairs[split], bundle.encoder.config
         extractor, name = None, "given"
         if not isinstance(pairs[0].load(), Regions):
             extractor = load_extractor(bundle.files, self._accelerator.device, torch.float32, extraction)
-            config = {**(bundle.encoder.config.region_extractor or {}), **extraction}
-            name = cache_name(pairs, json.dumps([config, _digest(bundle.files.extractor_files)], sort_keys=True))
+            sources: list[Any] = [{**(model.region_extractor or {}), **extraction}]
+            sources.append(_digest(bundle.files.extractor_files))
+            if model.label_count:
+                sources += [model.label_classifier, _digest(bundle.files.label_files)]
+            name = cache_name(pairs, json.dumps(sources, sort_keys=True))
         folder = Path(self._recipe.data.features or self._out / "features") / name
         with self._accelerator.main_process_first():  # the other processes then read the extracted regions
-            return photos_of(pairs, extractor, folder, width=width, views=views)
+            return photos_of(pairs, extractor, folder, width=model.region_dim, views=views, labels=model.label_count)
 
     def _stage(self, stage: Stage, folder: Path, best: Path) -> None:
         """Train a stage: the initial model is in ``folder``, the result goes to ``best``."""

@@ -135,10 +135,14 @@ def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
         scorer.model.set_attn_implementation("eager")  # half the time of the fused kernel's backward pass
     if stage.gradient_checkpointing:
         checkpoint_activations(scorer.model)
-    if stage.frozen_text_layers is not None:
+    frozen = stage.frozen_text_layers
+    if isinstance(scorer, DualScorer) and scorer.encoder.label_names is not None:
+        scorer.encoder.label_names.requires_grad_(False)
+        frozen = max(frozen or 0, scorer.encoder.config.label_shared_layers)  # the sentence encoder reads them too
+    if frozen is not None:
         # Frozen layers make a step cheaper, and preserve more of the pre-trained model.
         body = _text_body(scorer)
-        for module in (body.embeddings, *body.encoder.layer[: stage.frozen_text_layers]):
+        for module in (body.embeddings, *body.encoder.layer[:frozen]):
             module.requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.forks import Lock, computation
-from ldot_milvus.models.lightningdot.files import LightningDOTFiles, LightningDOTRerankerFiles
+from ldot_milvus.models.lightningdot.files import LABELS, LightningDOTFiles, LightningDOTRerankerFiles
 from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype
 from ldot_milvus.regions.registry import extractor_class
 
@@ -49,8 +49,8 @@ class Bundle:
         """The region extractor, loaded on first use; None for a model that reads precomputed regions only.
 
         Raises:
-            ModelError: the extractor is unknown or cannot be loaded, or its regions do not have the model's
-                ``region_dim``.
+            ModelError: the extractor or the classifier of the label names is unknown or cannot be loaded, or does not
+                fit the model.
         """
         with self._loading:  # several threads open photos, and cached_property takes no lock since Python 3.12
             return self._extractor
@@ -141,7 +141,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: Pre
 def load_extractor(
     files: LightningDOTFiles, device: torch.device, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
 ) -> RegionExtractor | None:
-    """Load the region extractor of a model.
+    """Load the region extractor of a model, with the classifier of its label names if it has any.
 
     Args:
         files: the model's files.
@@ -152,8 +152,7 @@ def load_extractor(
         The extractor; None for a model that reads precomputed regions only.
 
     Raises:
-        ModelError: the extractor is unknown or cannot be loaded, or its regions do not have the model's
-            ``region_dim``.
+        ModelError: the extractor or the classifier is unknown or cannot be loaded, or does not fit the model.
     """
     config = files.config.get("region_extractor")
     if config is None:
@@ -177,4 +176,25 @@ def load_extractor(
             f"model {files.name!r} reads regions of {files.config.get('region_dim')} features, and the extractor in "
             f"{weights} returns {extractor.dim}: use the extractor that the model was trained with"
         )
-    return extractor
+    return _with_labels(files, extractor, device, dtype) if files.has_labels else extractor
+
+
+def _with_labels(
+    files: LightningDOTFiles, extractor: RegionExtractor, device: torch.device, dtype: torch.dtype
+) -> RegionExtractor:
+    from ldot_milvus.regions.labels import LabelClassifier, LabelledExtractor
+
+    folder, count = files.folder / LABELS, files.config["label_count"]
+    options = files.config.get("label_classifier") or {}
+    try:
+        with QuietTransformers():
+            classifier = LabelClassifier.from_pretrained(str(folder), **options, device=device, dtype=dtype)
+    except (OSError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"the label classifier of model {files.name!r} cannot be loaded: {first}") from error
+    if classifier.count != count:
+        raise ModelError(
+            f"model {files.name!r} has the names of {count} labels, and the classifier in {folder} knows "
+            f"{classifier.count}: use the classifier that the model was made with"
+        )
+    return LabelledExtractor(extractor, classifier)

@@ -47,6 +47,14 @@ class LightningDOTConfig(PretrainedConfig):
         calibration_anchors: with n > 0, each encoder stores n vectors of the other modality and appends two
             coordinates to every vector that correct the dot product for hubness (``layers.HubnessCalibration``).
         calibration_weight, calibration_temperature: strength and softmax temperature of this correction.
+        label_count: with n > 0, the names of a classifier's n labels are a second path from pixels to language: each
+            vector gets a block of its own (``label_names.LabelNames``).
+        label_dim: width of this block, at most that of the text encoder.
+        label_weight: weight of this block's dot product in the score.
+        label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
+            names; training leaves them, and the word embeddings, as they are.
+        label_classifier: options of the classifier (:class:`~ldot_milvus.regions.labels.LabelClassifier`), whose
+            weights and label names are in the model's folder ``labels``.
         pooler: include BERT's pooler layers, which the published checkpoints contain for their matching head.
         max_text_length: maximum number of tokens of a text, [CLS] and [SEP] included (published: 60).
         fusion: how pre-training combines the [CLS] state of the other modality with a state: "add" (published),
@@ -55,7 +63,8 @@ class LightningDOTConfig(PretrainedConfig):
             ``{"kind": "grid", ...}``; None for a model that reads precomputed regions only.
 
     Raises:
-        ValueError: an option is unknown, or ``project_text`` is False and the widths differ.
+        ValueError: an option is unknown, ``project_text`` is False and the widths differ, or label names are combined
+            with a text encoder that is no BERT, is too narrow or has too few layers.
     """
 
     model_type = "lightningdot"
@@ -74,6 +83,11 @@ class LightningDOTConfig(PretrainedConfig):
         calibration_anchors: int = 0,
         calibration_weight: float = 0.6,
         calibration_temperature: float = 0.08,
+        label_count: int = 0,
+        label_dim: int = 126,
+        label_weight: float = 0.3,
+        label_shared_layers: int = 0,
+        label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
         max_text_length: int = 60,
         fusion: str = "add",
@@ -91,6 +105,18 @@ class LightningDOTConfig(PretrainedConfig):
                 f"project_text=False needs projection_dim ({projection_dim}) to equal the text encoder's "
                 f"hidden_size ({self.text_config.hidden_size})"
             )
+        if label_count and type(self.text_config) is not BertConfig:
+            raise ValueError(f"label names need a text encoder of type bert, not {self.text_config.model_type}")
+        if label_count and not 0 <= label_shared_layers <= self.text_config.num_hidden_layers:
+            raise ValueError(
+                f"label_shared_layers is {label_shared_layers}, and the text encoder has "
+                f"{self.text_config.num_hidden_layers} layers"
+            )
+        if label_count and not 0 < label_dim <= self.text_config.hidden_size:
+            raise ValueError(
+                f"label_dim is {label_dim}, and the text encoder is {self.text_config.hidden_size} wide: it can be at "
+                "most that"
+            )
         self.region_dim = region_dim
         self.region_classes = region_classes
         self.projection_dim = projection_dim
@@ -100,6 +126,11 @@ class LightningDOTConfig(PretrainedConfig):
         self.calibration_anchors = calibration_anchors
         self.calibration_weight = calibration_weight
         self.calibration_temperature = calibration_temperature
+        self.label_count = label_count
+        self.label_dim = label_dim
+        self.label_weight = label_weight
+        self.label_shared_layers = label_shared_layers
+        self.label_classifier = label_classifier
         self.pooler = pooler
         self.max_text_length = max_text_length
         self.fusion = fusion
@@ -108,8 +139,10 @@ class LightningDOTConfig(PretrainedConfig):
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the encoders' output, calibration coordinates included."""
-        return self.projection_dim + (2 if self.calibration_anchors else 0)
+        """Width of the encoders' output, with calibration coordinates and the block of label names."""
+        return (
+            self.projection_dim + (2 if self.calibration_anchors else 0) + (self.label_dim if self.label_count else 0)
+        )
 
 
 class RerankerConfig(PretrainedConfig):

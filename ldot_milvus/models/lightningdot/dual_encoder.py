@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from ldot_milvus.models.lightningdot.configuration import CLS_TOKEN_ID, LightningDOTConfig
+from ldot_milvus.models.lightningdot.label_names import LabelNames
 from ldot_milvus.models.lightningdot.layers import (
     BertBasedModel,
     BertBody,
@@ -47,6 +48,12 @@ class LightningDOT(BertBasedModel):
                          config.calibration_weight, config.calibration_temperature)  # fmt: skip
             self.text_calibration = HubnessCalibration(*arguments)
             self.image_calibration = HubnessCalibration(*arguments)
+        self.label_names = None
+        if config.label_count:
+            self.label_names = LabelNames(
+                config.text_config, config.label_count, config.label_dim,
+                config.label_shared_layers, config.label_weight,
+            )  # fmt: skip
         self.post_init()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -57,33 +64,71 @@ class LightningDOT(BertBasedModel):
             attention_mask: (B, T), 1 = token, 0 = padding; None if there is no padding.
 
         Returns:
-            (B, embedding_dim), normalised and calibrated if the configuration says so. The published models do neither.
+            (B, embedding_dim), normalised, calibrated and with a block of label names if the configuration says so.
+            The published models do none of this.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        states = self.text_states(input_ids, mask)
+        sentences = None
+        if self.label_names is None:
+            states = self.text_states(input_ids, mask)
+        else:
+            shared = self._shared_states(input_ids, mask)
+            states = self.text_model.encode(shared, mask.bool(), self._text_layers[self.config.label_shared_layers :])
+            sentences = self.label_names.sentences(self.text_model, shared, mask)
         vectors = self._scaled(self.text_projection(pool(states, mask, self.config.pooling)))
-        if self.text_calibration is None:
-            return vectors
-        return torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
+        parts = [vectors]
+        if self.text_calibration is not None:
+            parts += [self.text_calibration(vectors), torch.ones_like(vectors[:, :1])]
+        if self.label_names is not None and sentences is not None:
+            parts.append(self.label_names.text_block(sentences))
+        return torch.cat(parts, dim=1)
 
-    def encode_image(self, region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None) -> Tensor:
+    def encode_image(
+        self,
+        region_features: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor | None = None,
+        label_probabilities: Tensor | None = None,
+    ) -> Tensor:
         """Encode images given as regions as vectors.
 
         Args:
             region_features: (B, R, region_dim).
             region_boxes: (B, R, 7): x1, y1, x2, y2, w, h as fractions of the image, and w * h.
             region_mask: (B, R), 1 = region, 0 = padding; None if there is no padding.
+            label_probabilities: (B, places, label_count), of the whole photo first; required by a model with label
+                names, and unused by others.
 
         Returns:
-            (B, embedding_dim), normalised and calibrated if the configuration says so. The published models do neither.
+            (B, embedding_dim), normalised, calibrated and with a block of label names if the configuration says so.
+            The published models do none of this.
+
+        Raises:
+            ValueError: the model has label names, and there are no probabilities of them.
         """
         mask = _region_mask(region_features, region_mask)
         states = self.image_states(region_features, region_boxes, mask)
         vectors = self._scaled(self.image_projection(pool(states, _with_cls(mask), self.config.pooling)))
-        if self.image_calibration is None:
-            return vectors
-        # In the dot product, each modality's correction is multiplied by the other's 1.
-        return torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
+        parts = [vectors]
+        if self.image_calibration is not None:
+            # In the dot product, each modality's correction is multiplied by the other's 1.
+            parts += [torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)]
+        if self.label_names is not None:
+            if label_probabilities is None:
+                raise ValueError("a model with label names requires label_probabilities")
+            parts.append(self.label_names.image_block(label_probabilities))
+        return torch.cat(parts, dim=1)
+
+    def encode_sentences(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode sentences with the sentence encoder of the label names as vectors (B, H) of length 1.
+
+        Args:
+            input_ids: (B, T) int64 WordPiece ids, [CLS] first.
+            attention_mask: (B, T), 1 = token, 0 = padding.
+        """
+        assert self.label_names is not None
+        shared = self._shared_states(input_ids, attention_mask)
+        return self.label_names.sentences(self.text_model, shared, attention_mask)
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the last hidden states of texts, (B, T, H); the states of padding are undefined."""
@@ -112,13 +157,23 @@ class LightningDOT(BertBasedModel):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None,
-        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None, **_: Any,
+        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor | None = None,
+        label_probabilities: Tensor | None = None, **_: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Encode a batch of pairs: text vectors and image vectors, (B, embedding_dim) each."""
         return (
             self.encode_text(input_ids, attention_mask),
-            self.encode_image(region_features, region_boxes, region_mask),
+            self.encode_image(region_features, region_boxes, region_mask, label_probabilities),
         )
+
+    @property
+    def _text_layers(self) -> Any:
+        return self.text_model.encoder.layer
+
+    def _shared_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, T, H) after the layers that the text encoder shares with the sentence encoder."""
+        shared = self._text_layers[: self.config.label_shared_layers]
+        return self.text_model.encode(self.text_model.embeddings(input_ids), mask.bool(), shared)
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors.float(), dim=-1) if self.config.normalize else vectors

@@ -22,7 +22,7 @@ from ldot_milvus.models.lightningdot.files import (
     LightningDOTRerankerFiles,
     find_lightningdot,
 )
-from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.models.lightningdot.inputs import pad_regions, stack_labels
 from ldot_milvus.models.lightningdot.text_side import load_pairs, load_texts
 from ldot_milvus.regions import Regions
 
@@ -176,7 +176,7 @@ class LightningDOTEmbedder:
             float32 (n, dim), the model's own output: nothing is normalised afterwards.
 
         Raises:
-            InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
+            InputError: an image cannot be read, or regions do not fit the model.
             UsageError: the model has no region extractor, and an image is not given as regions.
         """
         batches = [
@@ -188,7 +188,8 @@ class LightningDOTEmbedder:
         """Extract the regions of photos with the model's own extractor. Precomputed regions are checked and returned.
 
         Raises:
-            InputError: an image cannot be read, or regions do not have the model's ``region_dim``.
+            InputError: an image cannot be read, or regions do not have the model's ``region_dim``, or lack the
+                probabilities of its labels.
             UsageError: the model has no region extractor, and an image is not given as regions.
         """
         regions: dict[int, Regions] = {}
@@ -214,15 +215,27 @@ class LightningDOTEmbedder:
             for start in range(0, len(features), IMAGE_BATCH):
                 batch = features[start : start + IMAGE_BATCH]
                 values, boxes, mask = (torch.from_numpy(array).to(bundle.device) for array in pad_regions(batch))
-                encoded = bundle.encoder.encode_image(values.to(bundle.dtype), boxes.to(bundle.dtype), mask)
+                labels = stack_labels(batch) if bundle.encoder.label_names is not None else None
+                encoded = bundle.encoder.encode_image(
+                    values.to(bundle.dtype), boxes.to(bundle.dtype), mask,
+                    None if labels is None else torch.from_numpy(labels).to(bundle.device),
+                )  # fmt: skip
                 vectors[start : start + len(batch)] = encoded.float().cpu().numpy()
         return vectors
 
     def _checked(self, regions: Regions) -> Regions:
-        expected = self.bundle.encoder.config.region_dim
+        config = self.bundle.encoder.config
+        expected = config.region_dim
         if regions.features.shape[1] != expected:
             raise InputError(
                 f"the regions have {regions.features.shape[1]} features, model {self.name!r} "
                 f"reads {expected}: they come from another extractor, use this model's"
+            )
+        labels = regions.label_probabilities
+        if config.label_count and (labels is None or labels.shape[1] != config.label_count):
+            found = "no label probabilities" if labels is None else f"the probabilities of {labels.shape[1]} labels"
+            raise InputError(
+                f"the regions have {found}, model {self.name!r} reads those of {config.label_count}: "
+                "give the photos, or extract the regions with this model's extractor"
             )
         return regions

@@ -5,6 +5,7 @@
     config.json, model.safetensors      the dual encoder
     tokenizer.json, ...                 its tokenizer
     regions/                            the region extractor's weights, unless the configuration names another folder
+    labels/                             a classifier and the names of its labels, of a model with label names
     reranker/                           the cross-attention re-ranker (optional)
     calibration.json                    probabilities of the dot product, and in reranker/ of its scores (optional)
     text.onnx, reranker/score.onnx      the networks of a query for ONNX Runtime (optional, models/onnx_graph.py)
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from ldot_milvus.errors import ModelError
-from ldot_milvus.models.base import Embedder, ModelFiles, RerankerFiles
+from ldot_milvus.models.base import Embedder, ModelFiles, RerankerFiles, read_config
 from ldot_milvus.models.calibration import CALIBRATION
 from ldot_milvus.models.registry import find_model
-from ldot_milvus.regions.registry import least_side_of
+from ldot_milvus.regions.registry import both_least_sides, classifier_least_side, least_side_of
 
 if TYPE_CHECKING:
     from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
@@ -33,6 +34,9 @@ RERANKER = "reranker"
 REGIONS = "regions"
 TEXT_GRAPH = "text.onnx"
 SCORE_GRAPH = "score.onnx"
+LABELS = "labels"
+LABEL_NAMES = "labels.json"
+"""In the folder ``labels``: the names of the classifier's labels in its order, a JSON list of texts."""
 
 HUB_FILES = (
     "config.json", "model.safetensors", CALIBRATION, f"{TEXT_GRAPH}*", "tokenizer.json", "tokenizer_config.json",
@@ -43,13 +47,14 @@ HUB_FILES = (
 class LightningDOTFiles(ModelFiles):
     """The files of a dual encoder, its region extractor and its optional re-ranker."""
 
-    hub_files = (*HUB_FILES, f"{RERANKER}/*", f"{REGIONS}/*")
+    hub_files = (*HUB_FILES, f"{RERANKER}/*", f"{REGIONS}/*", f"{LABELS}/*")
 
     @property
     @override
     def dim(self) -> int:
         # Computed as in LightningDOTConfig.embedding_dim, without its import of transformers.
-        return int(self.config["projection_dim"]) + (2 if self.config.get("calibration_anchors") else 0)
+        block = self.config["label_dim"] if self.has_labels else 0
+        return int(self.config["projection_dim"]) + (2 if self.config.get("calibration_anchors") else 0) + int(block)
 
     @property
     @override
@@ -79,9 +84,21 @@ class LightningDOTFiles(ModelFiles):
         weights = self.extractor_weights
         return sorted(path for path in weights.glob("*") if path.is_file()) if isinstance(weights, Path) else []
 
+    @property
+    def has_labels(self) -> bool:
+        """True if the model has label names."""
+        return bool(self.config.get("label_count"))
+
+    @property
+    def label_files(self) -> list[Path]:
+        """The files of the label names' classifier; empty for a model without label names."""
+        if not self.has_labels:
+            return []
+        return sorted(path for path in (self.folder / LABELS).glob("*") if path.is_file())
+
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that determines a vector: configuration, weights and region extractor; 32 hex digits."""
+        """Hash of everything that determines a vector: configuration, weights, extractor, classifier; 32 hex digits."""
         return self._digest(json.dumps(self.config, sort_keys=True), self._weights)
 
     @cached_property
@@ -110,7 +127,13 @@ class LightningDOTFiles(ModelFiles):
     @property
     @override
     def least_side(self) -> int | None:
-        return None if self.extractor_config is None else least_side_of(self.extractor_config)
+        if self.extractor_config is None:
+            return None
+        regions = least_side_of(self.extractor_config)
+        if not self.has_labels:
+            return regions
+        classifier = read_config(self.name, self.folder / LABELS)
+        return both_least_sides(regions, classifier_least_side(int(classifier.get("image_size", 260))))
 
     @property
     @override
@@ -120,6 +143,8 @@ class LightningDOTFiles(ModelFiles):
             regions = f"{self.extractor_config.get('kind')} regions"
             if not self.extractor_files:
                 regions += f" by {self.extractor_weights}, downloaded for the first photo"
+        if self.has_labels:
+            regions += f", {self.config['label_count']:,} label names"
         return f"{super().summary}, {regions}"
 
     @override
@@ -135,7 +160,7 @@ class LightningDOTFiles(ModelFiles):
 
     @property
     def _weights(self) -> list[Path]:
-        return [self.folder / "model.safetensors", *self.extractor_files]
+        return [self.folder / "model.safetensors", *self.extractor_files, *self.label_files]
 
 
 class LightningDOTRerankerFiles(RerankerFiles):

@@ -23,3 +23,10 @@ def pad_regions(regions: Sequence[Regions]) -> tuple[Array, Array, NDArray[np.bo
     for photo, its in enumerate(regions):
         features[photo, : len(its)], boxes[photo, : len(its)], mask[photo, : len(its)] = its.features, its.boxes, True
     return features, boxes, mask
+
+
+def stack_labels(regions: Sequence[Regions]) -> Array | None:
+    """Stack the label probabilities of B photos, float32 (B, places, labels); None if a photo has none."""
+    labels = [its.label_probabilities for its in regions]
+    present = [array for array in labels if array is not None]
+    return np.stack(present).astype(np.float32) if len(present) == len(labels) else None

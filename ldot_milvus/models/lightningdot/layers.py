@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +75,13 @@ class BertBody(nn.Module):
         region_type = self.embeddings.token_type_embeddings.weight[1]
         return self.img_embeddings(features, boxes, region_type, masked)
 
-    def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Run all layers over ``embeddings`` (B, L, H).
+    def encode(self, embeddings: Tensor, mask: Tensor, layers: Iterable[nn.Module] | None = None) -> Tensor:
+        """Run layers over ``embeddings`` (B, L, H).
 
         Args:
+            embeddings: input embeddings, or the states after some of the layers.
             mask: bool (B, L), True = token or region, False = padding.
+            layers: BERT layers of the body's configuration; None runs all layers of the body.
 
         Returns:
             The last hidden states, (B, L, H).
@@ -88,7 +91,7 @@ class BertBody(nn.Module):
             attention = mask[:, None, None, :]
             if self.encoder.config._attn_implementation == "eager":  # this implementation adds the mask to the logits
                 attention = torch.zeros_like(attention, dtype=embeddings.dtype).masked_fill(~attention, -10000.0)
-        for layer in self.encoder.layer:
+        for layer in self.encoder.layer if layers is None else layers:
             embeddings = layer(embeddings, attention)
         return embeddings
 

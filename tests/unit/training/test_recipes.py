@@ -69,6 +69,8 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ),
         ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
         ('model = "ldot-mini"', "", "start: give either model"),
+        ('[[stages]]\ntask = "retrieval"\nepochs = 2', "", "stages: give at least one, or start.labels"),
+        ('"ldot-mini"', '"ldot-mini"\nlabels = { classifier = "x", size = 3 }', "start.labels.size: no such setting"),
         ("[start]", "[start", "not TOML"),
     ],
 )
@@ -84,7 +86,8 @@ def test_missing_data_and_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
         read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
     with pytest.raises(
-        UsageError, match=r"'no-such' is neither shipped .compressed, finetune, ldot-mini, pretrain, rerank. nor"
+        UsageError,
+        match=r"'no-such' is neither shipped .compressed, finetune, labels, ldot-mini, pretrain, rerank. nor",
     ):
         read_recipe("no-such", DATA)
     with pytest.raises(UsageError, match="give PLACE=VALUE"):
