@@ -205,8 +205,8 @@ def _recall(settings: Settings, *, measure_now: bool) -> str:
         rows = store.count()
         if rows < LEAST_ROWS:
             return f"{index.index_type} is not used for fewer than {LEAST_ROWS:,} rows"
-        measured = measure(store, index) if measure_now else Recall.of(store)
-        if measured is None or measured.index != index.index_type:
+        measured = measure(store) if measure_now else Recall.of(store)
+        if measured is None:
             return f"{index.index_type} is not measured: ldot doctor --recall does it (it reads up to 200,000 rows)"
         if not measured.sufficient:
             raise StoreError(

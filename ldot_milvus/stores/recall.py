@@ -19,7 +19,6 @@ import numpy as np
 from ldot_milvus.batches import batched
 from ldot_milvus.stores.base import KINDS, Array, VectorStore
 from ldot_milvus.stores.exact import exactly
-from ldot_milvus.stores.index_spec import IndexSpec
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +67,17 @@ class Recall:
 
     @classmethod
     def of(cls, store: VectorStore) -> Recall | None:
-        """Return the last measurement of a collection; None without one."""
-        text = store.properties.get(RECALL)
-        return None if text is None else cls(**json.loads(text))
+        """Return the last measurement of the index that the collection has; None without one."""
+        text, index = store.properties.get(RECALL), store.index
+        last = None if text is None else cls(**json.loads(text))
+        return None if last is None or index is None or last.index != index.index_type else last
 
     def __str__(self) -> str:
         among = f"{self.read:,} of {self.rows:,} rows" if self.read < self.rows else f"{self.rows:,} rows"
         return f"{self.index} has recall@{self.k} {self.recall:.3f} ({self.queries} queries, {among}, {self.date})"
 
 
-def measure(store: VectorStore, index: IndexSpec) -> Recall | None:
+def measure(store: VectorStore) -> Recall | None:
     """Measure the recall of a collection's index, log it, and keep it in the property ``RECALL``.
 
     The kind with more rows, images or texts, is measured: ``QUERIES`` of its first ``MOST_ROWS`` rows by id are
@@ -87,18 +87,17 @@ def measure(store: VectorStore, index: IndexSpec) -> Recall | None:
 
     Args:
         store: the collection.
-        index: its index, for the report.
 
     Returns:
-        The measurement; None for fewer than ``LEAST_ROWS`` rows.
+        The measurement; None for fewer than ``LEAST_ROWS`` rows, or if the store does not say which index it has.
 
     Raises:
         StoreError: the store cannot be read or written.
     """
     counts = {kind: store.count({"kind": kind}) for kind in KINDS}
     kind = max(KINDS, key=counts.__getitem__)
-    rows, of_kind = counts[kind], {"kind": kind}
-    if rows < LEAST_ROWS:
+    rows, of_kind, index = counts[kind], {"kind": kind}, store.index
+    if rows < LEAST_ROWS or index is None:
         return None
     started = time.monotonic()
     read = min(rows, MOST_ROWS)

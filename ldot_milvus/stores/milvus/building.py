@@ -41,7 +41,7 @@ def finish(store: VectorStore, server: Server, described: Described, *, auto: bo
             if not auto:
                 raise StoreError(f"collection {store.collection!r} of {store.address}: {problem}: name another type")
         elif spec.index_type != "FLAT":
-            recall = measure(store, spec)
+            recall = measure(store)
             if recall is not None and not recall.sufficient:
                 problem = f"{recall}, below {LEAST_RECALL}"
         if problem is None:

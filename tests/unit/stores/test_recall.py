@@ -16,11 +16,11 @@ from ldot_milvus.stores.local.store import FaissStore
 from ldot_milvus.stores.recall import LEAST_ROWS, QUERIES, Recall, measure
 
 DIM, ROWS = 16, 1500
-HNSW = IndexSpec("HNSW")
 
 
 def filled(folder: Path, vectors: Array) -> FaissStore:
-    store = FaissStore(folder, "photos", IndexSpec("FLAT"))
+    """Return a store whose HNSW is exact: it compares a query with so few rows one by one."""
+    store = FaissStore(folder, "photos", IndexSpec("HNSW"))
     store.upsert([Record(f"{n:05d}", row) for n, row in enumerate(vectors)])
     return store
 
@@ -36,11 +36,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaissStore]:
 
 
 def answering(store: FaissStore, change: Callable[[list[Match]], list[Match]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the searches of a store return what ``change`` makes of the best 400 matches."""
+    """Let the searches of a store return what ``change`` makes of the best 260 matches."""
     search = FaissStore.search
 
     def changed(queries: Array, k: int, **options: str) -> list[list[Match]]:
-        return [change(line)[:k] for line in search(store, queries, 400, **options)]
+        return [change(line)[:k] for line in search(store, queries, 260, **options)]
 
     monkeypatch.setattr(store, "search", changed)
 
@@ -55,7 +55,7 @@ def test_a_known_share_of_wrong_rows(
     random = np.random.default_rng(1)
     skipped = 200 if share == 1.0 else 0
     answering(store, lambda line: [match for match in line[skipped:] if random.random() >= share % 1], monkeypatch)
-    measured = measure(store, HNSW)
+    measured = measure(store)
     assert measured is not None
     assert (measured.rows, measured.read, measured.queries) == (ROWS, most, QUERIES)
     judged = QUERIES * measured.k * most / ROWS
@@ -73,7 +73,7 @@ def test_claimed_scores_do_not_count(store: FaissStore, monkeypatch: pytest.Monk
         return [Match(far.record, near.score) for far, near in zip(line[200:], line, strict=False)]
 
     answering(store, lie, monkeypatch)
-    measured = measure(store, HNSW)
+    measured = measure(store)
     assert measured is not None
     assert measured.recall == 0
 
@@ -88,24 +88,26 @@ def test_ties_are_equally_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             return [tied[n] for n in random.permutation(len(tied))]
 
         answering(store, shuffled, monkeypatch)
-        measured = measure(store, HNSW)
+        measured = measure(store)
     assert measured is not None
     assert measured.recall == 1
 
 
 def test_what_is_measured_is_kept(store: FaissStore) -> None:
-    measured = measure(store, HNSW)
+    measured = measure(store)
     assert Recall.of(store) == measured is not None
+    with FaissStore(store.address.removeprefix("faiss:"), "photos", IndexSpec("FLAT")) as other:
+        assert Recall.of(other) is None  # of another index
     assert str(measured).startswith("HNSW has recall@10 1.000 (300 queries, 1,500 rows, 20")
 
 
 def test_few_rows_and_the_kind_with_more_rows(tmp_path: Path) -> None:
     vectors = normal(LEAST_ROWS + 10)
     with filled(tmp_path, vectors[: LEAST_ROWS - 1]) as store:
-        assert measure(store, HNSW) is None
+        assert measure(store) is None
         assert Recall.of(store) is None
         store.upsert([Record(f"t{n}", row, kind="text") for n, row in enumerate(vectors)])
-        measured = measure(store, HNSW)
+        measured = measure(store)
     assert measured is not None
     assert (measured.rows, measured.recall) == (LEAST_ROWS + 10, 1)
 
