@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ _DEPENDS = {
     "model": {"model", "reranker"},
     "store": {"store", "store_token", "collection", "model", "reranker"},
     "indexes": {"store", "store_token"},
+    "recall": {"store", "store_token", "collection"},
     "region store": {"store", "store_token", "collection", "model", "reranker", "region_store", "region_dtype"},
     "broker": {"broker", "queue"},
     "journal": {"store", "broker", "queue", "result_backend"},
@@ -58,11 +60,12 @@ _DEPENDS = {
 """The parts that are checked, and the settings of each."""
 
 
-def diagnose(options: Mapping[str, str]) -> tuple[list[Setting], Iterator[Finding]]:
+def diagnose(options: Mapping[str, str], *, recall: bool = False) -> tuple[list[Setting], Iterator[Finding]]:
     """Check the settings of the environment, and everything that they name.
 
     Args:
         options: settings that override those of the environment.
+        recall: measure the recall of the collection's index, see :func:`examine`.
 
     Returns:
         All settings (none if the file of variables cannot be read), and the result of each check as soon as it is
@@ -80,17 +83,21 @@ def diagnose(options: Mapping[str, str]) -> tuple[list[Setting], Iterator[Findin
         Setting(variable_of(name), settings.shown(name), "default" if name in problems else settings.origin(name))
         for name in Settings.model_fields
     ]
-    return shown, examine(settings, problems)
+    return shown, examine(settings, problems, recall=recall)
 
 
-def examine(settings: Settings, problems: Mapping[str, str] = MappingProxyType({})) -> Iterator[Finding]:
-    """Check the settings, device, model, store, indexes, region store, broker and journal.
+def examine(
+    settings: Settings, problems: Mapping[str, str] = MappingProxyType({}), *, recall: bool = False
+) -> Iterator[Finding]:
+    """Check the settings, device, model, store, indexes, recall, region store, broker and journal.
 
-    Stores, broker and journal are also written to, and nothing of it remains. A failed check does not stop the others.
+    Stores, broker and journal are also written to, and nothing of it remains, except for a recall that is measured. A
+    failed check does not stop the others.
 
     Args:
         settings: what to check.
         problems: what is wrong with settings, by their names; parts that depend on them are not checked.
+        recall: measure the recall of an approximate index and keep it in the collection; else the kept one is reported.
 
     Yields:
         The result of each check, as soon as it is known.
@@ -101,6 +108,7 @@ def examine(settings: Settings, problems: Mapping[str, str] = MappingProxyType({
         "model": _model,
         "store": _store,
         "indexes": _indexes,
+        "recall": partial(_recall, measure_now=recall),
         "region store": _region_store,
         "broker": _broker,
         "journal": _journal,
@@ -110,7 +118,7 @@ def examine(settings: Settings, problems: Mapping[str, str] = MappingProxyType({
         if wrong := sorted(_DEPENDS[part] & problems.keys()):
             yield Finding(part, False, f"not checked: {', '.join(map(variable_of, wrong))}, see above")
             continue
-        if unreachable and part in ("indexes", "region store"):
+        if unreachable and part in ("indexes", "recall", "region store"):
             yield Finding(part, False, "not checked: the store does not answer")
             continue
         try:
@@ -181,6 +189,31 @@ def _indexes(settings: Settings) -> str:
     address = parse_address(settings.store)
     support = address.index_support(token_for(address, settings))
     return ", ".join(support.index_types) + (f"; {support.note}" if support.note else "")
+
+
+def _recall(settings: Settings, *, measure_now: bool) -> str:
+    """Return the recall of the collection's index, measured now or earlier."""
+    from ldot_milvus.stores import open_store
+    from ldot_milvus.stores.recall import LEAST_RECALL, LEAST_ROWS, Recall, measure
+
+    with open_store(settings.store, settings.collection) as store:
+        index = store.index
+        if index is None:
+            return "no index yet" if store.dim is None else "the store does not say which index it has"
+        if index.index_type == "FLAT":
+            return "FLAT compares with every row"
+        rows = store.count()
+        if rows < LEAST_ROWS:
+            return f"{index.index_type} is not used for fewer than {LEAST_ROWS:,} rows"
+        measured = measure(store) if measure_now else Recall.of(store)
+        if measured is None:
+            return f"{index.index_type} is not measured: ldot doctor --recall does it (it reads up to 200,000 rows)"
+        if not measured.sufficient:
+            raise StoreError(
+                f"{measured}, below {LEAST_RECALL}: if rows were written in the last ten minutes, wait and run ldot "
+                "doctor --recall; else run ldot reindex, with larger parameters in --index or with --index FLAT"
+            )
+        return f"{measured}; {rows:,} rows now, ldot doctor --recall" if rows > 2 * measured.rows else str(measured)
 
 
 def _region_store(settings: Settings) -> str:

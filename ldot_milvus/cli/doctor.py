@@ -16,21 +16,29 @@ from ldot_milvus.cli.output import say, say_json
 @click.option("--store", metavar="ADDRESS", help=STORE_HELP)
 @click.option("--model", metavar="NAME", help=MODEL_HELP)
 @click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@click.option(
+    "--recall", is_flag=True, help="Measure the recall of an approximate index, and keep it in the collection."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
-def doctor(collection: str | None, store: str | None, model: str | None, reranker: str | None, as_json: bool) -> None:
+def doctor(
+    collection: str | None, store: str | None, model: str | None, reranker: str | None, recall: bool, as_json: bool
+) -> None:
     """Check the settings: device, model, stores, broker and journal.
 
     Prints every setting with its origin: an option, the environment, a file of variables, or the default. Passwords are
-    hidden. Then prints one line for each of settings, device, model, vector store, index types, region store, broker
-    and journal: "ok", or "FAIL" with the remedy. Stores, broker and journal are also written to, and nothing of that
-    remains. Exit status: 0 if every check passes, else 1. On a Milvus server, the check of the GPU indexes takes up to
-    20 seconds.
+    hidden. Then prints one line for each of settings, device, model, vector store, index types, recall of the
+    collection's index, region store, broker and journal: "ok", or "FAIL" with the remedy. Stores, broker and journal
+    are also written to, and nothing of that remains. Exit status: 0 if every check passes, else 1. On a Milvus server,
+    the check of the GPU indexes takes up to 20 seconds.
+
+    The recall is the one that ldot reindex or --recall measured last. --recall reads up to 200,000 rows with their
+    vectors; with a local store it also builds the index, as the first search of each process does.
     """
     from ldot_milvus.doctor import diagnose
 
     given = {"collection": collection, "store": store, "model": model, "reranker": reranker}
-    settings, findings = diagnose({name: value for name, value in given.items() if value is not None})
+    settings, findings = diagnose({name: value for name, value in given.items() if value is not None}, recall=recall)
     if as_json:
         found = list(findings)
         passed = all(finding.ok for finding in found)

@@ -103,7 +103,8 @@ def reindex(
 ) -> None:
     """Rebuild a collection with another index or model, or prepare it for another re-ranker.
 
-    A new collection replaces the old one when it is complete. Until then, searches use the old one.
+    A new collection replaces the old one when it is complete. Until then, searches use the old one. On a Milvus server
+    the command waits for an approximate index, measures its recall, and with "auto" builds another type below 0.95.
 
     With --reranker alone, the collection stays. Photos that have the re-ranker's region data are skipped, so after an
     interruption run the command again. Exit status: 0 if all photos have it at the end, 1 if some do not.
@@ -113,6 +114,7 @@ def reindex(
     from ldot_milvus.errors import UsageError
     from ldot_milvus.ingest.reindex import rebuild_index, reembed
     from ldot_milvus.stores import open_store
+    from ldot_milvus.stores.recall import Recall
 
     if reranker is not None and model is None and index is not None:
         raise UsageError("--reranker without --model does not touch the index: run the command once for each")
@@ -126,7 +128,11 @@ def reindex(
     ):
         if model is None:
             rows = rebuild_index(opened, progress=bar.update)
-            say(f"collection {settings.collection!r}: rebuilt the index of {rows} rows")
+            recall = Recall.of(opened)
+            say(
+                f"collection {settings.collection!r}: rebuilt the index of {rows} rows"
+                + (f"; {recall}" if recall else "")
+            )
         else:
             report = reembed(
                 opened, model, reranker=settings.reranker, region_store=settings.region_store,

@@ -13,13 +13,14 @@ from ldot_milvus.sources import Source, locate
 from ldot_milvus.stores import Record, VectorStore, validation
 from ldot_milvus.stores.identity import CONTENT_ID, has_own_id
 from ldot_milvus.stores.migration import migrate
+from ldot_milvus.stores.recall import RECALL
 from ldot_milvus.stores.region_place import RegionPlace, keep_record
 
 log = logging.getLogger(__name__)
 
 
 def rebuild_index(store: VectorStore, *, progress: Callable[[int], object] = lambda rows: None) -> int:
-    """Rebuild a collection with the index that ``store`` was opened with.
+    """Rebuild a collection with the index that ``store`` was opened with, and measure its recall on a server.
 
     Searches use the old collection until the new one is complete. A second pass copies the rows that were written in
     the meantime. Rows written between that pass and the replacement are lost: stop the workers before the end.
@@ -38,11 +39,12 @@ def rebuild_index(store: VectorStore, *, progress: Callable[[int], object] = lam
     validation.existing_dim(store)
     successor = store.successor()
     first_pass = migrate(store, successor, progress=progress)
+    successor.finish_index()  # before the second pass, since rows may be written while it takes minutes
     second_pass = migrate(store, successor)
     if second_pass.copied:
         log.info("%d rows were written while the index was built", second_pass.copied)
     if successor.dim is not None:  # a collection without rows and model has no successor yet
-        successor.set_properties(store.properties)
+        successor.set_properties({name: value for name, value in store.properties.items() if name != RECALL})
     store.replace_by(successor)
     return first_pass.rows
 
@@ -101,6 +103,7 @@ def reembed(
             f"{first.reason}), so collection {store.collection!r} is unchanged: restore the photos or delete their "
             "rows, then try again"
         )
+    successor.finish_index()
     keep_record(store, successor)
     store.replace_by(successor)
     return report

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldot_milvus.stores.index_spec import IndexSpec
+
 Array = NDArray[np.float32]
 Filter = dict[str, Any]
 
@@ -84,6 +86,21 @@ class VectorStore(ABC):
 
         Raises:
             StoreError: the store or its disk refuses writes.
+        """
+
+    @property
+    def index(self) -> IndexSpec | None:
+        """Index that searches use, never ``AUTO``; None if the collection does not exist or the store does not say."""
+        return None
+
+    def finish_index(self) -> None:  # noqa: B027
+        """Wait until the index of a new collection is built, and measure its recall (``stores/recall.py``).
+
+        Below ``LEAST_RECALL``, ``AUTO`` builds another type of index instead, and a warning is logged. A store in which
+        each process has its own index does nothing.
+
+        Raises:
+            StoreError: the index cannot be built.
         """
 
     @property

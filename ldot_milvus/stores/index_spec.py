@@ -64,9 +64,13 @@ DEFAULTS: dict[str, dict[str, Value]] = {
     "GPU_IVF_PQ": {"nlist": 1024, "m": 0, "nbits": 8, "nprobe": 64},
 }
 
-EXACT_UP_TO = {False: 100_000, True: 250_000}
-"""Rows up to which ``auto`` uses exact search, without and with a GPU: for fewer rows a graph saves too little time to
-justify its build and its missed neighbours (benchmarks/README.md)."""
+EXACT_UP_TO = 100_000
+"""Rows up to which ``auto`` uses exact search without a GPU: for fewer rows a graph saves too little time to justify
+its build and its missed neighbours (benchmarks/README.md)."""
+
+GPU_BYTES = 12 << 30
+"""Bytes of vectors up to which ``auto`` uses exact search on a GPU: what fits into a card of 16 GB. Neither Milvus nor
+FAISS tells the memory of its card."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,11 @@ class IndexSpec:
         """True for the types that need a GPU in the server (or for FAISS)."""
         return self.index_type.startswith(GPU_PREFIX)
 
+    @property
+    def exact(self) -> bool:
+        """True for the types that compare a query with every row."""
+        return self.index_type in ("FLAT", "GPU_BRUTE_FORCE")
+
     def on_cpu(self) -> IndexSpec:
         """Return the nearest type without a GPU, with its default parameters."""
         nearest = {"GPU_BRUTE_FORCE": "FLAT", "GPU_CAGRA": "HNSW", "GPU_IVF_FLAT": "IVF_FLAT", "GPU_IVF_PQ": "IVF_SQ8"}
@@ -176,15 +185,26 @@ class IndexSpec:
         return f"{self.index_type}:{given}" if given else self.index_type
 
 
-def choose(rows: int, gpu: bool) -> IndexSpec:
+def choose(rows: int, dim: int, gpu: bool) -> IndexSpec:
     """Return the index type that ``auto`` stands for.
+
+    On a GPU this is exact search as far as the memory goes. It is never GPU_CAGRA, which needs more memory, and whose
+    answers are nearly random above 100,000 rows in some versions (milvus#49864, cuvs#2102).
 
     Args:
         rows: number of rows.
+        dim: dimension of the vectors.
         gpu: whether a GPU is available.
     """
-    exact, approximate = ("GPU_BRUTE_FORCE", "GPU_CAGRA") if gpu else ("FLAT", "HNSW")
-    return IndexSpec(exact if rows <= EXACT_UP_TO[gpu] else approximate)
+    if gpu and 4 * dim * rows <= GPU_BYTES:
+        return IndexSpec("GPU_BRUTE_FORCE")
+    return IndexSpec("FLAT" if rows <= EXACT_UP_TO else "HNSW")
+
+
+def choose_after(spec: IndexSpec) -> IndexSpec | None:
+    """Return the index type that ``auto`` takes when one cannot be built or its recall is too low; None after FLAT."""
+    following = {"GPU_BRUTE_FORCE": "HNSW", "HNSW": "FLAT"}.get(spec.index_type)
+    return None if following is None else IndexSpec(following)
 
 
 _CAGRA_DEGREES = ("graph_degree", "intermediate_graph_degree")

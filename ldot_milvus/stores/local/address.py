@@ -30,5 +30,5 @@ class FaissAddress(FolderAddress):
         from ldot_milvus.stores.local.collection_index import plan
 
         many = 10**9  # rows: with few rows, every type becomes an exact one
-        on_gpu = tuple(name for name in GPU_TYPES if plan(IndexSpec(name), many).index_type == name)
+        on_gpu = tuple(name for name in GPU_TYPES if plan(IndexSpec(name), many, 8).index_type == name)
         return IndexSupport(CPU_TYPES + on_gpu, "" if on_gpu else "FAISS sees no GPU")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldot_milvus.stores.base import KINDS, Array
 from ldot_milvus.stores.index_spec import AUTO, IndexSpec, choose
-from ldot_milvus.stores.local.indexes import Hits, RowIndex, Vectors, build, cells_of, is_exact
+from ldot_milvus.stores.local.indexes import Hits, RowIndex, Vectors, build, cells_of
 from ldot_milvus.stores.local.library import gpus
 from ldot_milvus.stores.local.transaction import Collection, Transaction
 
@@ -38,6 +38,7 @@ class LocalIndex:
     def __init__(self, transaction: Transaction, collection: Collection, spec: IndexSpec) -> None:
         self.collection_id = collection.id
         self._spec = spec
+        self._dim = collection.dim
         self._indexes = {
             kind: self._empty(transaction, collection, kind, _count(transaction, collection, kind)) for kind in KINDS
         }
@@ -94,7 +95,7 @@ class LocalIndex:
             after = pks[-1]
 
     def _empty(self, transaction: Transaction, collection: Collection, kind: str, count: int) -> RowIndex:
-        spec = plan(self._spec, count)
+        spec = plan(self._spec, count, collection.dim)
         sample = None
         if cells := cells_of(spec):
             pks = np.array(transaction.pks(collection, kind, ("1", [])), np.int64)
@@ -105,9 +106,9 @@ class LocalIndex:
     def _needs_rebuild(self, index: RowIndex) -> bool:
         if index.dead > DEAD_SHARE * len(index.pks):
             return True
-        planned = plan(self._spec, index.count)
+        planned = plan(self._spec, index.count, self._dim)
         # An approximate index becomes exact again only when DEAD_SHARE of its rows are removed.
-        return (index.exact and not is_exact(planned)) or cells_of(planned) >= GROWTH * cells_of(index.spec) > 0
+        return (index.exact and not planned.exact) or cells_of(planned) >= GROWTH * cells_of(index.spec) > 0
 
 
 def available(spec: IndexSpec) -> IndexSpec:
@@ -119,9 +120,9 @@ def available(spec: IndexSpec) -> IndexSpec:
     return usable
 
 
-def plan(spec: IndexSpec, count: int) -> IndexSpec:
+def plan(spec: IndexSpec, count: int, dim: int) -> IndexSpec:
     """Return the index to build over ``count`` rows: never ``AUTO``, and with no more cells than can be trained."""
-    spec = _on_this_machine(choose(count, gpu=gpus() > 0) if spec.index_type == AUTO else spec)
+    spec = _on_this_machine(choose(count, dim, gpu=gpus() > 0) if spec.index_type == AUTO else spec)
     if cells := cells_of(spec):
         if count < FEWEST_CELLS * CELL_ROWS:
             return IndexSpec("GPU_BRUTE_FORCE" if spec.needs_gpu else "FLAT")

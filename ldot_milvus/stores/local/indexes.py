@@ -71,11 +71,6 @@ def cells_of(spec: IndexSpec) -> int:
     return int(spec.build_params(0).get("nlist", 0)) if "IVF" in spec.index_type else 0
 
 
-def is_exact(spec: IndexSpec) -> bool:
-    """Return whether the index type compares a query with every row."""
-    return spec.index_type in ("FLAT", "GPU_BRUTE_FORCE")
-
-
 @dataclass(frozen=True)
 class _Candidates:
     """The rows to search.
@@ -302,7 +297,7 @@ class GpuIndex(RowIndex):
 
     def __init__(self, spec: IndexSpec, index: Any, device: Any) -> None:
         super().__init__(spec, index)
-        self.exact = is_exact(spec)
+        self.exact = spec.exact
         self._device = device
         self._process = os.getpid()
 

@@ -10,11 +10,11 @@ from typing_extensions import override
 
 from ldot_milvus.errors import CollectionNotFound
 from ldot_milvus.stores import validation
-from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
+from ldot_milvus.stores.base import KINDS, Array, Filter, Match, Record, VectorStore
 from ldot_milvus.stores.filter_look import look
 from ldot_milvus.stores.filters import Exists, Field, parse
 from ldot_milvus.stores.index_spec import IndexSpec
-from ldot_milvus.stores.local.collection_index import LocalIndex, available
+from ldot_milvus.stores.local.collection_index import LocalIndex, available, plan
 from ldot_milvus.stores.local.conditions import to_sql
 from ldot_milvus.stores.local.database import Database
 from ldot_milvus.stores.local.transaction import Collection, Transaction, Where
@@ -51,6 +51,18 @@ class FaissStore(VectorStore):
         """Writes to the file without a commit, and to the disk a temporary file."""
         check_folder(self._folder, self.address, "check its owner, or set LDOT_STORE to another folder")
         self._database.check_writable()
+
+    @property
+    @override
+    def index(self) -> IndexSpec | None:
+        """That of the kind with more rows; each process builds it at its first search."""
+        with self._database.reading() as transaction:
+            collection = self._find(transaction)
+            if collection is None or transaction is None:
+                return None
+            rows = max(transaction.count(collection, ("kind = ?", [kind])) for kind in KINDS)
+        self._available = self._available or available(self._spec)
+        return plan(self._available, rows, collection.dim)
 
     @property
     @override

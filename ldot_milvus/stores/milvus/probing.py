@@ -1,4 +1,4 @@
-"""Probing of the index types that a server can build, with a small temporary collection and a time limit."""
+"""Probing of what a server can do, with a small temporary collection and a time limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROBE_DIM = 32
 _PROBE_ROWS = 2048  # a server builds no index over a segment of fewer than 1,024 rows, whatever its type
 
 
-def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows: int = 0) -> IndexSpec:
+def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows: int = 0, dim: int = 0) -> IndexSpec:
     """Return the index to build on a server.
 
     An index type that needs a GPU is tried first. If the server cannot build it, the nearest CPU type is used, and a
@@ -34,6 +34,7 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
         spec: requested index; ``AUTO`` is resolved by ``rows`` and the server.
         fallback: whether another type may be used.
         rows: expected number of rows.
+        dim: dimension of the vectors.
 
     Raises:
         StoreError: the server cannot build the index and ``fallback`` is false.
@@ -41,7 +42,7 @@ def settle_index(server: Server, spec: IndexSpec, *, fallback: bool = True, rows
     if spec.index_type == AUTO:
         if server.lite:
             return IndexSpec("FLAT")  # its graphs lose rows under a filter
-        return choose(rows, gpu=refusal(server, IndexSpec("GPU_CAGRA")) is None)
+        return choose(rows, dim, gpu=refusal(server, IndexSpec("GPU_BRUTE_FORCE")) is None)
     if not spec.needs_gpu:
         return spec
     why = "Milvus Lite has no GPU indexes" if server.lite else refusal(server, spec)
@@ -72,6 +73,17 @@ def index_support(server: Server) -> IndexSupport:
     on_gpu = tuple(name for name, why in refused.items() if why is None)
     version = f"server {server.version[0]}.{server.version[1]}"
     return IndexSupport(CPU_TYPES + on_gpu, version if on_gpu else f"none on a GPU ({refused['GPU_CAGRA']}); {version}")
+
+
+def check_creation(server: Server) -> None:
+    """Create and drop a collection.
+
+    Raises:
+        StoreError: the server refuses to create collections.
+    """
+    name = f"ldot_probe_{secrets.token_hex(8)}"
+    server.call("create_collection", name, schema=schema(8, None))
+    server.call("drop_collection", name)
 
 
 def refusal(server: Server, spec: IndexSpec) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import sys
@@ -94,14 +95,35 @@ class Server:
 
         return self._persistently(method, once, timeout or self.timeout)
 
-    def pages(self, collection: str, **query: Any) -> Iterator[list[dict[str, Any]]]:
-        """Yield the pages of ``MilvusClient.query_iterator``, in order of the primary key; raises as :meth:`call`."""
-        iterator = self.call("query_iterator", collection, **query)
+    def read(self, method: str, collection: str, **arguments: Any) -> Any:
+        """Call ``search`` or ``query``; load the collection first if a restarted server has not loaded it.
+
+        Raises as :meth:`call`.
+        """
         try:
-            while page := self._persistently("query_iterator", lambda _: iterator.next(), self.timeout):
-                yield page
-        finally:
-            iterator.close()
+            return self.call(method, collection, **arguments)
+        except CollectionNotLoaded:
+            self.call("load_collection", collection)
+            return self.call(method, collection, **arguments)
+
+    def pages(self, collection: str, expression: str, size: int, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows that match an expression in pages, in order of the primary key; raises as :meth:`call`."""
+        options: dict[str, Any] = {"output_fields": fields, "consistency_level": "Strong"}
+        if self.lite:  # its queries return rows in no particular order
+            iterator = self.call("query_iterator", collection, filter=expression, batch_size=size, **options)
+            try:
+                while page := self._persistently("query_iterator", lambda _: iterator.next(), self.timeout):
+                    yield page
+            finally:
+                iterator.close()
+            return
+        after = expression  # before 2.4, iterators of servers miss recent rows, because they use the client's clock
+        while page := self.read("query", collection, filter=after, limit=size, **options):
+            page = sorted(page, key=lambda row: str(row["id"]))
+            yield page
+            if len(page) < size:
+                return
+            after = f"({expression}) and id > {json.dumps(page[-1]['id'], ensure_ascii=False)}"
 
     def _persistently(self, method: str, once: Callable[[float], Any], limit: float) -> Any:
         from pymilvus import MilvusException

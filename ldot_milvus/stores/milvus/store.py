@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,14 +15,16 @@ from ldot_milvus.batches import batched
 from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import Array, Filter, Match, Record, VectorStore
+from ldot_milvus.stores.exact import exactly
 from ldot_milvus.stores.filter_look import look
 from ldot_milvus.stores.filter_match import predicate
 from ldot_milvus.stores.filters import And, Compare, Exists, Field, Node, parse
-from ldot_milvus.stores.index_spec import IndexSpec
+from ldot_milvus.stores.index_spec import AUTO, IndexSpec
+from ldot_milvus.stores.milvus.building import finish
 from ldot_milvus.stores.milvus.expressions import Expression, presence, to_milvus
 from ldot_milvus.stores.milvus.messages import PAGE, among, page_size, requests
-from ldot_milvus.stores.milvus.probing import settle_index
-from ldot_milvus.stores.milvus.ranking import exactly, filtered, ranked
+from ldot_milvus.stores.milvus.probing import check_creation, settle_index
+from ldot_milvus.stores.milvus.ranking import filtered, ranked
 from ldot_milvus.stores.milvus.schema import (
     FIELDS,
     MODEL,
@@ -36,14 +35,12 @@ from ldot_milvus.stores.milvus.schema import (
     next_name,
     read_description,
     record,
-    schema,
 )
-from ldot_milvus.stores.milvus.server import TIMEOUT, CollectionNotLoaded, Server
+from ldot_milvus.stores.milvus.server import TIMEOUT, Server
 from ldot_milvus.stores.writing import check_folder
 
-log = logging.getLogger(__name__)
-
 IDS_AT_A_TIME = 5000
+FIXED = ("embedding", "kind", "width", "height")  # fields that an update keeps
 
 
 class MilvusStore(VectorStore):
@@ -93,9 +90,21 @@ class MilvusStore(VectorStore):
         if self._describe() is not None:
             self.server.call("delete", self.collection, filter=among(["written by ldot doctor"]))
         elif not self.server.lite:  # Milvus Lite would create the file
-            name = f"ldot_probe_{secrets.token_hex(8)}"
-            self.server.call("create_collection", name, schema=schema(8, None))
-            self.server.call("drop_collection", name)
+            check_creation(self.server)
+
+    @property
+    @override
+    def index(self) -> IndexSpec | None:
+        described = self._describe()
+        return None if described is None else described.index
+
+    @override
+    def finish_index(self) -> None:
+        """The collection is not searched meanwhile: this is for a :meth:`successor` before it replaces another."""
+        described = self._describe()
+        if described is not None:
+            finish(self, self.server, described, auto=self._index.index_type == AUTO)
+            self._known = None
 
     @property
     @override
@@ -196,13 +205,8 @@ class MilvusStore(VectorStore):
     def update(self, records: Sequence[Record]) -> int:
         latest = {given.id: given for given in validation.plain(records)}
         stored = self.get(list(latest), with_embeddings=True)
-        self.upsert(
-            [
-                replace(old, namespace=new.namespace, source=new.source, caption=new.caption, metadata=new.metadata)
-                for old in stored
-                for new in (latest[old.id],)
-            ]
-        )
+        new = [replace(latest[old.id], **{name: getattr(old, name) for name in FIXED}) for old in stored]
+        self.upsert(new)
         return len(stored)
 
     @override
@@ -289,7 +293,7 @@ class MilvusStore(VectorStore):
     def _create(self, dim: int, model: str | None) -> Described:
         """Create the collection and its alias; concurrent calls in several processes agree on one collection."""
         name = f"{self.collection}__1" if self._aliased else self.collection
-        spec = settle_index(self.server, self._index, fallback=self._fallback, rows=self._rows_expected)
+        spec = settle_index(self.server, self._index, fallback=self._fallback, rows=self._rows_expected, dim=dim)
         made = creation(dim, model, spec, self.server.version)
         steps = [partial(self.server.call, "create_collection", name, **made)]
         if self._aliased:
@@ -347,8 +351,9 @@ class MilvusStore(VectorStore):
 
     def _search(self, described: Described, queries: Array, k: int, expression: str) -> list[list[Match]]:
         try:
-            answers = self._read(
+            answers = self.server.read(
                 "search",
+                self.collection,
                 data=queries.tolist(),
                 anns_field=VECTOR,
                 limit=k,
@@ -363,14 +368,6 @@ class MilvusStore(VectorStore):
         self._read_before = True
         return ranked(answers)
 
-    def _read(self, method: str, **arguments: Any) -> Any:
-        """Call ``search`` or ``query``; load the collection first if a restarted server has not loaded it."""
-        try:
-            return self.server.call(method, self.collection, **arguments)
-        except CollectionNotLoaded:
-            self.server.call("load_collection", self.collection)
-            return self.server.call(method, self.collection, **arguments)
-
     def _consistency(self) -> str:
         """Return the weakest level that fits: all writes at first, then our own (milvus.io/docs/consistency.md)."""
         if not self._read_before:
@@ -379,12 +376,13 @@ class MilvusStore(VectorStore):
 
     def _query(self, expression: str, limit: int, with_embeddings: bool = False) -> list[Record]:
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
-        answer = self._read("query", filter=expression, limit=limit, output_fields=fields, consistency_level="Strong")
-        return [record(entity) for entity in answer]
+        return [record(entity) for entity in self._strongly(expression, output_fields=fields, limit=limit)]
 
     def _count(self, expression: str) -> int:
-        answer = self._read("query", filter=expression, output_fields=["count(*)"], consistency_level="Strong")
-        return int(answer[0]["count(*)"])
+        return int(self._strongly(expression, output_fields=["count(*)"])[0]["count(*)"])
+
+    def _strongly(self, expression: str, **options: Any) -> Any:
+        return self.server.read("query", self.collection, filter=expression, consistency_level="Strong", **options)
 
     def _records(self, node: Node, size: int, *, with_embeddings: bool = False) -> Iterator[Record]:
         """Iterate over the rows that match, by id; rows of an inexact expression are filtered here."""
@@ -394,21 +392,7 @@ class MilvusStore(VectorStore):
         expression, matches = self._expression(node), predicate(node)
         size = min(size, page_size(described.dim)) if with_embeddings else size
         fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
-        options = {"output_fields": fields, "consistency_level": "Strong"}
-        if self.server.lite:  # its queries return rows in no particular order
-            pages = self.server.pages(self.collection, filter=expression.text, batch_size=size, **options)
-        else:  # before 2.4, iterators of servers miss recent rows, because they use the client's clock
-            pages = self._pages(expression.text, size, options)
-        for page in pages:
+        for page in self.server.pages(self.collection, expression.text, size, fields):
             for read in map(record, page):
                 if expression.exact or matches(read):
                     yield read
-
-    def _pages(self, expression: str, size: int, options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-        after = expression
-        while page := self._read("query", filter=after, limit=size, **options):
-            page = sorted(page, key=lambda row: str(row["id"]))
-            yield page
-            if len(page) < size:
-                return
-            after = f"({expression}) and id > {json.dumps(page[-1]['id'], ensure_ascii=False)}"

@@ -13,7 +13,7 @@ from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Record, open_store
 from tests.milvus_server import free_ports
 
-PARTS = ["settings", "device", "model", "store", "indexes", "region store", "broker", "journal"]
+PARTS = ["settings", "device", "model", "store", "indexes", "recall", "region store", "broker", "journal"]
 
 
 def findings(**settings: str) -> dict[str, Finding]:
@@ -53,6 +53,32 @@ def test_a_collection_of_another_model(tmp_path: Path) -> None:
     assert not found["store"].ok
     assert "filled with a model other than" in found["store"].text
     assert found["indexes"].ok
+
+
+def test_the_recall_of_a_local_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process builds its own index, so it is measured on request alone."""
+    vectors = np.random.default_rng(0).normal(size=(1100, 8)).astype(np.float32)
+
+    def found(index: str, *, recall: bool = False) -> Finding:
+        monkeypatch.setenv("LDOT_INDEX", index)
+        unneeded = dict.fromkeys(("device", "model", "broker"), "")
+        parts = {finding.part: finding for finding in examine(Settings(store=address), unneeded, recall=recall)}
+        return parts["recall"]
+
+    address = f"faiss:{tmp_path}"
+    assert found("HNSW", recall=True).text == "no index yet"
+    with open_store(address, "images") as store:
+        store.upsert([Record(f"{n:04d}", row) for n, row in enumerate(vectors)])
+    assert found("auto", recall=True).text == "FLAT compares with every row"
+    assert found("HNSW").text.startswith("HNSW is not measured: ldot doctor --recall")
+    measured = found("HNSW", recall=True)
+    assert measured.ok
+    assert measured.text.startswith("HNSW has recall@10 ")
+    assert found("HNSW") == measured
+    wrong = found("IVF_FLAT:nlist=16,nprobe=1", recall=True)
+    assert not wrong.ok
+    assert "below 0.95" in wrong.text
+    assert found("HNSW").text.startswith("HNSW is not measured")  # but another index
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such folder there")

@@ -226,7 +226,7 @@ def test_many_queries_and_one_give_the_same(shared: tuple[Path, Truth], queries:
 
 @pytest.mark.parametrize("spec", ["auto", *KINDS])
 def test_random_changes(spec: str, folder: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_spec, "EXACT_UP_TO", {False: 60, True: 60})
+    monkeypatch.setattr(index_spec, "EXACT_UP_TO", 60)
     changes(spec, folder)
 
 
@@ -234,7 +234,7 @@ def test_random_changes(spec: str, folder: Path, eager: None, monkeypatch: pytes
 def test_random_changes_on_a_gpu(
     spec: str, folder: Path, eager: None, gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_spec, "EXACT_UP_TO", {False: 60, True: 60})
+    monkeypatch.setattr(index_spec, "EXACT_UP_TO", 60)
     changes(spec, folder)
 
 
@@ -310,7 +310,7 @@ def test_only_new_rows_are_added_until_a_fifth_is_dead(
 def test_auto_is_exact_first_and_a_graph_when_it_has_grown(
     folder: Path, eager: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(index_spec.EXACT_UP_TO, False, 100)
+    monkeypatch.setattr(index_spec, "EXACT_UP_TO", 100)
     rows = vectors(np.random.default_rng(4), 200)
     with FaissStore(folder, "photos") as store:
 
