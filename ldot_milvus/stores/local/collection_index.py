@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -104,11 +104,26 @@ class LocalIndex:
             for kind, index in self._indexes.items()
         )
 
-    def save(self) -> None:
-        """Write the snapshots that are due, see :meth:`Snapshots.save`; and small ones, to move their state on."""
-        for kind, index in self._indexes.items():
-            if _is_due(index) or (index.can_be_saved and index.count < SAVED_FROM):
-                self._snapshots.save(kind, index.in_memory(), self._states[kind])
+    def capture(self) -> tuple[Callable[[], None], bool]:
+        """Return a function that writes the snapshots that are due, in the present state.
+
+        Returns:
+            The function, which raises what :meth:`Snapshots.save` raises, and whether the index may change before it
+            ends.
+        """
+        # Small ones are written too, so that their states move on.
+        chosen = {
+            kind: index
+            for kind, index in self._indexes.items()
+            if _is_due(index) or (index.can_be_saved and index.count < SAVED_FROM)
+        }
+        captured = [(kind, index.capture(), self._states[kind]) for kind, index in chosen.items()]
+
+        def save() -> None:
+            for kind, load, state in captured:
+                self._snapshots.save(kind, load, state)
+
+        return save, all(isinstance(index, Segments) for index in chosen.values())
 
     def _start(self, transaction: Transaction, collection: Collection, kind: str) -> tuple[RowIndex, State]:
         index = self._empty(transaction, collection, kind, _count(transaction, collection, kind))

@@ -156,9 +156,9 @@ class RowIndex(ABC):
         """Number of rows that are in no snapshot."""
         return len(self.pks)
 
-    def in_memory(self) -> RowIndex:
-        """Return this index, which is all in memory."""
-        return self
+    def capture(self) -> Callable[[], RowIndex]:
+        """Return a function that returns this index, which must not change before the call."""
+        return lambda: self
 
     def add_with_ids(self, vectors: Array, pks: Positions) -> None:
         """Add rows whose pks are greater than all before.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ldot_milvus.stores.base import Array
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.indexes import Hits, Positions, RowIndex, Vectors, build
-from ldot_milvus.stores.local.snapshot_file import read
+from ldot_milvus.stores.local.snapshot_file import Busy, read
 
 
 class Segments:
@@ -65,17 +65,23 @@ class Segments:
         both = (part.search(queries, k, among, vectors) for part in (self._base, self._tail))
         return [old + new for old, new in zip(*both, strict=True)]
 
-    def in_memory(self) -> RowIndex:
-        """Return all rows in one index in memory.
+    def capture(self) -> Callable[[], RowIndex]:
+        """Return a function that returns the present rows, whatever changes afterwards, in one index in memory.
 
-        Raises:
-            OSError: the snapshot cannot be read.
-            ValueError: the snapshot is damaged.
+        The function raises an OSError or a ValueError if the snapshot cannot be read, and :class:`Busy` if another
+        process has written it again.
         """
-        whole = read(self._path, self.spec, mapped=False)
-        if not np.array_equal(whole.pks, self._base.pks):
-            raise ValueError("another process wrote the snapshot")
-        whole.remove(self._base.pks[~self._base.alive])
-        if self._tail.count:
-            whole.add_with_ids(self._tail.index.reconstruct_n(0, self._tail.count), self._tail.pks)
-        return whole
+        pks, dead = self._base.pks, self._base.pks[~self._base.alive]
+        newer, count = self._tail.pks, self._tail.count
+        vectors = self._tail.index.reconstruct_n(0, count) if count else None
+
+        def load() -> RowIndex:
+            whole = read(self._path, self.spec, mapped=False)
+            if not np.array_equal(whole.pks, pks):
+                raise Busy
+            whole.remove(dead)
+            if vectors is not None:
+                whole.add_with_ids(vectors, newer)
+            return whole
+
+        return load

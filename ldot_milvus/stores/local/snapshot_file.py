@@ -29,6 +29,10 @@ _END = struct.Struct("<IQ8s")  # CRC-32 of sums and header, length of the header
 _MAGIC = b"LDOTSNAP"
 
 
+class Busy(Exception):
+    """Another process writes the snapshot, or has just written it."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a snapshot contains.

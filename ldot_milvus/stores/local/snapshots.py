@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ldot_milvus.stores.local.database import Database
 from ldot_milvus.stores.local.indexes import RowIndex
 from ldot_milvus.stores.local.library import gpus
 from ldot_milvus.stores.local.segments import Segments
-from ldot_milvus.stores.local.snapshot_file import UNREADABLE, Header, read, read_header, write
+from ldot_milvus.stores.local.snapshot_file import UNREADABLE, Busy, Header, read, read_header, write
 from ldot_milvus.stores.local.transaction import Collection, Transaction
 
 try:
@@ -35,10 +35,6 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".index"
 PATIENCE = 1.0  # seconds to wait for another process's write
-
-
-class Busy(Exception):
-    """Another process writes the snapshot."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +86,12 @@ class Snapshots:
         header = self._header(transaction, kind)
         return header is not None and header.last_pk > last_pk
 
-    def save(self, kind: str, index: RowIndex, state: State) -> None:
+    def save(self, kind: str, load: Callable[[], RowIndex], state: State) -> None:
         """Write the snapshot of one kind, then its token.
 
         Args:
             kind: kind of the rows.
-            index: an index in memory.
+            load: returns an index in memory; may raise what this method raises.
             state: its state.
 
         Raises:
@@ -106,11 +102,12 @@ class Snapshots:
         """
         path = self._path(kind)
         temporary = path.with_name(f"{path.name}.tmp")
-        needed = 2 * len(index.pks) * (4 * self._collection.dim + 300)
-        if shutil.disk_usage(path.parent).free < needed:  # rows need the space more than an index does
-            raise OSError(f"{needed / 1e6:,.0f} MB of disk are not free")
         with _locked(temporary) as file:
             try:
+                index = load()
+                needed = 2 * len(index.pks) * (4 * self._collection.dim + 300)
+                if shutil.disk_usage(path.parent).free < needed:  # rows need the space more than an index does
+                    raise OSError(f"{needed / 1e6:,.0f} MB of disk are not free")
                 header = write(file, temporary, index, secrets.token_hex(16), state.last_pk, state.last_tombstone)
                 with self._database.writing(patience=PATIENCE) as transaction:
                     if self._collection.id not in transaction.ids() or state.last_pk > transaction.last_pk():

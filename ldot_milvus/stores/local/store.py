@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.collection_index import LocalIndex, available
 from ldot_milvus.stores.local.conditions import to_sql
 from ldot_milvus.stores.local.database import Database
-from ldot_milvus.stores.local.snapshot_file import UNREADABLE
-from ldot_milvus.stores.local.snapshots import Busy, Snapshots, tidy
+from ldot_milvus.stores.local.snapshot_file import UNREADABLE, Busy
+from ldot_milvus.stores.local.snapshots import Snapshots, tidy
 from ldot_milvus.stores.local.transaction import Collection, Transaction, Where
 from ldot_milvus.stores.registry import absolute_path
 from ldot_milvus.stores.writing import check_folder
@@ -51,6 +52,7 @@ class FaissStore(VectorStore):
         self._available: IndexSpec | None = None  # known at the first search, which imports FAISS
         self._index: LocalIndex | None = None
         self._saves = True  # until writing a snapshot fails
+        self._saving: threading.Thread | None = None
 
     @override
     def check_writable(self) -> None:
@@ -217,7 +219,9 @@ class FaissStore(VectorStore):
 
     @override
     def close(self) -> None:
-        """The index in memory is freed too."""
+        """The index in memory is freed too. A snapshot that is being written is written first."""
+        if self._saving is not None:
+            self._saving.join()
         self._index = None
         self._database.close()
 
@@ -276,19 +280,34 @@ class FaissStore(VectorStore):
         return index
 
     def _save(self, index: LocalIndex) -> None:
-        """Write the snapshots that are due. The next search maps what this process or another has written."""
+        """Write the snapshots that are due. The next search maps what this process or another has written.
+
+        The first snapshot is written at once. Later ones are written in a thread, because searches have an index
+        meanwhile, and adding many rows to a graph takes minutes.
+        """
         with self._database.lock:
-            if self._index is not index or not self._saves:
+            if self._index is not index or not self._saves or (self._saving is not None and self._saving.is_alive()):
                 return
-            try:
-                with self._database.reading() as transaction:
-                    outdated = transaction is not None and index.is_outdated(transaction)
-                if not outdated:
-                    index.save()
-            except Busy:
-                return
-            except (*UNREADABLE, StoreError) as error:
-                log.info("no snapshot of %s is written (%s): each process builds its own index", self.address, error)
-                self._saves = False
-                return
-            self._index = None
+            with self._database.reading() as transaction:
+                if transaction is not None and index.is_outdated(transaction):
+                    self._index = None
+                    return
+            save, may_change = index.capture()
+            if may_change:
+                self._saving = threading.Thread(target=self._saved, args=(index, save), name="ldot-snapshot")
+                self._saving.start()
+            else:
+                self._saved(index, save)
+
+    def _saved(self, index: LocalIndex, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except Busy:
+            return
+        except (*UNREADABLE, MemoryError, StoreError) as error:
+            log.info("no snapshot of %s is written (%s): each process builds its own index", self.address, error)
+            self._saves = False
+            return
+        with self._database.lock:
+            if self._index is index:
+                self._index = None

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from ldot_milvus.stores import Record
 from ldot_milvus.stores.base import Array
 from ldot_milvus.stores.index_spec import IndexSpec
-from ldot_milvus.stores.local import collection_index, indexes
+from ldot_milvus.stores.local import collection_index, indexes, snapshots
 from ldot_milvus.stores.local.segments import Segments
 from ldot_milvus.stores.local.store import FaissStore
 from ldot_milvus.stores.local.transaction import Transaction
@@ -137,6 +138,34 @@ def test_a_new_process_reads_no_row_that_a_snapshot_has(
             f"r{n:05}" for n in range(49, ROWS, 50)
         }
         assert len(rows_read) == 3
+
+
+@pytest.mark.parametrize("spec", KINDS)
+def test_a_snapshot_with_too_few_rows_is_written_again_meanwhile(
+    spec: str, folder: Path, rows_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(folder, spec)
+    go_on = threading.Event()
+    write = snapshots.write
+
+    def wait(*arguments: Any) -> Any:
+        assert go_on.wait(60)
+        return write(*arguments)
+
+    monkeypatch.setattr(snapshots, "write", wait)
+    with opened(folder, spec) as store:
+        store.upsert(rows(ROWS, 100))
+        store.delete([f"r{n:05}" for n in range(10)])
+        answers(store)
+        store.upsert(rows(ROWS + 100, 10))  # searches, additions and removals do not wait, and are not lost
+        store.delete([f"r{n:05}" for n in range(395, 405)])
+        expected = without_snapshots(folder, monkeypatch, spec)
+        assert_same(answers(store), expected)
+        go_on.set()
+    rows_read.clear()
+    with opened(folder, spec) as store:
+        assert_same(answers(store), expected)
+    assert len(rows_read) == 10
 
 
 @pytest.mark.parametrize("spec", KINDS)
