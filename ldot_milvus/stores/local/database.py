@@ -53,8 +53,11 @@ class Database:
                 yield Transaction(connection, self.path)
 
     @contextmanager
-    def writing(self) -> Iterator[Transaction]:
+    def writing(self, patience: float = BUSY_SECONDS) -> Iterator[Transaction]:
         """Start a write transaction, which is atomic; missing folders and files are created.
+
+        Args:
+            patience: seconds to wait for another process's write.
 
         Raises:
             StoreError: the file cannot be written, or is not a store of this version.
@@ -62,6 +65,7 @@ class Database:
         with self.lock, _translated(self.path):
             connection = self._connect(create=True)
             assert connection is not None
+            connection.execute(f"PRAGMA busy_timeout = {round(1000 * patience)}")
             with _transaction(connection, "BEGIN IMMEDIATE"):
                 if version_of(connection) < SCHEMA_VERSION:  # with the first write; its collections keep their version
                     for statement in UPGRADE:

@@ -22,6 +22,7 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.library import load_faiss, resources
 
 GRAPH_COST = 64  # rows compared exactly in the time of one graph step (one of ``ef``): measured 30 to 60
+FEW_DEAD = 64  # rows up to which passing them over is faster than asking of every row whether it counts
 DEVICE_MOST = 2048  # most neighbours that a GPU index returns, and most cells that it probes
 
 Positions = NDArray[np.int64]
@@ -42,14 +43,11 @@ def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
     faiss, metric = load_faiss(), load_faiss().METRIC_INNER_PRODUCT
     params = {name: int(value) for name, value in spec.build_params(dim).items() if isinstance(value, int)}
     if spec.index_type == "FLAT":
-        return FlatIndex(spec, faiss.IndexFlatIP(dim))
+        return wrap(spec, faiss.IndexFlatIP(dim))
     if spec.index_type == "HNSW":
         graph = faiss.IndexHNSWFlat(dim, params["M"], metric)
         graph.hnsw.efConstruction = params["efConstruction"]
-        # A vector much longer than the rest displaces all others from every list of links. Filling the lists up makes
-        # the build 1.5 to 2 times as long, and raises recall with such vectors from 0.97 to 0.99.
-        graph.keep_max_size_level0 = True
-        return HnswIndex(spec, graph)
+        return wrap(spec, graph)
     if spec.index_type.startswith("GPU_"):
         if spec.index_type == "GPU_BRUTE_FORCE":
             return GpuIndex(spec, faiss.IndexFlatIP(dim), faiss.GpuIndexFlatIP(resources(), dim))
@@ -63,7 +61,26 @@ def build(spec: IndexSpec, dim: int, sample: Array | None = None) -> RowIndex:
     else:
         cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, params["nlist"], metric)
     cells.train(sample)
-    return IvfIndex(spec, cells)
+    return wrap(spec, cells)
+
+
+def wrap(spec: IndexSpec, index: Any, pks: Positions | None = None, alive: Mask | None = None) -> RowIndex:
+    """Return the interface to an index of FAISS on the CPU.
+
+    Args:
+        spec: its type and parameters.
+        index: the FAISS index.
+        pks: int64 (rows,), the pk of each row in the index, ascending; None if it is empty.
+        alive: bool (rows,), False for removed rows; None if it is empty.
+    """
+    if spec.index_type == "HNSW":
+        # A vector much longer than the rest displaces all others from every list of links. Filling the lists up makes
+        # the build 1.5 to 2 times as long, and raises recall with such vectors from 0.97 to 0.99.
+        index.keep_max_size_level0 = True
+    wrapped = _WRAPPERS[spec.index_type](spec, index)
+    if pks is not None and alive is not None:
+        wrapped.pks, wrapped.alive, wrapped.dead = pks, alive, int((~alive).sum())
+    return wrapped
 
 
 def cells_of(spec: IndexSpec) -> int:
@@ -101,23 +118,42 @@ class RowIndex(ABC):
         exact: whether a search compares with every row.
         rounded: whether the index stores rounded vectors, so that its scores are not exact.
         pks: int64 (rows,), the pk of each row, ascending.
+        alive: bool (rows,), False for the removed rows that are still in the index.
         dead: number of removed rows that are still in the index.
+        fixed: whether the vectors are a mapped file, which nothing may change.
+        can_be_saved: whether FAISS can write the index to a file and map it.
     """
 
     exact = False
     rounded = False
+    fixed = False
+    can_be_saved = True
 
     def __init__(self, spec: IndexSpec, index: Any) -> None:
         self.spec = spec
         self.index = index
         self.pks: Positions = np.zeros(0, np.int64)
         self.dead = 0
-        self._alive: Mask = np.zeros(0, np.bool_)
+        self.alive: Mask = np.zeros(0, np.bool_)
 
     @property
     def count(self) -> int:
         """Number of rows that are not removed."""
         return len(self.pks) - self.dead
+
+    @property
+    def pk_sum(self) -> int:
+        """Sum of the pks of the rows that are not removed."""
+        return int(self.pks[self.alive].sum())
+
+    @property
+    def unsaved(self) -> int:
+        """Number of rows that are in no snapshot."""
+        return len(self.pks)
+
+    def capture(self) -> Callable[[], RowIndex]:
+        """Return a function that returns this index, which must not change before the call."""
+        return lambda: self
 
     def add_with_ids(self, vectors: Array, pks: Positions) -> None:
         """Add rows whose pks are greater than all before.
@@ -128,13 +164,13 @@ class RowIndex(ABC):
         """
         self.index.add(vectors)
         self.pks = np.concatenate([self.pks, pks])
-        self._alive = np.concatenate([self._alive, np.ones(len(pks), np.bool_)])
+        self.alive = np.concatenate([self.alive, np.ones(len(pks), np.bool_)])
 
     def remove(self, pks: Positions) -> None:
         """Remove rows; unknown pks are ignored."""
         positions = self._positions(pks)
-        self.dead += int(self._alive[positions].sum())
-        self._alive[positions] = False
+        self.dead += int(self.alive[positions].sum())
+        self.alive[positions] = False
 
     def search(self, queries: Array, k: int, among: Sequence[int] | None, vectors: Vectors) -> list[Hits]:
         """Return the best k rows for each query, see :meth:`LocalIndex.search`."""
@@ -155,11 +191,11 @@ class RowIndex(ABC):
     def _candidates(self, among: Sequence[int] | None) -> _Candidates:
         if among is None and not self.dead:
             return _Candidates(None, len(self.pks))
-        mask = self._alive
+        mask = self.alive
         if among is not None:
             mask = np.zeros(len(self.pks), np.bool_)
             mask[self._positions(np.array(among, np.int64))] = True
-            mask &= self._alive
+            mask &= self.alive
         return _Candidates(mask, int(mask.sum()))
 
     def _search(self, queries: Array, k: int, candidates: _Candidates) -> list[Hits]:
@@ -219,15 +255,22 @@ class FlatIndex(RowIndex):
 
     @override
     def remove(self, pks: Positions) -> None:
-        """Remove rows from the index itself; later rows move up."""
+        """Remove rows from the index itself, where later rows move up; from a mapped file as other types do."""
+        if self.fixed:
+            super().remove(pks)
+            return
         positions = self._positions(pks)
         if positions.size:
             self.index.remove_ids(load_faiss().IDSelectorBatch(positions))
             self.pks = np.delete(self.pks, positions)
-            self._alive = np.delete(self._alive, positions)
+            self.alive = np.delete(self.alive, positions)
 
-    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> None:
-        return None
+    def _rough(self, queries: Array, k: int, candidates: _Candidates) -> tuple[Array, Positions] | None:
+        missing = len(self.pks) - candidates.count
+        if not 0 < missing <= FEW_DEAD:
+            return None
+        neighbours: tuple[Array, Positions] = self.index.search(queries, min(k + 1 + missing, len(self.pks)))
+        return neighbours
 
 
 class HnswIndex(RowIndex):
@@ -295,6 +338,8 @@ class GpuIndex(RowIndex):
         device: FAISS index on the GPU.
     """
 
+    can_be_saved = False
+
     def __init__(self, spec: IndexSpec, index: Any, device: Any) -> None:
         super().__init__(spec, index)
         self.exact = spec.exact
@@ -322,6 +367,11 @@ class GpuIndex(RowIndex):
             self._device.nprobe = min(probes, cells_of(self.spec), DEVICE_MOST)
         neighbours: tuple[Array, Positions] = self._device.search(queries, fetch)
         return neighbours
+
+
+_WRAPPERS: dict[str, Callable[[IndexSpec, Any], RowIndex]] = {
+    "FLAT": FlatIndex, "HNSW": HnswIndex, "IVF_FLAT": IvfIndex, "IVF_SQ8": IvfIndex,
+}  # fmt: skip
 
 
 def _scored(query: Array, hits: Hits, vectors: Vectors) -> Hits:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from typing_extensions import override
 
-from ldot_milvus.errors import CollectionNotFound
+from ldot_milvus.errors import CollectionNotFound, StoreError
 from ldot_milvus.stores import validation
 from ldot_milvus.stores.base import KINDS, Array, Filter, Match, Record, VectorStore
 from ldot_milvus.stores.filter_look import look
@@ -17,9 +19,13 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.local.collection_index import LocalIndex, available, plan
 from ldot_milvus.stores.local.conditions import to_sql
 from ldot_milvus.stores.local.database import Database
+from ldot_milvus.stores.local.snapshot_file import UNREADABLE, Busy
+from ldot_milvus.stores.local.snapshots import Snapshots, tidy
 from ldot_milvus.stores.local.transaction import Collection, Transaction, Where
 from ldot_milvus.stores.registry import absolute_path
 from ldot_milvus.stores.writing import check_folder
+
+log = logging.getLogger(__name__)
 
 _EVERYTHING: Where = ("1", [])
 
@@ -32,9 +38,9 @@ class FaissStore(VectorStore):
     Args:
         folder: folder of ``store.sqlite``, created at the first write; made absolute.
         collection: letters, digits and underscores.
-        index: index that each process builds in memory at its first search; it is not in the file. Building HNSW takes
-            one core about 0.5 seconds for 1,000 rows. If FAISS sees no GPU, a GPU type becomes the nearest CPU type,
-            and a warning is logged.
+        index: index over the rows. The first search of a process builds it in memory, which for HNSW takes one core
+            about 0.5 seconds for 1,000 rows, and writes a snapshot of a large one, which other processes map. If FAISS
+            sees no GPU, a GPU type becomes the nearest CPU type, and a warning is logged.
     """
 
     def __init__(self, folder: str | Path, collection: str, index: IndexSpec = IndexSpec()) -> None:  # noqa: B008
@@ -45,6 +51,8 @@ class FaissStore(VectorStore):
         self._spec = index.checked()
         self._available: IndexSpec | None = None  # known at the first search, which imports FAISS
         self._index: LocalIndex | None = None
+        self._saves = True  # until writing a snapshot fails
+        self._saving: threading.Thread | None = None
 
     @override
     def check_writable(self) -> None:
@@ -145,6 +153,8 @@ class FaissStore(VectorStore):
             ids = transaction.ids_of({pk for top in tops for _, pk in top})
             tops = [sorted(top, key=lambda hit: (-hit[0], ids[hit[1]]))[:k] for top in tops]
             records = transaction.by_pk(collection, {pk for top in tops for _, pk in top})
+        if index.due:
+            self._save(index)
         return [[Match(records[pk], score) for score, pk in top] for top in tops]
 
     @override
@@ -202,6 +212,7 @@ class FaissStore(VectorStore):
             abandoned = successor._find(transaction)
             if abandoned is not None:
                 transaction.drop(abandoned)
+                tidy(self._database.path, transaction)
         return successor
 
     @override
@@ -215,11 +226,14 @@ class FaissStore(VectorStore):
                 )
             if old is not None:
                 transaction.drop(old)
+                tidy(self._database.path, transaction)
             transaction.rename(new, self.collection)
 
     @override
     def close(self) -> None:
-        """The index in memory is freed too."""
+        """The index in memory is freed too. A snapshot that is being written is written first."""
+        if self._saving is not None:
+            self._saving.join()
         self._index = None
         self._database.close()
 
@@ -270,8 +284,42 @@ class FaissStore(VectorStore):
         index = self._index
         if index is None or index.collection_id != collection.id or index.is_ahead_of(transaction):
             self._available = self._available or available(self._spec)
-            index = LocalIndex(transaction, collection, self._available)
+            snapshots = Snapshots(self._database, collection, self._available)
+            index = LocalIndex(transaction, collection, self._available, snapshots)
         self._index = None  # so that an error in catch_up leaves no incomplete index
         index.catch_up(transaction, collection)
         self._index = index
         return index
+
+    def _save(self, index: LocalIndex) -> None:
+        """Write the snapshots that are due. The next search maps what this process or another has written.
+
+        The first snapshot is written at once. Later ones are written in a thread, because searches have an index
+        meanwhile, and adding many rows to a graph takes minutes.
+        """
+        with self._database.lock:
+            if self._index is not index or not self._saves or (self._saving is not None and self._saving.is_alive()):
+                return
+            with self._database.reading() as transaction:
+                if transaction is not None and index.is_outdated(transaction):
+                    self._index = None
+                    return
+            save, may_change = index.capture()
+            if may_change:
+                self._saving = threading.Thread(target=self._saved, args=(index, save), name="ldot-snapshot")
+                self._saving.start()
+            else:
+                self._saved(index, save)
+
+    def _saved(self, index: LocalIndex, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except Busy:
+            return
+        except (*UNREADABLE, MemoryError, StoreError) as error:
+            log.info("no snapshot of %s is written (%s): each process builds its own index", self.address, error)
+            self._saves = False
+            return
+        with self._database.lock:
+            if self._index is index:
+                self._index = None

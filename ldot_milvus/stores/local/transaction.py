@@ -48,6 +48,18 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     *UPGRADE,
 )
+SEARCHED = (
+    # A filter by namespace reads this index alone, not the rows.
+    "CREATE INDEX IF NOT EXISTS records_by_namespace ON records (collection, namespace, kind)",
+    "CREATE TABLE IF NOT EXISTS snapshots (name TEXT PRIMARY KEY, collection INTEGER NOT NULL, token TEXT NOT NULL) "
+    "WITHOUT ROWID",
+    # No version of ldot-milvus makes such changes. Where someone does, no snapshot counts any more.
+    "CREATE TRIGGER IF NOT EXISTS vectors_changed AFTER UPDATE ON vectors BEGIN DELETE FROM snapshots; END",
+    "CREATE TRIGGER IF NOT EXISTS rows_changed AFTER UPDATE OF pk, collection, kind ON records BEGIN "
+    "DELETE FROM snapshots; END",
+)
+"""What the first snapshot adds to a file. Versions of ldot-milvus without snapshots ignore it."""
+
 _FIELDS = "id, kind, namespace, source, caption, width, height, metadata"
 
 Where = tuple[str, list[Any]]
@@ -112,6 +124,24 @@ class Transaction:
             [(collection.id, name, value) for name, value in properties.items()],
         )
 
+    def token(self, name: str) -> str | None:
+        """Return the token of a snapshot, or None."""
+        if not self._has_snapshots():
+            return None
+        row = self._sql.execute("SELECT token FROM snapshots WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_token(self, collection: Collection, name: str, token: str) -> None:
+        """Set the token of a snapshot."""
+        for statement in SEARCHED:
+            self._sql.execute(statement)
+        self._sql.execute("INSERT OR REPLACE INTO snapshots (name, collection, token) VALUES (?, ?, ?)",
+                          (name, collection.id, token))  # fmt: skip
+
+    def ids(self) -> set[int]:
+        """Return the ids of all collections."""
+        return {id for (id,) in self._sql.execute("SELECT id FROM collections")}
+
     def adopt(self, collection: Collection, model: str) -> None:
         """Set the model of a collection without one."""
         self._sql.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection.id))
@@ -121,6 +151,8 @@ class Transaction:
         self.delete(collection, ("1", []))
         self._sql.execute("DELETE FROM tombstones WHERE collection = ?", (collection.id,))
         self._sql.execute("DELETE FROM properties WHERE collection = ?", (collection.id,))
+        if self._has_snapshots():
+            self._sql.execute("DELETE FROM snapshots WHERE collection = ?", (collection.id,))
         self._sql.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
 
     def rename(self, collection: Collection, name: str) -> None:
@@ -223,15 +255,25 @@ class Transaction:
         )
         return {row[0]: self._record(row, collection.dim) for row in selected}
 
-    def added(self, collection: Collection, after: int, limit: int) -> tuple[list[int], list[str], Array]:
-        """Return the pks, kinds and vectors, float32 (n, dim), of up to ``limit`` rows with a pk above ``after``."""
+    def added(self, collection: Collection, kind: str, after: int, limit: int) -> tuple[list[int], Array]:
+        """Return the pks and vectors, float32 (n, dim), of up to ``limit`` rows of a kind with a pk above ``after``."""
         selected = self._sql.execute(
-            "SELECT pk, kind, embedding FROM records LEFT JOIN vectors USING (pk) "
-            "WHERE collection = ? AND pk > ? ORDER BY pk LIMIT ?",
-            (collection.id, after, limit),
+            "SELECT pk, embedding FROM records LEFT JOIN vectors USING (pk) "
+            "WHERE collection = ? AND kind = ? AND pk > ? ORDER BY pk LIMIT ?",
+            (collection.id, kind, after, limit),
         ).fetchall()
-        matrix = self._matrix(collection, [blob for _, _, blob in selected])
-        return [pk for pk, _, _ in selected], [kind for _, kind, _ in selected], matrix
+        return [pk for pk, _ in selected], self._matrix(collection, [blob for _, blob in selected])
+
+    def newest_pk(self, collection: Collection) -> int:
+        """Return the highest pk of the rows of a collection; 0 without rows."""
+        row = self._sql.execute("SELECT max(pk) FROM records WHERE collection = ?", (collection.id,)).fetchone()
+        return int(row[0] or 0)
+
+    def fingerprint(self, collection: Collection) -> tuple[int, int]:
+        """Return the number of rows and the sum of their pks."""
+        selected = self._sql.execute("SELECT count(*), sum(pk) FROM records WHERE collection = ?", (collection.id,))
+        count, total = selected.fetchone()
+        return int(count), int(total or 0)
 
     def last_pk(self) -> int:
         """Return the highest pk ever used in any collection."""
@@ -268,15 +310,22 @@ class Transaction:
         return Record(id, embedding, kind, namespace, source, caption, width, height, metadata)
 
     def _matrix(self, collection: Collection, blobs: list[bytes | None]) -> Array:
-        vectors = [self._vector(blob, collection.dim) for blob in blobs]
-        return np.stack(vectors) if vectors else np.zeros((0, collection.dim), np.float32)
+        checked = [self._checked(blob, collection.dim) for blob in blobs]
+        return np.frombuffer(b"".join(checked), "<f4").astype(np.float32).reshape(-1, collection.dim)
 
     def _vector(self, blob: bytes | None, dim: int) -> Array:
+        return np.frombuffer(self._checked(blob, dim), "<f4").astype(np.float32)
+
+    def _has_snapshots(self) -> bool:
+        tables = self._sql.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'snapshots'")
+        return tables.fetchone() is not None
+
+    def _checked(self, blob: bytes | None, dim: int) -> bytes:
         if blob is None:
             raise damaged(self._path, "a row without its vector")
         if len(blob) != 4 * dim:
             raise damaged(self._path, "a vector of the wrong length")
-        return np.frombuffer(blob, "<f4").astype(np.float32)
+        return blob
 
 
 def version_of(connection: sqlite3.Connection) -> int:
