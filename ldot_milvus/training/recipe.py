@@ -25,7 +25,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-EDJE_SCORINGS = ("compressed", "uncompressed")
+EDJE_SCORINGS = ("compressed", "uncompressed", "aligned")
 """Values of ``start.reranker.scoring`` that make an EDJE re-ranker."""
 Objectives = Literal["cmr", "vmlm", "smrm_features", "smrm_kl", "smrm_class"]
 
@@ -109,6 +109,7 @@ class Stage(_Section):
     distilled: float = Field(default=0.0, ge=0, le=1)  # fraction of the loss that distils a re-ranker
     teacher: str | None = None  # re-ranker that a compressed one distils; else the model's own is distilled
     teacher_temperature: PositiveFloat = 2.0
+    loss: Literal["matching", "alignment"] = "matching"  # of a compressed re-ranker: of its pairs, or its alignment
     margin: PositiveFloat = 0.2  # of a joint re-ranker's triplet loss
     masked: float = Field(default=0.15, gt=0, lt=1)  # fraction of words or regions that pre-training masks
     mix: dict[Objectives, float] = {}  # relative frequency of each objective in pre-training
@@ -192,6 +193,10 @@ class Recipe(_Section):
                 )
             if self.start.trains_edje and stage.task != "rerank":
                 raise ValueError(f"{stage.name}: a compressed re-ranker has a run of its own, of stages 'rerank' alone")
+            if stage.loss == "alignment" and self.start.reranker.get("scoring") != "aligned":
+                raise ValueError(
+                    f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
+                )
             if self.start.trains_edje and stage.soft_targets:
                 raise ValueError(f"{stage.name}: soft_targets: not supported for a compressed re-ranker, remove it")
         return self

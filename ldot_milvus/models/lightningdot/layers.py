@@ -74,11 +74,13 @@ class BertBody(nn.Module):
         region_type = self.embeddings.token_type_embeddings.weight[1]
         return self.img_embeddings(features, boxes, region_type, masked)
 
-    def encode(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Run all layers over ``embeddings`` (B, L, H).
+    def encode(self, embeddings: Tensor, mask: Tensor, layers: slice = slice(None)) -> Tensor:
+        """Run layers over ``embeddings`` (B, L, H).
 
         Args:
+            embeddings: input embeddings, or the states after the layers before ``layers``.
             mask: bool (B, L), True = token or region, False = padding.
+            layers: which layers to run; all of them by default.
 
         Returns:
             The last hidden states, (B, L, H).
@@ -88,7 +90,7 @@ class BertBody(nn.Module):
             attention = mask[:, None, None, :]
             if self.encoder.config._attn_implementation == "eager":  # this implementation adds the mask to the logits
                 attention = torch.zeros_like(attention, dtype=embeddings.dtype).masked_fill(~attention, -10000.0)
-        for layer in self.encoder.layer:
+        for layer in list(self.encoder.layer)[layers]:
             embeddings = layer(embeddings, attention)
         return embeddings
 
