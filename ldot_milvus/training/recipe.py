@@ -135,8 +135,8 @@ class Stage(_Section):
             raise ValueError(f"{given}: not supported in pre-training, remove it")
         if self.task != "rerank" and self.teacher is not None:
             raise ValueError("teacher: only a compressed re-ranker has another teacher than the model's own re-ranker")
-        if self.task == "rerank" and bool(self.distilled) != (self.teacher is not None):
-            raise ValueError("distilled and teacher belong together in the training of a compressed re-ranker")
+        if self.teacher is not None and not self.distilled:
+            raise ValueError("teacher: has no effect without distilled, its share of the loss")
         return self
 
 
@@ -185,6 +185,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _fits_the_reranker(self) -> Recipe:
+        aligned = self.start.reranker.get("scoring") == "aligned"
         for stage in self.stages:
             if not self.start.trains_edje and stage.task == "rerank" and stage.distilled:
                 raise ValueError(
@@ -193,7 +194,9 @@ class Recipe(_Section):
                 )
             if self.start.trains_edje and stage.task != "rerank":
                 raise ValueError(f"{stage.name}: a compressed re-ranker has a run of its own, of stages 'rerank' alone")
-            if stage.loss == "alignment" and self.start.reranker.get("scoring") != "aligned":
+            if self.start.trains_edje and not aligned and stage.distilled and stage.teacher is None:
+                raise ValueError(f"{stage.name}: distilled: name the teacher of a compressed re-ranker")
+            if stage.loss == "alignment" and not aligned:
                 raise ValueError(
                     f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
                 )

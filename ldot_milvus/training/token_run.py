@@ -122,12 +122,11 @@ class TokenRun(Run):
         self, stage: Stage, model: EdjeReranker, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ) -> Task:
         scorer, teacher = EdjeScorer(model), None
-        if stage.teacher is not None:
-            teacher = (
-                load_teacher(stage.teacher, self._model, self._train.width, tokenizer).to(device).requires_grad_(False)
-            )
+        if stage.distilled:
+            name = stage.teacher or self._model.name  # a re-ranker with an alignment started from the model's own
+            teacher = load_teacher(name, self._model, self._train.width, tokenizer).to(device).requires_grad_(False)
             if stage.loss == "alignment" and getattr(teacher.model, "alignment", None) is None:
-                raise UsageError(f"{stage.name}: teacher {stage.teacher!r} has no alignment to distil: name another")
+                raise UsageError(f"{stage.name}: teacher {name!r} has no alignment to distil: name another")
         train, dev = self._train, self._dev
         if stage.standardise:
             train, dev = standardised(train, dev)
