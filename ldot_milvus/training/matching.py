@@ -63,10 +63,10 @@ class EdjeScorer(Scorer):
         return ".bert.encoder." in name or ".bert.embeddings." in name
 
     def align_alone(self) -> None:
-        """Train what the alignment reads, and leave the joint layers and their head as they are."""
-        joint = self.model.bert.encoder.layer[self.model.config.text_layers :]
-        for module in (*joint, self.model.bert.pooler, self.model.classifier):
-            module.requires_grad_(False)
+        """Train the adapter and the alignment, and leave all that the start took over, and the joint layers."""
+        self.model.requires_grad_(False)
+        for module in (self.model.adapter, self.model.alignment):
+            module.requires_grad_(True)
 
     @torch.no_grad()
     def set_zero(self, batch: Batch) -> None:

@@ -112,9 +112,12 @@ class EdjeReranker(BertBasedModel):
         if self.alignment is not None:
             words = self.encode_words(input_ids, attention_mask)[texts]
             mask = attention_mask.bool()[texts]
+            alignment = self.alignment(words, mask, images, image_mask)
+            if not self.training and not bool(self.classifier.weight.any()):
+                return alignment + self.classifier.bias  # untrained, the joint layers would add nothing but time
             joined, valid = pack([(words, mask), (images, image_mask)])
             states = self.bert.encode(joined, valid, slice(self.config.text_layers, None))
-            return self._classified(states) + self.alignment(words, mask, images, image_mask)
+            return self._classified(states) + alignment
         input_ids, attention_mask = input_ids[texts], attention_mask[texts]
         return self.logits(joint_inputs(input_ids, attention_mask, image_mask, self.config.image_token_id),
                            images[image_mask])  # fmt: skip
