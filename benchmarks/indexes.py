@@ -64,7 +64,7 @@ def size_of(index):
 
 
 def measure(text, rows, queries, best):
-    spec = collection_index.plan(IndexSpec.parse(text), len(rows))
+    spec = collection_index.plan(IndexSpec.parse(text), len(rows), rows.shape[1])
     pks = np.arange(len(rows))
     started = time.perf_counter()
     cells = int(spec.params.get("nlist", 0))

@@ -17,6 +17,8 @@ from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionRerank
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.files import LightningDOTRerankerFiles
 from ldot_milvus.models.registry import find_reranker
+from ldot_milvus.training.data import CaptionedPhotos
+from ldot_milvus.training.edje_alignment import from_alignment
 from ldot_milvus.training.matching import AlignmentTeacher, EdjeScorer, Teacher, check_vocabulary
 from ldot_milvus.training.recipe import Start
 
@@ -27,17 +29,18 @@ HEAD_SIZE = 64
 
 
 def new_edje(
-    start: Start, first_stage: Embedder, token_dim: int, count: int
+    start: Start, first_stage: Embedder, photos: CaptionedPhotos
 ) -> tuple[EdjeReranker, PreTrainedTokenizerBase]:
     """Create a re-ranker whose joint encoder is initialised from a BERT, with that BERT's tokenizer.
+
+    With scoring "aligned", it is initialised from the first stage's alignment re-ranker (:mod:`.edje_alignment`).
 
     Args:
         start: its ``reranker`` table has ``scoring``, fields of :class:`EdjeConfig`, in ``bert_config`` fields that
             replace the BERT's, and in ``text`` the name of the BERT; without it, the first stage's text encoder is
             taken, which is a LightningDOT model's.
         first_stage: the model whose tokens are read.
-        token_dim: width of the tokens.
-        count: their number in a photo, for which an uncompressed re-ranker needs positions.
+        photos: with the tokens; an uncompressed re-ranker needs positions for those of a photo.
 
     Raises:
         UsageError: there is no BERT, or settings are unknown or do not fit.
@@ -48,7 +51,10 @@ def new_edje(
     unknown = settings.keys() - vars(EdjeConfig()).keys()
     if unknown:
         raise UsageError(f"start.reranker.{min(unknown)}: no such setting")
+    if scoring == "aligned":
+        return from_alignment(first_stage, {**settings, "bert_config": changes}, text, photos)
     config, weights, tokenizer = _bert(text, first_stage)
+    token_dim, count = photos.width, len(photos.regions(0))
     defaults: dict[str, Any] = {"compressed_tokens": 64, "adapter_heads": max(1, token_dim // HEAD_SIZE)}
     options = {**defaults, "token_dim": token_dim, **settings}
     if scoring == "uncompressed":
@@ -85,7 +91,8 @@ def load_teacher(name: str, model: ModelFiles, token_dim: int, tokenizer: PreTra
     files = find_reranker(name, model)
     teacher: Teacher
     if isinstance(files, EdjeFiles):
-        teacher, width = EdjeScorer(EdjeReranker.from_pretrained(files.folder)), files.config["token_dim"]
+        teacher = EdjeScorer(EdjeReranker.from_pretrained(files.folder))
+        width = files.config.get("region_dim") or files.config["token_dim"]
     elif isinstance(files, LightningDOTRerankerFiles) and files.config.get("scoring") == "alignment":
         teacher, width = (
             AlignmentTeacher(CrossAttentionReranker.from_pretrained(files.folder)),

@@ -16,10 +16,10 @@ from typing_extensions import override
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.edje.adapters import TokenCompression
 from ldot_milvus.models.edje.joint_encoder import EdjeReranker
-from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.training.batches import Batch
 from ldot_milvus.training.contrastive import Scorer
 from ldot_milvus.training.recipe import Stage
+from ldot_milvus.training.rerank import RerankScorer
 
 
 class PairScorer(Protocol):
@@ -39,38 +39,68 @@ class EdjeScorer(Scorer):
 
     def pairs(self, batch: Batch, texts: Tensor, photos: Tensor) -> Tensor:
         """See :class:`PairScorer`. The adapter runs once for each photo."""
-        images, mask = self.model.adapt(batch.features, batch.region_mask)
-        logits: Tensor = self.model.score(batch.ids[texts], batch.mask[texts], images[photos], mask[photos])
+        images, mask = self.model.adapt(batch.features, batch.region_mask, batch.boxes)
+        logits: Tensor = self.model.score(batch.ids, batch.mask, images[photos], mask[photos], texts)
         return logits.float()
 
     @override
+    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+        images: Tensor = self.model.adapt(features, region_mask, boxes)[0]
+        return images.float()
+
+    @override
+    def scores(self, ids: Tensor, mask: Tensor, images: Tensor, region_mask: Tensor) -> Tensor:
+        """Score all pairs by the alignment alone; the joint layers would need a pass for each."""
+        assert self.model.alignment is not None
+        words = self.model.encode_words(ids, mask).float()
+        return self.model.alignment.all_pairs(words, mask, images, images.new_ones(images.shape[:2]))
+
+    @override
     def is_text(self, parameter: str) -> bool:
-        return ".bert.encoder." in f".{parameter}" or ".bert.embeddings." in f".{parameter}"
+        name = f".{parameter}"
+        if ".bert.encoder.layer." in name and self.model.config.text_layers:
+            return int(name.split(".layer.")[1].split(".")[0]) < self.model.config.text_layers
+        return ".bert.encoder." in name or ".bert.embeddings." in name
+
+    def align_alone(self) -> None:
+        """Train the adapter and the alignment, and leave all that the start took over, and the joint layers."""
+        self.model.requires_grad_(False)
+        for module in (self.model.adapter, self.model.alignment):
+            module.requires_grad_(True)
+
+    @torch.no_grad()
+    def set_zero(self, batch: Batch) -> None:
+        """Move the zero of the logits half-way between right and wrong pairs, where the head has learned nothing yet.
+
+        The alignment ranks but has no zero, and the bias would take many steps to find one.
+        """
+        assert batch.similarities is not None
+        if self.model.alignment is None or bool(self.model.classifier.weight.any()):
+            return
+        logits = self.eval().pairs(batch, *matched_and_nearest(batch.similarities))
+        self.model.classifier.bias.sub_(middle(logits, len(batch.ids)))
 
     def inputs(self) -> list[nn.Linear]:
         """Return the layers that read the first stage's tokens."""
+        if self.model.bert.img_embeddings is not None:
+            return [self.model.bert.img_embeddings.img_linear]
         adapter = self.model.adapter
         return [adapter.key, adapter.value] if isinstance(adapter, TokenCompression) else [adapter.mlp.fc1]
 
 
-class AlignmentTeacher(nn.Module):
+class AlignmentTeacher(RerankScorer):
     """Scores by an alignment re-ranker, such as ldot-mini's.
 
     Its scores rank, but have no zero: it was trained to rank the photos of a batch by a softmax. Their zero is taken
     half-way between the mean right pair and the mean wrong pair of the batch, which are the first B and the other 2 B.
     """
 
-    def __init__(self, model: CrossAttentionReranker) -> None:
-        super().__init__()
-        self.model = model
-
     def pairs(self, batch: Batch, texts: Tensor, photos: Tensor) -> Tensor:
         """See :class:`PairScorer`."""
         words = self.model.encode_words(batch.ids, batch.mask)
         regions = self.model.embed_regions(batch.features, batch.boxes)
         scores = self.model.score(words[texts], batch.mask[texts], regions[photos], batch.region_mask[photos]).float()
-        right, wrong = scores[: len(words)], scores[len(words) :]
-        return scores - (right.mean() + wrong.mean()) / 2
+        return scores - middle(scores, len(words))
 
     def inputs(self) -> list[nn.Linear]:
         """Return the layer that reads the regions' features."""
@@ -110,6 +140,11 @@ class MatchingObjective(nn.Module):
             probabilities = teacher.pairs(batch.complete, texts, photos).sigmoid()
         distilled = binary_cross_entropy_with_logits(logits, probabilities)
         return (1 - self._stage.distilled) * loss + self._stage.distilled * distilled
+
+
+def middle(scores: Tensor, count: int) -> Tensor:
+    """Return the value half-way between the mean right pair, of which there are ``count``, and the mean wrong one."""
+    return (scores[:count].mean() + scores[count:].mean()) / 2
 
 
 def matched_and_nearest(similarities: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Paths = Annotated[list[PathText], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-EDJE_SCORINGS = ("compressed", "uncompressed")
+EDJE_SCORINGS = ("compressed", "uncompressed", "aligned")
 """Values of ``start.reranker.scoring`` that make an EDJE re-ranker."""
 Objectives = Literal["cmr", "vmlm", "smrm_features", "smrm_kl", "smrm_class"]
 
@@ -125,6 +125,7 @@ class Stage(_Section):
     distilled: float = Field(default=0.0, ge=0, le=1)  # fraction of the loss that distils a re-ranker
     teacher: str | None = None  # re-ranker that a compressed one distils; else the model's own is distilled
     teacher_temperature: PositiveFloat = 2.0
+    loss: Literal["matching", "alignment"] = "matching"  # of a compressed re-ranker: of its pairs, or its alignment
     margin: PositiveFloat = 0.2  # of a joint re-ranker's triplet loss
     masked: float = Field(default=0.15, gt=0, lt=1)  # fraction of words or regions that pre-training masks
     mix: dict[Objectives, float] = {}  # relative frequency of each objective in pre-training
@@ -150,8 +151,8 @@ class Stage(_Section):
             raise ValueError(f"{given}: not supported in pre-training, remove it")
         if self.task != "rerank" and self.teacher is not None:
             raise ValueError("teacher: only a compressed re-ranker has another teacher than the model's own re-ranker")
-        if self.task == "rerank" and bool(self.distilled) != (self.teacher is not None):
-            raise ValueError("distilled and teacher belong together in the training of a compressed re-ranker")
+        if self.teacher is not None and not self.distilled:
+            raise ValueError("teacher: has no effect without distilled, its share of the loss")
         return self
 
 
@@ -206,6 +207,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _fits_the_reranker(self) -> Recipe:
+        aligned = self.start.reranker.get("scoring") == "aligned"
         for stage in self.stages:
             if not self.start.trains_edje and stage.task == "rerank" and stage.distilled:
                 raise ValueError(
@@ -214,6 +216,12 @@ class Recipe(_Section):
                 )
             if self.start.trains_edje and stage.task != "rerank":
                 raise ValueError(f"{stage.name}: a compressed re-ranker has a run of its own, of stages 'rerank' alone")
+            if self.start.trains_edje and not aligned and stage.distilled and stage.teacher is None:
+                raise ValueError(f"{stage.name}: distilled: name the teacher of a compressed re-ranker")
+            if stage.loss == "alignment" and not aligned:
+                raise ValueError(
+                    f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
+                )
             if self.start.trains_edje and stage.soft_targets:
                 raise ValueError(f"{stage.name}: soft_targets: not supported for a compressed re-ranker, remove it")
         return self

@@ -33,8 +33,8 @@ from ldot_milvus.models.registry import find_model
 from ldot_milvus.models.texts import TextTokens
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
-from ldot_milvus.training.batches import Batches, FirstStageVectors, tokenize
-from ldot_milvus.training.contrastive import fold_scale, standardised, unfold_scale
+from ldot_milvus.training.batches import Batch, Batches, FirstStageVectors, tokenize
+from ldot_milvus.training.contrastive import ContrastiveObjective, fold_scale, standardised, unfold_scale
 from ldot_milvus.training.data import CaptionedPhotos, cache_name, photos_of
 from ldot_milvus.training.dot_weight import best_weight
 from ldot_milvus.training.dual import Figures
@@ -97,37 +97,44 @@ class TokenRun(Run):
         torch.manual_seed(stage.seed)
         accelerator = accelerator_for(self._recipe.trainer, self._out, stage)
         if folder == self._origin:
-            count = len(self._train.regions(0))
-            model, tokenizer = new_edje(self._recipe.start, self._embedder, self._train.width, count)
+            model, tokenizer = new_edje(self._recipe.start, self._embedder, self._train)
         else:
             model, tokenizer = _load(folder)
         task = self._task(stage, model, tokenizer, accelerator.device)
         config = model.config
-        batches = Batches(
-            task.train,
-            tokenize(tokenizer, task.train, stage.text_tokens or config.max_text_length, config.image_token_id),
-            stage,
-            Vocabulary.of(tokenizer),
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            first_stage=self._vectors["train"],
-        )
+        tokens = tokenize(tokenizer, task.train, stage.text_tokens or config.max_text_length, config.image_token_id)
+
+        def batches_of(stage: Stage) -> Batches:
+            return Batches(
+                task.train, tokens, stage, Vocabulary.of(tokenizer),
+                process=accelerator.process_index, processes=accelerator.num_processes,
+                first_stage=self._vectors["train"],
+            )  # fmt: skip
+
+        batches = batches_of(stage)
+        if stage.loss == "matching":  # on random pairs: hard negatives are mined later
+            random_pairs = batches_of(stage.model_copy(update={"hard_negatives": 0}))[0]
+            if isinstance(random_pairs, Batch):  # an unreadable photo is reported by the first step
+                EdjeScorer(model).set_zero(random_pairs.to(accelerator.device))
         self._train_stage(stage, accelerator, task, batches, best)
 
     def _task(
         self, stage: Stage, model: EdjeReranker, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ) -> Task:
         scorer, teacher = EdjeScorer(model), None
-        if stage.teacher is not None:
-            teacher = (
-                load_teacher(stage.teacher, self._model, self._train.width, tokenizer).to(device).requires_grad_(False)
-            )
+        if stage.distilled:
+            name = stage.teacher or self._model.name  # a re-ranker with an alignment started from the model's own
+            teacher = load_teacher(name, self._model, self._train.width, tokenizer).to(device).requires_grad_(False)
+            if stage.loss == "alignment" and getattr(teacher.model, "alignment", None) is None:
+                raise UsageError(f"{stage.name}: teacher {name!r} has no alignment to distil: name another")
         train, dev = self._train, self._dev
         if stage.standardise:
             train, dev = standardised(train, dev)
             for linear in [*scorer.inputs(), *([] if teacher is None else teacher.inputs())]:
                 unfold_scale(linear, train)
         prepare(scorer, stage, device)
+        if stage.loss == "alignment":
+            scorer.align_alone()
         selection, vectors = _first_captions(dev, self._vectors["dev"])
         negatives: list[NDArray[np.int32]] = []
 
@@ -149,7 +156,8 @@ class TokenRun(Run):
             scorer.model.save_pretrained(target)
             tokenizer.save_pretrained(target)
 
-        return Task(MatchingObjective(scorer, stage, teacher), train, evaluate, mine, write)
+        objective = ContrastiveObjective if stage.loss == "alignment" else MatchingObjective
+        return Task(objective(scorer, stage, teacher), train, evaluate, mine, write)
 
     def _reranked(
         self, model: EdjeReranker, tokenizer: PreTrainedTokenizerBase, photos: CaptionedPhotos,

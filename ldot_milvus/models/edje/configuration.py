@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, BertConfig, PretrainedConfig
@@ -25,6 +26,11 @@ class EdjeConfig(PretrainedConfig):
         max_text_length: maximum number of tokens of a text, [CLS] and [SEP] included. Published: 63, so that text,
             N tokens and the last [SEP] are at most 64 + N.
         dot_weight: weight of the first stage's dot product that retrieval adds to the score (published: 0).
+        text_layers: number of the joint encoder's first layers that read the text alone (published: 0). The others
+            read the text's states after them, with the image tokens, and their logit is added to the word-region
+            alignment of those states with the image tokens.
+        region_dim: width of a LightningDOT model's regions, which are embedded with their boxes before they are
+            adapted. None: the adapter reads the first stage's tokens (published).
     """
 
     model_type = "edje-reranker"
@@ -40,6 +46,8 @@ class EdjeConfig(PretrainedConfig):
         adapter_layer_norm_eps: float = 1e-6,
         max_text_length: int = 63,
         dot_weight: float = 0.0,
+        text_layers: int = 0,
+        region_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(bert_config, BertConfig):
@@ -48,6 +56,15 @@ class EdjeConfig(PretrainedConfig):
             raise ValueError(f"compressed_tokens is {compressed_tokens}; it must be 1 or more, or None for all tokens")
         if compressed_tokens is not None and token_dim % adapter_heads:
             raise ValueError(f"token_dim {token_dim} is not a multiple of adapter_heads {adapter_heads}")
+        if not 0 <= text_layers < bert_config.num_hidden_layers:
+            raise ValueError(
+                f"text_layers is {text_layers} of {bert_config.num_hidden_layers} layers; at least one must be left "
+                "for text and image"
+            )
+        if region_dim is not None and token_dim != bert_config.hidden_size:
+            raise ValueError(
+                f"token_dim is {token_dim}; embedded regions have the joint encoder's width, {bert_config.hidden_size}"
+            )
         self.bert_config = bert_config
         self.token_dim = token_dim
         self.compressed_tokens = compressed_tokens
@@ -56,11 +73,18 @@ class EdjeConfig(PretrainedConfig):
         self.adapter_layer_norm_eps = adapter_layer_norm_eps
         self.max_text_length = max_text_length
         self.dot_weight = dot_weight
+        self.text_layers = text_layers
+        self.region_dim = region_dim
         super().__init__(**kwargs)
 
     @property
     def most_tokens(self) -> int:
-        """Number of image tokens for which the joint encoder has positions beside the longest text and [SEP]."""
+        """Number of image tokens for which the joint encoder has positions beside the longest text and [SEP].
+
+        After ``text_layers``, image tokens are joined without positions, in any number.
+        """
+        if self.text_layers:
+            return sys.maxsize
         return int(self.bert_config.max_position_embeddings) - self.max_text_length - 1
 
     @property

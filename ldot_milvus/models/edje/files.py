@@ -30,7 +30,7 @@ class EdjeFiles(RerankerFiles):
 
     @override
     def check(self) -> None:
-        reads, gives = self.config.get("token_dim"), self.model.token_width
+        reads, gives = self.config.get("region_dim") or self.config.get("token_dim"), self.model.token_width
         if gives not in (None, reads):
             raise ModelError(wrong_width(self.name, reads, self.model.name, gives))
 

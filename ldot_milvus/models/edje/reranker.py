@@ -18,6 +18,7 @@ from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_
 from ldot_milvus.models.network_reranker import NetworkReranker
 from ldot_milvus.models.patches import tokens_of
 from ldot_milvus.models.texts import TextTokens, by_length
+from ldot_milvus.regions.base import Regions
 
 PAIR_BATCH = 100
 IMAGE_BATCH = 32
@@ -55,25 +56,40 @@ class EdjeTokenReranker(NetworkReranker):
         """Run the adapter over the first stage's tokens, and store its output in half precision.
 
         Raises:
-            ModelError: the tokens have another width than the adapter reads.
+            ModelError: the tokens have another width than the adapter reads, or no boxes where it reads regions.
             InputError: the features have no tokens, or more than the joint encoder has positions for; or a value is
                 not finite or exceeds the range of half precision.
         """
         config, kept = self.model.config, list[KeptImage]()
+        reads = config.region_dim or config.token_dim
         for start in range(0, len(features), IMAGE_BATCH):
             tokens = tokens_of(features[start : start + IMAGE_BATCH])
             for one in tokens:
-                if one.shape[1] != config.token_dim:
-                    raise ModelError(wrong_width(self.name, config.token_dim, self._first_stage, one.shape[1]))
+                if one.shape[1] != reads:
+                    raise ModelError(wrong_width(self.name, reads, self._first_stage, one.shape[1]))
                 if config.compressed_tokens is None and len(one) > config.most_tokens:
                     raise InputError(
                         f"the image has {len(one)} tokens, and re-ranker {self.name!r} has positions for "
                         f"{config.most_tokens}: use one that compresses the tokens"
                     )
             padded, mask = pad_tokens([one.to(self._device, self._dtype) for one in tokens])
-            adapted, image_mask = self.model.adapt(padded, mask)
+            boxes = self._boxes(features[start : start + IMAGE_BATCH])
+            adapted, image_mask = self.model.adapt(padded, mask, boxes)
             kept += [_record(row[its].float()) for row, its in zip(adapted, image_mask, strict=True)]
         return kept
+
+    def _boxes(self, features: Sequence[ImageFeatures]) -> torch.Tensor | None:
+        """Pad the boxes of regions, for a network that embeds them."""
+        if self.model.config.region_dim is None:
+            return None
+        regions = [one for one in features if isinstance(one, Regions)]
+        if len(regions) < len(features):
+            raise ModelError(
+                f"re-ranker {self.name!r} reads regions, and model {self._first_stage!r} gives tokens: name the model "
+                "that it was trained on"
+            )
+        padded, _ = pad_tokens([torch.from_numpy(one.boxes) for one in regions])
+        return padded.to(self._device, self._dtype)
 
     def check(self, kept: KeptImage) -> None:
         """Validate region data that was read from a store.
@@ -113,12 +129,17 @@ class EdjeTokenReranker(NetworkReranker):
         distinct: dict[str | tuple[int, ...], Text] = {key: key if isinstance(key, str) else [*key] for key in keys}
         ids = dict(zip(distinct, self._texts.ids(distinct.values(), limit, vocabulary), strict=True))
         tokens = [ids[key] for key in keys]
+        number = {key: place for place, key in enumerate(ids)}
+        of_pair = [number[key] for key in keys]
 
         def score(pairs: list[int]) -> torch.Tensor:
-            padded, mask = self._texts.padded([tokens[pair] for pair in pairs])
+            here = {of_pair[pair]: pair for pair in pairs}  # a text is encoded once, whatever the number of its images
+            places = {text: place for place, text in enumerate(here)}
+            padded, mask = self._texts.padded([tokens[pair] for pair in here.values()])
+            of_text = torch.tensor([places[of_pair[pair]] for pair in pairs], device=self._device)
             stored = [torch.from_numpy(np.asarray(kept[pair][TOKENS])) for pair in pairs]
             images, image_mask = pad_tokens([one.to(self._device, self._dtype) for one in stored])
-            return self.model.score(padded, mask, images, image_mask).unsqueeze(1)
+            return self.model.score(padded, mask, images, image_mask, of_text).unsqueeze(1)
 
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
 

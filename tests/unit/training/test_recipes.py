@@ -57,7 +57,9 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
             '"pretrain"\nsoft_targets = 0.1\nmix = { cmr = 1 }',
             "soft_targets: not supported in pre",
         ),
-        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled and teacher belong together"),
+        ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder"),
+        ('"retrieval"', '"rerank"\nteacher = "x"', "teacher: has no effect without distilled"),
+        ('"retrieval"', '"rerank"\nloss = "alignment"', "loss: only a re-ranker with start.reranker.scoring 'aligned'"),
         ('"retrieval"', '"rerank"\ndistilled = 0.5\nteacher = "x"', "distilled: only the dual encoder .* and a compr"),
         ('"retrieval"', '"retrieval"\nteacher = "x"', "teacher: only a compressed re-ranker has another teacher"),
         ('"ldot-mini"', '"ldot-mini"\nreranker = { scoring = "compressed" }', "compressed re-ranker has a run of its"),
@@ -66,6 +68,11 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
             '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
             '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\nsoft_targets = 0.1',
             "soft_targets: not supported for a compressed",
+        ),
+        (
+            '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
+            '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\ndistilled = 0.5',
+            "distilled: name the teacher of a compressed re-ranker",
         ),
         ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
         ('model = "ldot-mini"', "", "start: give either model"),
@@ -85,10 +92,8 @@ def test_missing_data_and_unknown_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(GOOD)
     with pytest.raises(UsageError, match="no dev data: give photos with captions by --dev PATH"):
         read_recipe(str(tmp_path / "r.toml"), {"data.train": ["a.tar"]})
-    with pytest.raises(
-        UsageError,
-        match=r"'no-such' is neither shipped .compressed, finetune, labels, ldot-mini, pretrain, rerank. nor",
-    ):
+    shipped = "aligned, compressed, finetune, labels, ldot-mini, pretrain, rerank"
+    with pytest.raises(UsageError, match=rf"'no-such' is neither shipped .{shipped}. nor"):
         read_recipe("no-such", DATA)
     with pytest.raises(UsageError, match="give PLACE=VALUE"):
         parse_change("epochs 3")
