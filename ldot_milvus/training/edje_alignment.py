@@ -23,7 +23,7 @@ from ldot_milvus.models.edje.configuration import EdjeConfig
 from ldot_milvus.models.edje.joint_encoder import EdjeReranker
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
-from ldot_milvus.models.lightningdot.inputs import pad_regions
+from ldot_milvus.training.batches import region_tensors
 from ldot_milvus.training.data import CaptionedPhotos
 
 JOINT_LAYERS = 2
@@ -96,7 +96,7 @@ def _embedded(source: CrossAttentionReranker, photos: CaptionedPhotos) -> torch.
     rows = np.linspace(0, len(photos) - 1, min(SAMPLE, len(photos))).astype(int)
     embedded = []
     for row in rows.tolist():
-        features, boxes, mask = (tensor.to(source.device) for tensor in pad_regions([photos.regions(row)]))
+        features, boxes, mask = (tensor.to(source.device) for tensor in region_tensors([photos.regions(row)]))
         embedded.append(source.embed_regions(features, boxes)[mask].float().cpu())
     return torch.cat(embedded)
 

@@ -44,7 +44,9 @@ class EdjeScorer(Scorer):
         return logits.float()
 
     @override
-    def encode_images(self, features: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+    def encode_images(
+        self, features: Tensor, boxes: Tensor, region_mask: Tensor, label_probabilities: Tensor | None = None
+    ) -> Tensor:
         images: Tensor = self.model.adapt(features, region_mask, boxes)[0]
         return images.float()
 
