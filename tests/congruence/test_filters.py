@@ -88,9 +88,9 @@ def store(
         opened.upsert(rows)
         assert opened.count() == len(rows)
         if isinstance(opened, MilvusStore):
-            read = opened._read
+            read = opened.server.read
             # A server makes a read that must see every write wait for its clock, a fifth of a second.
-            opened._read = lambda method, **options: read(method, **{**options, "consistency_level": "Eventually"})  # type: ignore[method-assign]
+            opened.server.read = lambda *of, **options: read(*of, **{**options, "consistency_level": "Eventually"})  # type: ignore[method-assign]
         yield opened
         drop(opened)
 
