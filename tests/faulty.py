@@ -68,6 +68,11 @@ def decode_slowly(data, **options):
     return decode(data, **options)
 
 
+def decode_in_a_second(data, **options):
+    time.sleep(1)
+    return decode(data, **options)
+
+
 def crawl(data, **options):
     time.sleep(15)
     return decode(data, **options)

@@ -291,7 +291,7 @@ def test_a_worker_that_is_told_to_stop_finishes_its_chunk(
     run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
 ) -> None:
     photo_folder(40)
-    worker = workers("decode_slowly", pool=("--pool", "solo"))
+    worker = workers("decode_in_a_second", pool=("--pool", "solo"))  # a chunk takes longer than the signal
     enqueue(run, env, "--no-wait", "--chunk-size", "20")
     worker.wait_for("received")
     time.sleep(0.1)

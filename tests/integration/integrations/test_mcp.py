@@ -143,7 +143,7 @@ async def test_no_path_of_a_client_is_opened(
     opened.clear()
     photo = form.format(path=secret, name=secret.name, fill="x" * 80)
     message = refusal(await call(server, photo=photo))
-    assert message.startswith(("photo: ", "image: "))
+    assert message.startswith(("photo: ", "the query image: "))
     assert not [path for path in opened if "secret" in path]
 
 
