@@ -52,7 +52,7 @@ def export_graphs(folder: Path) -> list[Path]:
     """Write the graphs of a model beside its weights: of the text encoder, and of a re-ranker with alignment scoring.
 
     A re-ranker with joint scoring has none: its sequences of words and regions are packed, which a graph cannot
-    describe.
+    describe. Nor has one whose region data are the extractor's features, which torch embeds.
 
     Args:
         folder: of a complete LightningDOT model.
@@ -70,7 +70,7 @@ def export_graphs(folder: Path) -> list[Path]:
     if own.is_dir():
         with QuietTransformers():
             reranker = CrossAttentionReranker.from_pretrained(own).float().eval()
-        if reranker.alignment is not None:
+        if reranker.alignment is not None and reranker.config.region_input == "embedded":
             regions = torch.randn(3, 5, reranker.config.bert_config.hidden_size)
             region_mask = torch.ones(3, 5, dtype=torch.bool)
             region_mask[0, 3:] = False

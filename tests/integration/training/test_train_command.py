@@ -189,7 +189,7 @@ def test_photos_are_extracted_once_and_the_model_works(
         for out, more in (("first", []), ("second", ["--set", "trainer.workers=2"])):
             done = ldot(*call, "--out", out, *more)
             assert done.exit_code == 0, done.output
-            assert done.stdout == f"Model: {Path(out) / 'model'}\n"
+            assert done.stdout == f"Model: {tmp_path / out / 'model'}\n"
     assert [message for message in caplog.messages if "regions" in message] == [
         "regions, view 0: 0 of 16 photos", "regions, view 1: 0 of 16 photos", "regions, view 0: 0 of 6 photos"
     ]  # fmt: skip
