@@ -100,10 +100,12 @@ from ldot_milvus.regions import RegionExtractor
 from ldot_milvus.regions.bottom_up.extractor import BottomUpExtractor
 from ldot_milvus.regions.files import RegionFile, open_regions, write_lmdb, write_npz, write_tsv
 from ldot_milvus.regions.grid import GridExtractor
+from ldot_milvus.regions.labels import LabelClassifier, LabelledExtractor
 from ldot_milvus.regions.registry import register_extractor
 from ldot_milvus.search.duplicates import Duplicate, find_duplicates
 from ldot_milvus.sources import read
 from ldot_milvus.stores.migration import Migration, migrate
+from ldot_milvus.stores.recall import Recall, measure
 from ldot_milvus.stores.region_place import open_region_store
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.stores.registry import FolderAddress, IndexSupport, StoreAddress
@@ -188,6 +190,7 @@ def rows(vector: Vectors) -> None:
         duplicates = find_duplicates(store)
         assert_type(duplicates, list[list[Duplicate]])
         assert_type(upgrade(store), Upgrade)
+        assert_type(measure(store), Recall | None)
         assert_type(migrate(store, open_store("faiss:./copy")), Migration)
 
 
@@ -235,6 +238,9 @@ def extract(path: Path) -> None:
     assert_type(bottom_up(path), Regions)
     assert_type(bottom_up([path, np.zeros((9, 9), np.uint8)]), list[Regions])
     grid: RegionExtractor = GridExtractor.from_pretrained("folder")
+    classifier = LabelClassifier.from_pretrained("folder")
+    labelled: RegionExtractor = LabelledExtractor(grid, classifier)
+    assert_type(labelled.least_side, int | None)
     regions = grid([Image.open(path)])
     assert_type(regions, list[Regions])
     assert_type(regions[0].features, Vectors)

@@ -108,7 +108,7 @@ def test_the_reranker_learns(world: tuple[Path, Path], tiny_model: str, tmp_path
     assert after[0] == before[0]
     assert after[1] > before[1] + 5
     embedder = LightningDOTEmbedder(str(model), device="cpu")
-    assert embedder.calibration.scale > 0
+    assert embedder.calibration is not None  # of a dual encoder that has learned nothing: its scale is noise around 0
     assert embedder.reranker.calibration.scale > 0
 
 

@@ -107,7 +107,8 @@ def test_a_project_with_its_own_workers_and_integrations(call: Callable[..., sub
     assert refused.returncode == 2
     assert "celery -A ldot_milvus.workers enqueue ..." in one_line(refused)
     printed = call("python", "app.py")
-    assert printed.stdout == "shop the shop's ldot_milvus.integrations.langchain.retriever ldot_milvus\n", printed.stderr
+    expected = "shop the shop's ldot_milvus.integrations.langchain.retriever ldot_milvus\n"
+    assert printed.stdout == expected, printed.stderr
     ours = call("celery", "-A", "ldot_milvus.workers", "progress")
     assert (ours.returncode, "No runs" in ours.stdout) == (0, True), ours.stderr
 

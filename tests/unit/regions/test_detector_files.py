@@ -136,7 +136,8 @@ def test_a_hub_id_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert BottomUpExtractor.from_pretrained("some/detector").dim == 256
-    assert asked == [("some/detector", {"allow_patterns": ["config.yaml", "model.safetensors", "pytorch_model.bin"]})]
+    patterns = ["config.yaml", "model.safetensors", "pytorch_model.bin"]
+    assert asked == [("some/detector", {"allow_patterns": patterns, "local_files_only": False})]
 
 
 def test_folders_without_a_detector_are_refused(tmp_path: Path) -> None:
