@@ -91,6 +91,7 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
         server.stop()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_ingestion(
     tmp_path: Path, tiny_model: str, photo_folder: Callable[[int], Path]
 ) -> None:

@@ -113,6 +113,7 @@ def test_auto_takes_the_next_type_and_says_so(
         dropped(store)
 
 
+@pytest.mark.slow
 def test_a_type_that_was_asked_for_stays_and_doctor_reports_it(
     milvus_url: str, rows: list[Record], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

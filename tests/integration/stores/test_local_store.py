@@ -674,6 +674,7 @@ def test_a_full_disk_writes_nothing(store: FaissStore) -> None:
     assert store.upsert(rows(1)) == 1
 
 
+@pytest.mark.slow
 def test_a_writer_that_never_ends(store: FaissStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     store.upsert(rows(2))

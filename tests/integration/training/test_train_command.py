@@ -118,6 +118,7 @@ def test_a_killed_run_resumes(place: Path, caplog: pytest.LogCaptureFixture) -> 
     )
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_joint_batch(place: Path) -> None:
     """Compare losses and gradients of every objective, and the losses and recalls of a complete run.
 
