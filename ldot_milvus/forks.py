@@ -34,25 +34,33 @@ class Lock:
     """A lock for one thread at a time, which is free in a forked child.
 
     What it protects must be usable if its holder is interrupted at any moment.
+
+    Args:
+        reentrant: whether its holder may enter it again.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, *, reentrant: bool = False) -> None:
+        self._new = threading.RLock if reentrant else threading.Lock
+        self._lock: Any = self._new()
         self._holder: int | None = None
+        self._depth = 0
         _locks.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
         self._holder = threading.get_ident()
+        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        self._holder = None
+        self._depth -= 1
+        if not self._depth:
+            self._holder = None
         self._lock.release()
 
     def after_in_child(self) -> None:
         """Release the lock if its holder does not exist in this process."""
         if self._holder != threading.get_ident():
-            self._lock, self._holder = threading.Lock(), None
+            self._lock, self._holder, self._depth = self._new(), None, 0
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()

@@ -10,24 +10,17 @@ import ctypes
 import gc
 import os
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
+from types import ModuleType
+
+from ldot_milvus.forks import Lock
 
 _TORCH = ("libtorch_global_deps.so", "libtorch_python.so")  # in the order of torch's own import
 
-_loading = threading.RLock()
-
-
-def _renew_lock() -> None:
-    """In a child process, since a thread that loads a model during a fork does not exist there."""
-    global _loading
-    _loading = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_loading = Lock(reentrant=True)
 
 
 @contextmanager
@@ -36,8 +29,7 @@ def in_background() -> Iterator[None]:
 
     One thread loads at a time: transformers' progress bars are switched off and on for the whole process.
     """
-    with _loading:
-        _link_torch()
+    with _loading, _linking_torch():
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -51,9 +43,37 @@ def in_background() -> Iterator[None]:
                 gc.enable()
 
 
+@contextmanager
+def _linking_torch() -> Iterator[None]:
+    """Link torch's libraries when it is imported; a model that ONNX Runtime runs does not import it."""
+    if "torch" in sys.modules or not sys.platform.startswith("linux"):
+        yield
+        return
+    finder = _LinkFirst()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        finder.remove()
+
+
+class _LinkFirst(MetaPathFinder):
+    """Sees the import of torch before it begins, and finds no module."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if fullname == "torch":
+            self.remove()  # the search below would come here again
+            _link_torch()
+
+    def remove(self) -> None:
+        """Take no further part in imports."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
 def _link_torch() -> None:
     """Link torch's libraries before its import does; a function called by ctypes does not hold Python's lock."""
-    spec = None if "torch" in sys.modules or not sys.platform.startswith("linux") else find_spec("torch")
+    spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return
     dlopen = ctypes.CDLL(None).dlopen

@@ -7,11 +7,11 @@ What is looked up here by its values is always what they say, and is made once h
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ldot_milvus.forks import Lock
 from ldot_milvus.models.background import in_background
 from ldot_milvus.models.base import Embedder, FilesOnDisk, Reranker
 from ldot_milvus.models.loading import load_embedder, load_reranker
@@ -40,10 +40,7 @@ class Shared(Generic[T]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._slots: dict[Hashable, _Slot[T]] = {}  # in the order of their last use
-        self._lock = threading.Lock()
-        # A thread that held a lock during a fork does not exist in the child, and would never release it.
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew_locks)
+        self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the value of a key; ``make`` makes it if there is none, while others that ask for it wait."""
@@ -62,15 +59,10 @@ class Shared(Generic[T]):
         with self._lock:
             self._slots.clear()
 
-    def _renew_locks(self) -> None:
-        self._lock = threading.Lock()
-        for slot in self._slots.values():
-            slot.lock = threading.Lock()
-
 
 class _Slot(Generic[T]):
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.value: T | None = None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SkipValidation, model_validator
 from typing_extensions import Self, TypeIs, override
 
+from ldot_milvus.forks import Lock
 from ldot_milvus.integrations.arguments import refuse_unknown
 from ldot_milvus.models.base import Embedder, Reranker
 from ldot_milvus.search.retriever import Retriever
@@ -20,17 +19,7 @@ from ldot_milvus.stores import VectorStore
 
 T = TypeVar("T")
 
-_making = threading.RLock()
-
-
-def _renew_lock() -> None:
-    """In a child process, since a thread that held the lock during the fork does not exist there."""
-    global _making
-    _making = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_making = Lock(reentrant=True)
 
 
 class StrictFields(BaseModel):

@@ -12,6 +12,7 @@ from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError
 from ldot_milvus.forks import Lock, computation
 from ldot_milvus.images import open_image
+from ldot_milvus.models.background import in_background
 from ldot_milvus.models.base import Array, ImageInput, Text
 from ldot_milvus.models.calibration import Calibration, read_calibration
 from ldot_milvus.models.inputs import image_inputs
@@ -81,10 +82,12 @@ class LightningDOTEmbedder:
         Raises:
             ModelError: files are missing or do not fit together.
         """
-        with self._loading:
-            if self._bundle is None:
-                self._bundle = load_bundle(self._files, device=self._device, dtype=self._dtype)
-            return self._bundle
+        if self._bundle is None:
+            # In this order, as a re-ranker that is loaded in the background asks for the bundle too.
+            with in_background(), self._loading:
+                if self._bundle is None:
+                    self._bundle = load_bundle(self._files, device=self._device, dtype=self._dtype)
+        return self._bundle
 
     @property
     def device(self) -> torch.device:
