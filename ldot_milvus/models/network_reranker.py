@@ -1,16 +1,40 @@
-"""What re-rankers of this package with a network and a tokenizer of their own have in common."""
+"""What the re-rankers of this package have in common; importing it loads no torch."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ldot_milvus.models.base import RerankerFiles
-from ldot_milvus.models.texts import TextTokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldot_milvus.models.texts import TextTokens
 
 
-class NetworkReranker:
+class RerankerOfFiles:
+    """A re-ranker that is known by its files.
+
+    Args:
+        files: the files from which the network was loaded.
+    """
+
+    def __init__(self, files: RerankerFiles) -> None:
+        self.name = files.name
+        self._files: RerankerFiles = files
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that determines the region data of an image: 32 hex digits."""
+        return self._files.fingerprint
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
+        return self._files.former_fingerprints
+
+
+class NetworkReranker(RerankerOfFiles):
     """A network that scores pairs. Subclasses keep region data and score.
 
     Args:
@@ -23,21 +47,10 @@ class NetworkReranker:
     def __init__(
         self, files: RerankerFiles, model: Any, texts: TextTokens, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.name = files.name
+        super().__init__(files)
         self.model = model
         self._texts = texts
         self._device, self._dtype = device, dtype
-        self._reranker_files = files
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines the region data of an image: 32 hex digits."""
-        return self._reranker_files.fingerprint
-
-    @property
-    def former_fingerprints(self) -> tuple[str, ...]:
-        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
-        return self._reranker_files.former_fingerprints
 
     @property
     def dot_weight(self) -> float:

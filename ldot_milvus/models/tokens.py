@@ -24,11 +24,14 @@ class Tokens:
         tokenize: the tokenizer of the network that reads the ids.
         vocabulary: number of the tokenizer's ids.
         padding: the id of the padding.
+
+    Attributes:
+        vocabulary: number of the tokenizer's ids.
     """
 
     def __init__(self, tokenize: Tokenize, vocabulary: int, padding: int) -> None:
         self._tokenize = tokenize
-        self._vocabulary, self._padding = vocabulary, padding
+        self.vocabulary, self._padding = vocabulary, padding
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
         self._lock = Lock()
 
@@ -49,7 +52,7 @@ class Tokens:
 
     def checked(self, texts: Iterable[Text], vocabulary: int | None = None) -> list[Text]:
         """Return texts and token ids in the forms of :func:`~.inputs.text_list`; ``vocabulary`` as for :meth:`ids`."""
-        return text_list(texts, self._vocabulary if vocabulary is None else vocabulary)
+        return text_list(texts, self.vocabulary if vocabulary is None else vocabulary)
 
     def arrays(
         self, tokens: Sequence[Sequence[int]], length: int | None = None

@@ -131,7 +131,7 @@ class LightningDOTEmbedder:
         files = self._files.own_reranker()
         graph = None
         if files is not None and self._graph is not None:
-            graph = load_pairs(files, lambda: self._network_reranker)
+            graph = load_pairs(files, self._graph.tokens, lambda: self._network_reranker)
         return graph or self._network_reranker
 
     @cached_property

@@ -15,6 +15,7 @@ import numpy as np
 from ldot_milvus.errors import InputError
 from ldot_milvus.models.base import Array, KeptImage
 from ldot_milvus.models.calibration import Calibration, read_calibration
+from ldot_milvus.models.network_reranker import RerankerOfFiles
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ARRAYS = ("features", "boxes", "confidence")
 
 
-class ReadsRegionData:
+class ReadsRegionData(RerankerOfFiles):
     """What re-rankers have in common that score region data."""
 
     _files: LightningDOTRerankerFiles

@@ -44,7 +44,6 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
         dtype: torch.dtype,
     ) -> None:
         super().__init__(files, model, texts, device, dtype)
-        self._files = files
         self._embedded = model.config.region_input == "embedded"
 
     @computation

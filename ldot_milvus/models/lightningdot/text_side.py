@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldot_milvus.models.base import Array, ImageFeatures, KeptImage, Text
+from ldot_milvus.models.base import Array, FilesOnDisk, ImageFeatures, KeptImage, Text
 from ldot_milvus.models.lightningdot.files import SCORE_GRAPH, TEXT_GRAPH, LightningDOTFiles, LightningDOTRerankerFiles
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, regions_of
@@ -38,16 +38,18 @@ class GraphTexts:
     """Encodes texts as vectors.
 
     Args:
+        files: the model's files.
         graph: the text encoder.
         tokens: its tokenizer.
-        limit: the largest number of tokens of a text.
-        vocabulary: number of ids that the network reads; None for the tokenizer's.
-        dim: width of the vectors.
+
+    Attributes:
+        tokens: the tokenizer.
     """
 
-    def __init__(self, graph: Graph, tokens: Tokens, limit: int, vocabulary: int | None, dim: int) -> None:
-        self._graph, self._tokens = graph, tokens
-        self._limit, self._vocabulary, self._dim = limit, vocabulary, dim
+    def __init__(self, files: LightningDOTFiles, graph: Graph, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self._graph, self._dim = graph, files.dim
+        self._limit, self._vocabulary = _text_limit(files), _vocabulary(files, "text_config")
 
     def encode(self, texts: Iterable[Text]) -> Array:
         """Encode n texts as vectors, float32 (n, dim).
@@ -55,10 +57,10 @@ class GraphTexts:
         Raises:
             UsageError: ``texts`` is a single string, or a text is empty.
         """
-        tokens = self._tokens.ids(texts, self._limit, self._vocabulary)
+        tokens = self.tokens.ids(texts, self._limit, self._vocabulary)
 
         def encode(rows: list[int]) -> Array:
-            ids, mask = self._tokens.arrays([tokens[row] for row in rows])
+            ids, mask = self.tokens.arrays([tokens[row] for row in rows])
             return self._graph(ids=ids, mask=mask)
 
         return by_length(tokens, TEXT_BATCH, self._dim, encode)
@@ -81,20 +83,9 @@ class GraphReranker(ReadsRegionData):
         tokens: Tokens,
         network: Callable[[], LightningDOTReranker],
     ) -> None:
-        self.name = files.name
+        super().__init__(files)
         self.dot_weight = float(files.config.get("dot_weight", 0.0))
-        self._files = files
         self._graph, self._tokens, self._network = graph, tokens, network
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that determines the region data of an image: 32 hex digits."""
-        return self._files.fingerprint
-
-    @property
-    def former_fingerprints(self) -> tuple[str, ...]:
-        """Fingerprints under which earlier versions of ldot-milvus stored the same region data."""
-        return self._files.former_fingerprints
 
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
         """Convert regions to region data, see :meth:`.reranker.LightningDOTReranker.keep`."""
@@ -102,9 +93,7 @@ class GraphReranker(ReadsRegionData):
 
     def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i, see :meth:`.reranker.LightningDOTReranker.score`."""
-        config = self._files.config
-        limit, vocabulary = config.get("max_text_length", TEXT_LIMIT), config.get("bert_config", {}).get("vocab_size")
-        tokens = self._tokens.ids(texts, int(limit), vocabulary)
+        tokens = self._tokens.ids(texts, _text_limit(self._files), _vocabulary(self._files, "bert_config"))
         regions = {id(one): regions_of(one) for one in kept}
 
         def score(pairs: list[int]) -> Array:
@@ -136,33 +125,42 @@ def load_texts(files: LightningDOTFiles, device: str | None, dtype: str | None) 
     """
     if not _on_cpu(device) or dtype not in (None, "float32"):
         return None
-    tokens, graph = _load(files, TEXT_GRAPH)
-    if tokens is None or graph is None:
-        return None
-    vocabulary = files.config.get("text_config", {}).get("vocab_size")
-    return GraphTexts(graph, tokens, int(files.config.get("max_text_length", TEXT_LIMIT)), vocabulary, files.dim)
+    tokens = load_tokens(files.folder)
+    graph = None if tokens is None else _load(files, TEXT_GRAPH, tokens, _vocabulary(files, "text_config"))
+    return None if graph is None or tokens is None else GraphTexts(files, graph, tokens)
 
 
-def load_pairs(files: LightningDOTRerankerFiles, network: Callable[[], LightningDOTReranker]) -> GraphReranker | None:
+def load_pairs(
+    files: LightningDOTRerankerFiles, tokens: Tokens, network: Callable[[], LightningDOTReranker]
+) -> GraphReranker | None:
     """Load the re-ranker of a model whose texts ONNX Runtime encodes; None if torch runs it.
 
     Args:
         files: of the model's own re-ranker.
+        tokens: the model's tokenizer.
         network: returns the same network in torch.
 
     Raises:
         ModelError: a file is damaged.
     """
-    tokens, graph = _load(files, SCORE_GRAPH)
-    if tokens is None or graph is None:
+    graph = _load(files, SCORE_GRAPH, tokens, _vocabulary(files, "bert_config"))
+    return None if graph is None else GraphReranker(files, graph, tokens, network)
+
+
+def _load(files: FilesOnDisk, name: str, tokens: Tokens, vocabulary: int | None) -> Graph | None:
+    """Load a graph; None if the tokenizer has ids that the network lacks, which the bundle refuses in one line."""
+    if vocabulary is not None and tokens.vocabulary > vocabulary:
         return None
-    return GraphReranker(files, graph, tokens, network)
+    return load_graph(files.folder / name, files.folder / "model.safetensors", files.config)
 
 
-def _load(files: LightningDOTFiles | LightningDOTRerankerFiles, name: str) -> tuple[Tokens | None, Graph | None]:
-    folder = files.folder if isinstance(files, LightningDOTFiles) else files.model.folder
-    graph = load_graph(files.folder / name, files.folder / "model.safetensors", files.config)
-    return load_tokens(folder), graph
+def _vocabulary(files: FilesOnDisk, part: str) -> int | None:
+    """Return the number of ids that a network reads; None if the configuration omits it."""
+    return files.config.get(part, {}).get("vocab_size")
+
+
+def _text_limit(files: FilesOnDisk) -> int:
+    return int(files.config.get("max_text_length", TEXT_LIMIT))
 
 
 def _on_cpu(device: str | None) -> bool:

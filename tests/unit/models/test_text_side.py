@@ -132,6 +132,37 @@ def test_torch_encodes_texts_where_no_graph_fits(change, tiny_model: str, tmp_pa
     assert not isinstance(embedder.reranker, GraphReranker)
 
 
+@pytest.mark.parametrize("part", [".", "reranker"])
+def test_a_tokenizer_of_another_model_is_refused(part: str, tiny_model: str, tmp_path: Path) -> None:
+    folder = with_graphs(tiny_model, tmp_path / "model")
+    small = {**BODY, "vocab_size": 120}
+    if part == ".":
+        LightningDOT(LightningDOTConfig(**SHARED, text_config=small, projection_dim=16)).save_pretrained(folder)
+    else:
+        reranker = RerankerConfig(bert_config=small, region_dim=32, scoring="alignment", region_input="embedded")
+        CrossAttentionReranker(reranker).save_pretrained(folder / "reranker")
+    export_graphs(folder)
+    with pytest.raises(ModelError, match="they belong to different models"):
+        _ = LightningDOTEmbedder(str(folder), device="cpu").reranker
+
+
+def test_a_model_in_the_background_links_torch_for_its_first_photo(tiny_model: str, tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from ldot_milvus import LightningDOTEmbedder
+from ldot_milvus.models.background import in_background
+linked = lambda: "libtorch_python" in Path("/proc/self/maps").read_text()
+with in_background():
+    embedder = LightningDOTEmbedder({str(with_graphs(tiny_model, tmp_path / "model"))!r}, device="cpu")
+    embedder.encode_texts(["a"])
+    print(linked())
+embedder.bundle
+print(linked())
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "True"]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_torch_encodes_texts_in_half_precision(dtype: str, tiny_model: str, tmp_path: Path) -> None:
     folder = with_graphs(tiny_model, tmp_path / "model")
