@@ -8,9 +8,12 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from ldot_milvus.stores.milvus.store import MilvusStore
 
 
 class PackagedServer:
@@ -88,6 +91,16 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def drop_all(store: MilvusStore) -> None:
+    """Drop the collections whose names begin with that of a store, since other tests use the same server."""
+    for name in store.server.call("list_collections"):
+        if name.startswith(store.collection):
+            for alias in store.server.call("list_aliases", name).get("aliases") or []:
+                store.server.call("drop_alias", alias)
+            store.server.call("drop_collection", name)
+    store.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import click
+
 from ldot_milvus.cli.output import say, stop
 
 if TYPE_CHECKING:
@@ -61,6 +63,18 @@ def _one_line_warnings() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def collection_options(command: F) -> F:
+    """Decorate a command with the options that name a collection and its models."""
+    for name, metavar, text in (
+        ("--reranker", "NAME", RERANKER_HELP),
+        ("--model", "NAME", MODEL_HELP),
+        ("--store", "ADDRESS", STORE_HELP),
+        ("--collection", "NAME", COLLECTION_HELP),
+    ):
+        command = click.option(name, metavar=metavar, help=text)(command)
+    return command
 
 
 def settings_with(**options: str | None) -> Settings:

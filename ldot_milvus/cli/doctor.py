@@ -7,15 +7,12 @@ from dataclasses import asdict
 
 import click
 
-from ldot_milvus.cli.common import COLLECTION_HELP, MODEL_HELP, RERANKER_HELP, STORE_HELP, one_line_errors
+from ldot_milvus.cli.common import collection_options, one_line_errors
 from ldot_milvus.cli.output import say, say_json
 
 
 @click.command()
-@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
-@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
-@click.option("--model", metavar="NAME", help=MODEL_HELP)
-@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@collection_options
 @click.option(
     "--recall", is_flag=True, help="Measure the recall of an approximate index, and keep it in the collection."
 )

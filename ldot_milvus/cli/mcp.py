@@ -8,10 +8,7 @@ from functools import partial
 import click
 
 from ldot_milvus.cli.common import (
-    COLLECTION_HELP,
-    MODEL_HELP,
-    RERANKER_HELP,
-    STORE_HELP,
+    collection_options,
     one_line_errors,
     settings_with,
 )
@@ -31,10 +28,7 @@ from ldot_milvus.cli.output import say
     metavar="NAME",
     help="Host name by which clients reach the HTTP server, besides HOST and this machine's name. Repeatable.",
 )
-@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
-@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
-@click.option("--model", metavar="NAME", help=MODEL_HELP)
-@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@collection_options
 @one_line_errors
 def mcp(
     http: str | None,

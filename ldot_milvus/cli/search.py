@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldot_milvus.cli.common import (
-    COLLECTION_HELP,
-    MODEL_HELP,
-    RERANKER_HELP,
-    STORE_HELP,
+    collection_options,
     embedder_of,
     one_line_errors,
     parse_filter,
@@ -69,10 +66,7 @@ if TYPE_CHECKING:
     metavar="P",
     help="Show only results with at least this probability, from 0 to 1; the page shows the others greyed.",
 )
-@click.option("--collection", metavar="NAME", help=COLLECTION_HELP)
-@click.option("--store", metavar="ADDRESS", help=STORE_HELP)
-@click.option("--model", metavar="NAME", help=MODEL_HELP)
-@click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
+@collection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option("--html", metavar="OUT.html", help="Also write a self-contained HTML page with the photos.")
 @one_line_errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from ldot_milvus.errors import FilterError
@@ -10,6 +9,7 @@ from ldot_milvus.integrations.common import metadata_of, ranking_score
 from ldot_milvus.search.hits import Hit
 from ldot_milvus.search.retriever import Retriever
 from ldot_milvus.search.shared import shared_retriever
+from ldot_milvus.search.threads import in_search_thread
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -124,7 +124,7 @@ class LightningDOTRetriever:
         self, query: str, filters: dict[str, Any] | None = None, top_k: int | None = None
     ) -> dict[str, list[Document]]:
         """Run :meth:`run` in a thread, without blocking the event loop."""
-        found: dict[str, list[Document]] = await asyncio.to_thread(self.run, query, filters, top_k)
+        found: dict[str, list[Document]] = await in_search_thread(self.run, query, filters, top_k)
         return found
 
     def _retriever(self) -> Retriever:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ldot_milvus.search.hits import Hit
 from ldot_milvus.search.probability import check_minimum
 from ldot_milvus.search.query import Part
 from ldot_milvus.search.shared import shared_retriever
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.search.thumbnails import thumbnail
 from ldot_milvus.sources.base import scheme
 from ldot_milvus.sources.reading import located
@@ -92,7 +92,7 @@ class LightningDOTRetriever(BaseRetriever):
 
     @override
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        return await in_search_thread(self._retrieve, query_bundle)
 
     def _search(self, query: QueryBundle) -> list[Hit]:
         retriever = shared_retriever(self.store, self.collection, self.model, self.reranker)

@@ -23,6 +23,7 @@ from ldot_milvus.sources import expand
 from ldot_milvus.stores import Record
 from ldot_milvus.stores.local.store import FaissStore
 from tests.conftest import make_photo
+from tests.small_disk import mounted
 
 DIM = 8
 
@@ -39,15 +40,8 @@ def found(store: FaissStore) -> set[str]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1.5 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "1500k") as folder:
+        yield folder
 
 
 def test_disk_full(small_disk: Path, tmp_path: Path, tiny_model: str) -> None:

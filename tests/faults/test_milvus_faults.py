@@ -26,7 +26,7 @@ from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.milvus.messages import REQUEST_BYTES
 from ldot_milvus.stores.milvus.probing import settle_index
 from ldot_milvus.stores.milvus.store import MilvusStore
-from tests.milvus_server import PackagedServer
+from tests.milvus_server import PackagedServer, drop_all
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
@@ -42,12 +42,7 @@ def rows(first: int, count: int) -> list[Record]:
 def store(milvus_url: str) -> Iterator[MilvusStore]:
     opened = MilvusStore(milvus_url, f"f{secrets.token_hex(6)}")
     yield opened
-    for name in opened.server.call("list_collections"):
-        if name.startswith(opened.collection):
-            for alias in opened.server.call("list_aliases", name).get("aliases") or []:
-                opened.server.call("drop_alias", alias)
-            opened.server.call("drop_collection", name)
-    opened.close()
+    drop_all(opened)
 
 
 # ---- a server that is killed
@@ -91,7 +86,6 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
         server.stop()
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_of_an_ingestion(
     tmp_path: Path, tiny_model: str, photo_folder: Callable[[int], Path]
 ) -> None:

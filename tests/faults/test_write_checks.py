@@ -21,6 +21,7 @@ from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.regions import RegionStore
 from ldot_milvus.workers.broker import BrokerRefusal, check_broker
 from tests.brokers import RABBITMQ, RabbitServer, RedisServer
+from tests.small_disk import mounted
 
 PASSWORD = "S3cretPw"
 
@@ -43,15 +44,8 @@ def filled(folder: Path) -> str:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "3m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("exists", [True, False])

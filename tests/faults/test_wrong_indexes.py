@@ -20,6 +20,7 @@ from ldot_milvus.stores.milvus.schema import VECTOR, Described, index_params
 from ldot_milvus.stores.milvus.server import Server
 from ldot_milvus.stores.milvus.store import MilvusStore
 from ldot_milvus.stores.recall import Recall
+from tests.milvus_server import drop_all
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
@@ -57,15 +58,6 @@ class LyingServer(Server):
 def rows() -> list[Record]:
     vectors = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
     return [Record(f"{n:05d}", row) for n, row in enumerate(vectors)]
-
-
-def dropped(store: MilvusStore) -> None:
-    for name in store.server.call("list_collections"):
-        if name.startswith(store.collection):
-            for alias in store.server.call("list_aliases", name).get("aliases") or []:
-                store.server.call("drop_alias", alias)
-            store.server.call("drop_collection", name)
-    store.close()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +102,7 @@ def test_auto_takes_the_next_type_and_says_so(
         found = [match.record.id for match in store.search(query[None], 5)[0]]
         assert found == [f"{n:05d}" for n in np.argsort(-scores)[:5]]
     finally:
-        dropped(store)
+        drop_all(store)
 
 
 @pytest.mark.slow
@@ -146,7 +138,7 @@ def test_a_type_that_was_asked_for_stays_and_doctor_reports_it(
         assert text.startswith("HNSW has recall@10 ")
         assert finding() == (ok, text)
     finally:
-        dropped(store)
+        drop_all(store)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -16,6 +15,7 @@ from ldot_milvus.errors import UsageError
 from ldot_milvus.integrations.langchain.backend import CollectionFields
 from ldot_milvus.integrations.langchain.documents import LONGEST_SIDE, Content, document_of
 from ldot_milvus.integrations.langchain.queries import SEARCH_ARGUMENTS, Query, search_arguments, search_query
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import VectorStore
 from ldot_milvus.stores.registry import parse_address
@@ -89,7 +89,7 @@ class LightningDOTRetriever(CollectionFields, BaseRetriever):
     async def _aget_relevant_documents(
         self, query: Query, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return await asyncio.to_thread(self._documents, query, overrides)
+        return await in_search_thread(self._documents, query, overrides)
 
     def _documents(self, query: Query, overrides: dict[str, Any]) -> list[Document]:
         arguments = self._arguments(overrides)
