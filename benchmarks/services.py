@@ -2,7 +2,8 @@
 
 Each query has a connection of its own, and the load generator runs on the same machine. ``standstill`` is the longest
 time in seconds for which the event loop of each worker did not run; ``own`` is the same without the time in which the
-machine had no core for its thread; ``machine`` is that of a process that does nothing else.
+machine had no core for its thread; ``machine`` is that of a process that does nothing else. ``without_search`` is the
+FastAPI service whose queries are answered without a search: what the framework and the connections alone need.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from ldot_milvus.stores import open_store
 from tests.service_process import ROOT, Service, idle_heartbeat
 
 WORKERS, QUERIES, ROUNDS = 4, 200, 3
+UVICORN = ["uvicorn", "--port", "{port}", "--workers", f"{WORKERS}", "tests.standstill:app"]
+GUNICORN = ["gunicorn", "--preload", "--workers", f"{WORKERS}", "--threads", "4", "--bind", "127.0.0.1:{port}",
+            "django_view:application"]  # fmt: skip
 SERVICES = {
-    "fastapi": (["uvicorn", "--port", "{port}", "--workers", f"{WORKERS}", "tests.standstill:app"],
-                "Application startup complete"),
-    "django": (["gunicorn", "--preload", "--workers", f"{WORKERS}", "--threads", "4", "--bind", "127.0.0.1:{port}",
-                "django_view:application"], "Booting worker"),
-}  # fmt: skip
+    "fastapi": (UVICORN, "Application startup complete", {}),
+    "without_search": (UVICORN, "Application startup complete", {"LDOT_TEST_NO_SEARCH": "1"}),
+    "django": (GUNICORN, "Booting worker", {}),
+}
 
 
 def main() -> None:
@@ -34,15 +37,15 @@ def main() -> None:
         address = f"faiss:{folder / 'store'}"
         with open_store(address) as store:
             Ingestor(store).ingest(list(expand([str(ROOT / "examples" / "photos")])))
-        for service, (command, ready) in SERVICES.items():
-            report[service] = measure(folder / service, address, command, ready)
+        for service, (command, ready, env) in SERVICES.items():
+            report[service] = measure(folder / service, {"LDOT_STORE": address, **env}, command, ready)
     print(json.dumps(report))
 
 
-def measure(folder: Path, address: str, command: list[str], ready: str) -> dict[str, object]:
+def measure(folder: Path, env: dict[str, str], command: list[str], ready: str) -> dict[str, object]:
     (beats := folder / "beats").mkdir(parents=True)
     machine = folder / "machine"
-    env = {"LDOT_STORE": address, "OMP_NUM_THREADS": "1", "LDOT_TEST_STANDSTILL": str(beats)}
+    env = {**env, "OMP_NUM_THREADS": "1", "LDOT_TEST_STANDSTILL": str(beats)}
     with Service(folder, command, env) as started:
         started.wait_for(ready, WORKERS, 300)
         with idle_heartbeat(machine):

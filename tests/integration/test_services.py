@@ -18,8 +18,9 @@ pytest.importorskip("fastapi", reason="FastAPI is not installed: pip install 'ld
 
 pytestmark = pytest.mark.servers
 
-STANDSTILL = 0.05
-"""Seconds for which an event loop may stand still."""
+STANDSTILL = 0.5
+"""Seconds for which an event loop may stand still while other tests use the cores; a search that ran in it would take
+longer for all queries together. ``benchmarks/services.py`` measures the standstill on a quiet machine."""
 
 QUERY = "/search?text={}&k=3&rerank=20"
 
@@ -90,8 +91,7 @@ def test_fastapi_with_two_workers(tmp_path: Path, filled: Filled, standstills: P
         service.wait_for("Application startup complete", 2)
         with idle_heartbeat(tmp_path / "idle"):
             check(service.load(QUERY, 40), 40, filled)
-        # A machine that runs other tests too keeps cores from the threads for which the loop waits.
-        assert longest(standstills) < 10 * STANDSTILL + longest(tmp_path / "idle")
+        assert longest(standstills) < STANDSTILL + longest(tmp_path / "idle")
         assert service.load("/search?text={}&k=0", 1).outcomes == {"422": 1}
         assert service.load("/search?text=++", 1).outcomes == {"400": 1}
 
