@@ -94,6 +94,18 @@ def mini():
     return LightningDOTEmbedder("ldot-mini", device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def _any_precision() -> Iterator[None]:
+    """Let each test train in a precision of its own: accelerate keeps the first one for the process.
+
+    "auto" is another precision on a processor with bfloat16.
+    """
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def make_photo(seed: int, size: tuple[int, int] = (80, 60), format: str = "JPEG") -> bytes:
     """Encode a photo of a few random blocks of colour, different for each seed."""
     from PIL import Image
