@@ -2,9 +2,9 @@
 
     python -m benchmarks.headline --out benchmarks/results/headline.json
 
-Two sizes: the published one (BERT-base, 36 regions of 2,048 values) with random weights, whose times are those of trained
-ones, and the packaged ldot-mini, whose own re-ranker aligns words with regions. For ldot-mini, a joint cross-attention
-of its text encoder's size is a third row: the model that one would use without LightningDOT.
+Two sizes: the published one (BERT-base, 36 regions of 2,048 values) with random weights, whose times are those of
+trained ones, and the packaged ldot-mini, whose own re-ranker aligns words with regions. For ldot-mini, a joint
+cross-attention of its text encoder's size is a third row: the model that one would use without LightningDOT.
 
 Cross-attention over all images is measured on a sample of pairs and multiplied by the number of images. It reads the
 same stored features as the re-ranking, so that neither side opens a photo. The fast side is a whole
@@ -120,7 +120,7 @@ def measured(
         for start in range(0, size, BATCH):
             vectors = rng.normal(size=(min(BATCH, size - start), embedder.dim)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            store.upsert([Record(f"{start + n:064d}", row, source=f"/{start + n}.jpg") for n, row in enumerate(vectors)])
+            store.upsert([Record(f"{start + n:064d}", row) for n, row in enumerate(vectors)])
         retriever = Retriever(embedder, store, regions, reranker=reranker)
         sample = [kept[number % KEPT] for number in range(pairs)]
         ways: dict[str, Callable[[str], object]] = {
@@ -137,7 +137,7 @@ def measured(
 
 
 def blip(folder: Path, rounds: int) -> Mapping[str, float]:
-    """Return the seconds of re-ranking 20 photos by a BLIP-base with random weights, from pixels and from stored states."""
+    """Return the seconds of re-ranking 20 photos by a BLIP-base of random weights, from pixels and from stored states."""
     write_blip(folder)
     embedder = load_embedder(str(folder), device="cpu")
     reranker = load_reranker(None, embedder)
