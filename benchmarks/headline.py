@@ -137,7 +137,7 @@ def measured(
 
 
 def blip(folder: Path, rounds: int) -> Mapping[str, float]:
-    """Return the seconds of re-ranking 20 photos by a BLIP-base of random weights, from pixels and from stored states."""
+    """Return the seconds of re-ranking 20 photos by a BLIP-base of random weights, from pixels and from states."""
     write_blip(folder)
     embedder = load_embedder(str(folder), device="cpu")
     reranker = load_reranker(None, embedder)
