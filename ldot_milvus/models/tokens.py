@@ -74,9 +74,10 @@ class Tokens:
 
 def joined_ids(tokenize: Tokenize, texts: Sequence[Text], limit: int) -> list[list[int]]:
     """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
-    words = [text for text in texts if isinstance(text, str)]
-    tokenized = iter(tokenize(words, limit) if words else [])
-    return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+    # Re-ranking compares one text with many photos: each distinct text is tokenized once.
+    words = list(dict.fromkeys(text for text in texts if isinstance(text, str)))
+    tokenized = dict(zip(words, tokenize(words, limit) if words else [], strict=True))
+    return [tokenized[text] if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
 
 
 def load_tokens(folder: Path) -> Tokens | None:
@@ -98,6 +99,8 @@ def load_tokens(folder: Path) -> Tokens | None:
 
     def tokenize(words: list[str], limit: int) -> list[list[int]]:
         tokenizer.enable_truncation(limit)
+        if len(words) == 1:  # a batch wakes the tokenizer's threads, which takes longer than a text: 0.4 ms of 0.02
+            return [tokenizer.encode(words[0]).ids]
         return [encoding.ids for encoding in tokenizer.encode_batch(words)]
 
     return Tokens(tokenize, tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0)
