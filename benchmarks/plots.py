@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ldot", "font.size": 10, "axes.spines.top": False,
+         "axes.spines.right": False, "axes.titlelocation": "left", "axes.titleweight": "bold"}  # fmt: skip
 BLUE, ORANGE, GREY, GREEN, PURPLE = "#1f5fa8", "#b3541e", "#8a8f98", "#3b7d4f", "#7a4e9c"
 
 
@@ -23,8 +24,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     for name, (draw, size) in PLOTS.items():
         # An .svg contains text as text, and the same results produce the same file.
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ldot", "font.size": 10, "axes.spines.top": False,
-                         "axes.spines.right": False, "axes.titlelocation": "left", "axes.titleweight": "bold"}):  # fmt: skip
+        with rc_context(STYLE):
             figure = Figure(figsize=size, layout="constrained")
             draw(figure.add_subplot())
             figure.savefig(PICTURES / f"speed-{name}.svg", metadata={"Date": None})
@@ -59,7 +59,8 @@ def query(axes: Axes) -> None:
     names = ["encode the text", "score 20 pairs", "read 20 region data", "search the index", "tokenize"]
     left = 0.0
     for name, colour in zip(names, (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True):
-        axes.barh("its parts,\ncalled by hand", found[name], left=left, color=colour, label=f"{name}, {found[name]:.1f} ms")
+        label = f"{name}, {found[name]:.1f} ms"
+        axes.barh("its parts,\ncalled by hand", found[name], left=left, color=colour, label=label)
         left += found[name]
     axes.barh("a search", found["search"], color=GREY)
     axes.text(found["search"], 1, f" {found['search']:.1f} ms", va="center")
@@ -72,10 +73,11 @@ def query(axes: Axes) -> None:
 def before_and_after(axes: Axes) -> None:
     """What takes which share of the former time."""
     cold, million, encoding = results("cold-start"), results("snapshots"), results("encoding")
+    old, new = million["old"], million["new"]
     rows = [
         ("ldot search,\nfrom the shell", cold["search_old"]["seconds"], cold["search_new"]["seconds"], "s"),
-        ("first answer of a process,\na million photos", million["old"]["first_answer_s"], million["new"]["first_answer_s"], "s"),
-        ("filtered search,\na million photos", million["old"]["filtered_ms"], million["new"]["filtered_ms"], "ms"),
+        ("first answer of a process,\na million photos", old["first_answer_s"], new["first_answer_s"], "s"),
+        ("filtered search,\na million photos", old["filtered_ms"], new["filtered_ms"], "ms"),
         ("a photo's vector", *(1000 / encoding["photos_a_second"][name] for name in ("float32", "chosen")), "ms"),
         ("a text's vector", *(1000 / encoding["texts_a_second"][name] for name in ("torch", "chosen")), "ms"),
     ]  # fmt: skip
@@ -95,8 +97,8 @@ def service(axes: Axes) -> None:
     clients = [row["clients"] for row in rows]
     axes.bar(range(len(rows)), [row["queries_per_second"] for row in rows], color=BLUE, width=0.55)
     for place, row in enumerate(rows):
-        axes.text(place, row["queries_per_second"], f"{row['queries_per_second']:.0f}\np50 {row['p50_ms']:.0f} ms\np99 {row['p99_ms']:.0f} ms",
-                  ha="center", va="bottom", fontsize=9)  # fmt: skip
+        text = f"{row['queries_per_second']:.0f}\np50 {row['p50_ms']:.0f} ms\np99 {row['p99_ms']:.0f} ms"
+        axes.text(place, row["queries_per_second"], text, ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(rows)), clients)
     axes.margins(y=0.25)
     axes.set(xlabel="clients at once", ylabel="queries a second", title="ldot serve, two cores")
