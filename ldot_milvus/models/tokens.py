@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,22 @@ from ldot_milvus.models.inputs import text_list
 
 Tokenize = Callable[[list[str], int], list[list[int]]]
 """Returns the ids of each text, truncated to a number of tokens, [CLS] and [SEP] included."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text.
+
+    Attributes:
+        text: the word as the text has it.
+        start, end: its place in the text, in characters; ``text[start:end]`` is the word.
+        tokens: positions of its tokens among those of the text.
+    """
+
+    text: str
+    start: int
+    end: int
+    tokens: range
 
 
 class Tokens:

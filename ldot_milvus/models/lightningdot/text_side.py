@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ldot_milvus.models.base import Array, FilesOnDisk, ImageFeatures, KeptImage, Text
+from ldot_milvus.models.explanation import Explanation
 from ldot_milvus.models.lightningdot.files import SCORE_GRAPH, TEXT_GRAPH, LightningDOTFiles, LightningDOTRerankerFiles
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, regions_of
@@ -90,6 +91,10 @@ class GraphReranker(ReadsRegionData):
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
         """Convert regions to region data, see :meth:`.reranker.LightningDOTReranker.keep`."""
         return self._network().keep(features)
+
+    def explain(self, text: str, kept: KeptImage) -> Explanation:
+        """Compare words and regions, see :meth:`.reranker.LightningDOTReranker.explain`; torch computes it."""
+        return self._network().explain(text, kept)
 
     def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i, see :meth:`.reranker.LightningDOTReranker.score`."""
