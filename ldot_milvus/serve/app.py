@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 import ldot_milvus
-from ldot_milvus.serve import health, rows, searches
+from ldot_milvus.serve import health, pages, pictures, rows, runs, searches, words
 from ldot_milvus.serve.answers import answer_errors
 from ldot_milvus.serve.service import Service
 from ldot_milvus.settings import Settings
@@ -36,6 +36,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     answer_errors(app)
-    for module in (searches, rows, health):
+    for module in (searches, rows, health, pictures, words, runs, pages):
         app.include_router(module.router)
     return app
