@@ -101,10 +101,10 @@ async def failures(
     return JSONResponse(await in_thread(_failures, service, run))
 
 
-@router.post("/failures/retry", response_model=Retried, status_code=202, responses={403: PROBLEMS[401]})
+@router.post("/failures/retry", response_model=Retried, status_code=202, responses={403: PROBLEMS[403]})
 async def retry(wanted: Retry, service: ServiceOf) -> JSONResponse:
     """Ingest again what failed; refused unless LDOT_SERVE_INGEST is true."""
-    if not getattr(service.settings, "serve_ingest", False):
+    if not service.settings.serve_ingest:
         raise Refused(403, "ingest_off", "this service does not ingest: set LDOT_SERVE_INGEST=true where it runs")
     return JSONResponse({"runs": await in_thread(_retry, service, wanted.keys)}, 202)
 

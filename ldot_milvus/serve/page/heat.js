@@ -1,5 +1,6 @@
 // Regions of a photo that a word found, as light on a darkened photo: the better the match, the brighter.
 
+const MARGIN = 0.08; // of the photo, around it: the blur would lighten its edges
 const SIDE = 160; // pixels of the canvas along its longer side; the stylesheet blurs it
 
 /** Draw regions (shares of width and height) with weights from 0 to 1; without regions, nothing. */
@@ -13,9 +14,10 @@ export function draw(canvas, regions, weights) {
   const fill = (style, alpha, [x0, y0, x1, y1]) => {
     context.fillStyle = style;
     context.globalAlpha = alpha;
-    context.fillRect(x0 * canvas.width, y0 * canvas.height, (x1 - x0) * canvas.width, (y1 - y0) * canvas.height);
+    const [width, height] = [canvas.width / (1 + 2 * MARGIN), canvas.height / (1 + 2 * MARGIN)];
+    context.fillRect((x0 + MARGIN) * width, (y0 + MARGIN) * height, (x1 - x0) * width, (y1 - y0) * height);
   };
-  fill("#0b0d14", 0.66, [0, 0, 1, 1]);
+  fill("#0b0d14", 0.66, [-MARGIN, -MARGIN, 1 + MARGIN, 1 + MARGIN]);
   const order = weights.map((weight, index) => [weight, regions[index]]).sort((one, other) => one[0] - other[0]);
   context.globalCompositeOperation = "destination-out";
   for (const [weight, region] of order) fill("#000", Math.min(1, 1.25 * weight), region);
