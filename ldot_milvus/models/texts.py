@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ldot_milvus.errors import ModelError
-from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, Text
-from ldot_milvus.models.tokens import Tokens, Word, joined_ids
+from ldot_milvus.models.tokens import Tokens, joined_ids
 from ldot_milvus.models.tokens import by_length as tokens_by_length
 
 
@@ -25,38 +25,26 @@ class TextTokens(Tokens):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-        super().__init__(partial(_tokenize, tokenizer), len(tokenizer), tokenizer.pad_token_id or 0)
-        self._tokenizer, self._device = tokenizer, device
+        super().__init__(
+            partial(_tokenize, tokenizer), partial(_encode, tokenizer), len(tokenizer), tokenizer.pad_token_id or 0
+        )
+        self._device = device
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what :meth:`arrays` returns as tensors."""
         ids, mask = self.arrays(tokens, length)
         return torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
 
-    def words(self, text: str, limit: int) -> tuple[list[int], list[Word]]:
-        """Return the token ids of a text, truncated to ``limit`` tokens, and the words that they are the tokens of.
-
-        Raises:
-            UsageError: the text is empty.
-        """
-        self.checked([text])
-        with computation, self._lock:
-            encoded = self._tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
-        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-        positions: dict[int, list[int]] = {}
-        for position, word in enumerate(encoded.word_ids()):
-            if word is not None:  # of [CLS] and [SEP]
-                positions.setdefault(word, []).append(position)
-        words = []
-        for places in positions.values():
-            start, end = offsets[places[0]][0], offsets[places[-1]][1]
-            words.append(Word(text[start:end], start, end, range(places[0], places[-1] + 1)))
-        return encoded["input_ids"], words
-
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str], limit: int) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(words, truncation=True, max_length=limit)["input_ids"]
     return ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> Any:
+    encodings = tokenizer(text, truncation=True, max_length=limit).encodings
+    assert encodings is not None, "only tokenizers of the tokenizers library know the words of their tokens"
+    return encodings[0]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: int) -> list[list[int]]:
