@@ -35,8 +35,8 @@ class Explanation:
         """Return the attributes as plain JSON values, with four decimal places."""
         return {
             "words": [{"text": word.text, "start": word.start, "end": word.end} for word in self.words],
-            "regions": np.round(self.regions, 4).astype(float).tolist(),
-            "weights": np.round(self.weights, 4).astype(float).tolist(),
+            "regions": np.round(self.regions.astype(float), 4).tolist(),
+            "weights": np.round(self.weights.astype(float), 4).tolist(),
             "names": list(self.names),
         }
 

@@ -6,6 +6,8 @@ import { path } from "./filters.js";
 import { $, button, h } from "./dom.js";
 import { draw } from "./heat.js";
 
+const HINT = "Point at a word to see which part of the photo it matches.";
+
 const shown = { hit: null, explanation: null, pinned: null };
 
 /**
@@ -90,6 +92,7 @@ async function explain(hit, { text, collection }) {
     end = word.end;
   });
   $("words").replaceChildren(...parts, characters.slice(end).join(""));
+  light(null);
 }
 
 function wordButton(word, index, most) {
@@ -119,7 +122,7 @@ function light(index) {
   const weights = index === null ? null : explanation.weights[index].map((weight) => weight / explanation.most);
   const any = weights?.some((weight) => weight > 0.02);
   draw($("heat"), any ? explanation.regions : null, weights);
-  $("found").textContent = index === null ? "" : told(explanation.words[index].text, explanation, weights, any);
+  $("found").textContent = index === null ? HINT : told(explanation.words[index].text, explanation, weights, any);
 }
 
 /** Tell in words where a word was found, for those who do not see the picture. */
@@ -130,8 +133,8 @@ function told(word, { regions, names }, weights, any) {
   const third = (middle, words) => words[Math.min(Math.floor(3 * middle), 2)];
   const row = third((y0 + y1) / 2, ["top", "", "bottom"]);
   const column = third((x0 + x1) / 2, ["left", "", "right"]);
-  const place = [row, column].filter(Boolean).join(" ") || "middle";
-  return `“${word}” matches most at the ${place}${names[best] ? `: ${names[best]}` : ""}.`;
+  const place = row || column ? `at the ${[row, column].filter(Boolean).join(" ")}` : "in the middle";
+  return `“${word}” matches most ${place}${names[best] ? `: ${names[best]}` : ""}.`;
 }
 
 function showScores(hit) {
