@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from ldot_milvus.errors import ModelError, first_line
 from ldot_milvus.tensors import read_tensors
 
+OUTPUT = "output"
+"""Name of the output that every graph has."""
+
 PREFIX = "model."
 """What precedes a tensor's name in a graph."""
 
@@ -32,15 +35,19 @@ class Graph:
     """A network that ONNX Runtime runs. Instances are thread-safe, and usable after a fork.
 
     Args:
-        session: an ``onnxruntime.InferenceSession`` with one output.
+        session: an ``onnxruntime.InferenceSession`` with the output :data:`OUTPUT`.
+
+    Attributes:
+        outputs: names of all outputs.
     """
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self.outputs = frozenset(output.name for output in session.get_outputs())
 
-    def __call__(self, **inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the network on arrays by the names of its inputs, and return its output."""
-        output: NDArray[np.float32] = self._session.run(None, inputs)[0]
+    def __call__(self, name: str | None = None, /, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the network on arrays by the names of its inputs, and return an output; None for :data:`OUTPUT`."""
+        output: NDArray[np.float32] = self._session.run([name or OUTPUT], inputs)[0]
         return output
 
 

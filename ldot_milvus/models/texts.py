@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -24,7 +25,9 @@ class TextTokens(Tokens):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-        super().__init__(partial(_tokenize, tokenizer), len(tokenizer), tokenizer.pad_token_id or 0)
+        super().__init__(
+            partial(_tokenize, tokenizer), partial(_encode, tokenizer), len(tokenizer), tokenizer.pad_token_id or 0
+        )
         self._device = device
 
     def padded(self, tokens: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +39,12 @@ class TextTokens(Tokens):
 def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str], limit: int) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(words, truncation=True, max_length=limit)["input_ids"]
     return ids
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> Any:
+    encodings = tokenizer(text, truncation=True, max_length=limit).encodings
+    assert encodings is not None, "only tokenizers of the tokenizers library know the words of their tokens"
+    return encodings[0]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], limit: int) -> list[list[int]]:

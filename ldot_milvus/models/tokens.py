@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,32 @@ Tokenize = Callable[[list[str], int], list[list[int]]]
 """Returns the ids of each text, truncated to a number of tokens, [CLS] and [SEP] included."""
 
 
+Encode = Callable[[str, int], Any]
+"""Returns the ``tokenizers.Encoding`` of a text, truncated to a number of tokens."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text.
+
+    Attributes:
+        text: the word as the text has it.
+        start, end: its place in the text, in characters; ``text[start:end]`` is the word.
+        tokens: positions of its tokens among those of the text.
+    """
+
+    text: str
+    start: int
+    end: int
+    tokens: range
+
+
 class Tokens:
     """Tokenizes texts and pads them to batches. Instances are thread-safe.
 
     Args:
         tokenize: the tokenizer of the network that reads the ids.
+        encode: the same tokenizer, for the words of a text.
         vocabulary: number of the tokenizer's ids.
         padding: the id of the padding.
 
@@ -29,8 +52,8 @@ class Tokens:
         vocabulary: number of the tokenizer's ids.
     """
 
-    def __init__(self, tokenize: Tokenize, vocabulary: int, padding: int) -> None:
-        self._tokenize = tokenize
+    def __init__(self, tokenize: Tokenize, encode: Encode, vocabulary: int, padding: int) -> None:
+        self._tokenize, self._encode = tokenize, encode
         self.vocabulary, self._padding = vocabulary, padding
         # A fast tokenizer stores its truncation settings between calls and fails if two threads use it at once.
         self._lock = Lock()
@@ -53,6 +76,25 @@ class Tokens:
     def checked(self, texts: Iterable[Text], vocabulary: int | None = None) -> list[Text]:
         """Return texts and token ids in the forms of :func:`~.inputs.text_list`; ``vocabulary`` as for :meth:`ids`."""
         return text_list(texts, self.vocabulary if vocabulary is None else vocabulary)
+
+    def words(self, text: str, limit: int) -> tuple[list[int], list[Word]]:
+        """Return the token ids of a text, truncated to ``limit`` tokens, and the words that they are the tokens of.
+
+        Raises:
+            UsageError: the text is empty.
+        """
+        self.checked([text])
+        with computation, self._lock:
+            encoded = self._encode(text, limit)
+        positions: dict[int, list[int]] = {}
+        for position, word in enumerate(encoded.word_ids):
+            if word is not None:  # of [CLS] and [SEP]
+                positions.setdefault(word, []).append(position)
+        words = []
+        for places in positions.values():
+            start, end = encoded.offsets[places[0]][0], encoded.offsets[places[-1]][1]
+            words.append(Word(text[start:end], start, end, range(places[0], places[-1] + 1)))
+        return list(encoded.ids), words
 
     def arrays(
         self, tokens: Sequence[Sequence[int]], length: int | None = None
@@ -103,7 +145,11 @@ def load_tokens(folder: Path) -> Tokens | None:
             return [tokenizer.encode(words[0]).ids]
         return [encoding.ids for encoding in tokenizer.encode_batch(words)]
 
-    return Tokens(tokenize, tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0)
+    def encode(text: str, limit: int) -> Any:
+        tokenizer.enable_truncation(limit)
+        return tokenizer.encode(text)
+
+    return Tokens(tokenize, encode, tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0)
 
 
 def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], Array]) -> Array:

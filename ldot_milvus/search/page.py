@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldot_milvus.errors import InputError, StoreError, printable
@@ -27,21 +28,10 @@ MAX_OF_GROUP = 12
 
 _THUMBNAIL = 480  # pixels of the longer side: a page of 25 pictures stays near 1 MB
 
-_STYLE = """
-:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
-h1{font-size:1.3rem;font-weight:600}
-h2{font-size:1.15rem;font-weight:600;margin:2.2rem 0 .7rem}
-.hits{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr))}
-figure{margin:0;border:1px solid #8884;border-radius:.5rem;overflow:hidden;font-size:.82rem}
-figure img,.none{display:block;width:100%;height:10.5rem;object-fit:cover;background:#8882}
-.whole img{object-fit:contain}
-.none{display:grid;place-items:center;opacity:.7}
-figcaption{padding:.5rem .7rem;overflow-wrap:anywhere}
-.score{float:right;opacity:.7;font-variant-numeric:tabular-nums}
-.more{opacity:.75;margin-top:.3rem}
-.unlikely{filter:grayscale(1);opacity:.45}
-"""
+CARDS_CSS = Path(__file__).parent / "cards.css"
+"""The stylesheet that these pages share with those of ``ldot serve``, whose cards have the same markup."""
+
+_LEAST_RATIO, _MOST_RATIO = 0.7, 2.4  # of a card's width and height; other photos are cropped
 
 
 def write_page(
@@ -85,7 +75,8 @@ def _write(path: str | os.PathLike[str], title: str, sections: Iterable[str]) ->
             file.write(
                 '<!doctype html><html lang="en"><head><meta charset="utf-8">'
                 '<meta name="viewport" content="width=device-width,initial-scale=1">'
-                f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}, ldot-milvus</h1>"
+                f"<title>{title}</title><style>{CARDS_CSS.read_text()}</style></head>"
+                f"<body><h1>{title}, ldot-milvus</h1>"
             )
             file.writelines(sections)  # one at a time: a page of pictures has megabytes
             file.write("</body></html>\n")
@@ -106,8 +97,8 @@ def _text(value: str) -> str:
     return escape(printable(masked(value)))
 
 
-def _section(heading: str, cards: Iterable[str], *, before: str = "", more: str = "", style: str = "hits") -> str:
-    return f'<h2>{_text(heading)}</h2>{before}<div class="{style}">{"".join(cards)}</div>{more}'
+def _section(heading: str, cards: Iterable[str], *, before: str = "", more: str = "", style: str = "cards") -> str:
+    return f'<h2>{_text(heading)}</h2>{before}<ul class="{style}">{"".join(cards)}</ul>{more}'
 
 
 def _group_sections(groups: Sequence[Sequence[Duplicate]]) -> Iterator[str]:
@@ -123,37 +114,40 @@ def _group_sections(groups: Sequence[Sequence[Duplicate]]) -> Iterator[str]:
         more = (
             f"<p>{len(group) - len(shown)} further photos are not on this page.</p>" if len(group) > len(shown) else ""
         )
-        yield _section(f"{len(group)} photos", map(_duplicate_card, shown), more=more, style="hits whole")
+        yield _section(f"{len(group)} photos", map(_duplicate_card, shown), more=more, style="cards whole")
 
 
 def _duplicate_card(duplicate: Duplicate) -> str:
     record = duplicate.record
     size = f"{record.width} x {record.height}, " if record.width and record.height else ""
-    lines = [
-        f"<b>{_text(record.source or record.id)}</b>",
-        f'<div class="more">{size}cosine {duplicate.cosine:.3f}</div>',
-    ]
-    if not duplicate.readable:
-        lines.append('<div class="more">compared by its vector alone</div>')
-    if credit := _credit(record):
-        lines.append(f'<div class="more">{credit}</div>')
-    return _figure(record, lines)
+    numbers = f"{size}cosine {duplicate.cosine:.3f}"
+    notes = [] if duplicate.readable else ["compared by its vector alone"]
+    return _figure(record, record.source or record.id, numbers, notes)
 
 
 def _card(rank: int, hit: Hit, likely: bool) -> str:
     score = f"{hit.score if hit.rerank_score is None else hit.rerank_score:.2f}"
     if hit.probability is not None:
-        score = f"{100 * hit.probability:.0f} % · {score}"
-    lines = [f'<span class="score">{score}</span><b>{rank}</b> {_text(os.path.basename(hit.source) or hit.id)}']
-    if hit.caption:
-        lines.append(f'<div class="more">{_text(hit.caption.split(chr(10))[0])}</div>')
-    if credit := _credit(hit):
-        lines.append(f'<div class="more">{credit}</div>')
-    return _figure(hit, lines, "" if likely else ' class="unlikely"')
+        percent = f"{100 * hit.probability:.0f}"
+        score = f'<span><span class="bar"><span style="width:{percent}%"></span></span>{percent} %</span>{score}'
+    name = os.path.basename(hit.source) or hit.id
+    title = hit.caption.split(chr(10))[0] or name
+    numbers = f'<span class="rank">{rank}</span>{score}'
+    return _figure(hit, title, numbers, [name] if title != name else [], "card" if likely else "card unlikely")
 
 
-def _figure(photo: Hit | Record, lines: Iterable[str], style: str = "") -> str:
-    return f"<figure{style}>{_picture(photo)}<figcaption>{''.join(lines)}</figcaption></figure>"
+def _figure(photo: Hit | Record, title: str, numbers: str, notes: Iterable[str], style: str = "card") -> str:
+    """Return a card. ``numbers`` is HTML, the other texts are escaped here."""
+    ratio = photo.width / photo.height if photo.width and photo.height else 1.5
+    ratio = min(max(ratio, _LEAST_RATIO), _MOST_RATIO)
+    lines = [*map(_text, notes), _credit(photo)]
+    picture = f'<div class="photo">{_picture(photo)}</div>' if photo.kind == "image" else ""
+    return (
+        f'<li class="{style}" style="--ratio:{ratio:.4f}">{picture}<div class="about">'
+        f'<p class="caption">{_text(title)}</p><p class="numbers">{numbers}</p>'
+        + "".join(f'<p class="more">{line}</p>' for line in lines if line)
+        + "</div></li>"
+    )
 
 
 def _credit(hit: Hit | Record) -> str:
@@ -168,12 +162,10 @@ def _credit(hit: Hit | Record) -> str:
 
 
 def _picture(photo: Hit | Record) -> str:
-    if photo.kind != "image":
-        return ""
     try:
         encoded = base64.b64encode(thumbnail(photo.source, _THUMBNAIL)).decode()
     except InputError:
-        return '<div class="none">photo cannot be read from here</div>'
+        return "photo cannot be read from here"
     return (
         f'<img alt="{_text(photo.caption.split(chr(10))[0] or photo.source)}" src="data:image/jpeg;base64,{encoded}">'
     )

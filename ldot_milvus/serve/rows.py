@@ -12,6 +12,7 @@ from ldot_milvus.errors import RowNotFound
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of
 from ldot_milvus.search.hits import Hit, hit_of
 from ldot_milvus.search.retriever import Retriever
+from ldot_milvus.search.why import can_explain
 from ldot_milvus.serve.answers import PROBLEMS
 from ldot_milvus.serve.schemas import Collection, CollectionInfo, Row
 from ldot_milvus.serve.service import Service, ServiceOf, in_thread
@@ -66,5 +67,5 @@ def _info(name: str, retriever: Retriever) -> CollectionInfo:
         model=retriever.embedder.name,
         reranker=None if reranker is None else reranker.name,
         probabilities=isinstance(reranker, MatchingReranker) or calibration_of(last) is not None,
-        words=False,
+        words=can_explain(retriever),
     )

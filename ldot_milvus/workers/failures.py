@@ -14,7 +14,6 @@ from ldot_milvus.workers.command import LdotCommand
 
 if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import FailedItem
-    from ldot_milvus.ingest.target import Target
     from ldot_milvus.settings import Settings
 
 
@@ -45,8 +44,8 @@ def failures(
     from the list automatically.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.workers.formatting import counted, failure_fields, failure_line
-    from ldot_milvus.workers.running import journal_of
+    from ldot_milvus.ingest.journal import journal_of
+    from ldot_milvus.workers.formatting import counted, failure_line
 
     if retry and clear:
         raise UsageError("give --retry or --clear, not both: a retry that succeeds also clears the failure")
@@ -62,22 +61,17 @@ def failures(
     else:
         for item in failed:
             if as_json:
-                say_json(failure_fields(item))
+                say_json(item.to_dict())
             else:
                 say(failure_line(item))
 
 
 def _retry(ctx: click.Context, settings: Settings, failed: list[FailedItem], wait: bool) -> bool:
     """Run the failed items again, one run for each task and target; return whether all succeeded."""
-    from ldot_milvus.ingest.tasks import task_named
+    from ldot_milvus.ingest.retries import retries
     from ldot_milvus.workers.running import run_items
 
-    groups: dict[tuple[str, Target], list[FailedItem]] = {}
-    for item in failed:
-        groups.setdefault((item.task, item.target), []).append(item)
     succeeded = True
-    for (name, target), group in groups.items():
-        task = task_named(name)
-        items = [task.item(item.item) for item in group]
+    for task, target, items in retries(failed):
         succeeded &= run_items(ctx, settings, task, items, wait=wait, target=target)
     return succeeded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldot_milvus.ingest.journal import FailedItem, Progress, Run
@@ -83,14 +83,6 @@ def failure_line(failure: FailedItem) -> str:
     return f"{when}  attempt {failure.attempt}  {failure.source}: {failure.reason}"
 
 
-def failure_fields(failure: FailedItem) -> dict[str, Any]:
-    """Return a failure as JSON has it."""
-    return {
-        "source": failure.source, "reason": failure.reason, "attempt": failure.attempt, "time": failure.time,
-        "run": failure.run_id, "task": failure.task, "collection": failure.target.collection,
-    }  # fmt: skip
-
-
 def progress_line(progress: Progress) -> str:
     """Format the state of a run as one line."""
     run = progress.run
@@ -105,15 +97,13 @@ def progress_report(progress: Progress, now: float) -> list[str]:
         progress: the state.
         now: the current time, in seconds since 1970.
     """
-    run, done = progress.run, progress.done
-    spent = progress.changed - run.started
-    rate = done / spent if spent > 0 else 0.0
-    remaining = f"{_duration((run.items - done) / rate)} left" if rate else "unknown time left"
+    run, left = progress.run, progress.seconds_left
+    remaining = "unknown time left" if left is None else f"{_duration(left)} left"
     state = "complete" if progress.complete else f"{remaining}, {progress.working} chunks in progress"
     lines = [
         f"run {run.id}: {run.task} {describe_target(run.target)}",
         f"started {_when(run)}, last change {_duration(now - progress.changed)} ago",
-        f"{_share(progress)}, {rate:.1f}/s, {state}",
+        f"{_share(progress)}, {progress.rate:.1f}/s, {state}",
         outcome(progress),
     ]
     stages = {name.partition(":")[2]: value for name, value in progress.sums.items() if name.startswith("seconds:")}
@@ -122,15 +112,6 @@ def progress_report(progress: Progress, now: float) -> list[str]:
     if progress.trouble:
         lines.append(f"waiting: {progress.trouble}")
     return lines
-
-
-def progress_fields(progress: Progress) -> dict[str, Any]:
-    """Return the state of a run as JSON has it."""
-    return {
-        "run": progress.run.id, "task": progress.run.task, "items": progress.run.items, "done": progress.done,
-        "complete": progress.complete, "working": progress.working, "started": progress.run.started,
-        "changed": progress.changed, "trouble": progress.trouble, "sums": progress.sums,
-    }  # fmt: skip
 
 
 def _share(progress: Progress) -> str:

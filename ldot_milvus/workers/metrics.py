@@ -40,7 +40,7 @@ def metrics(ctx: click.Context, port: int, host: str, store: str | None) -> None
     process covers all workers, and the counts survive the death of any worker.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.workers.running import journal_of
+    from ldot_milvus.ingest.journal import journal_of
 
     try:
         from prometheus_client import REGISTRY, start_http_server

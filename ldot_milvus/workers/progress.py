@@ -28,8 +28,8 @@ def progress(ctx: click.Context, run_id: str | None, store: str | None, as_json:
     RUN is the id that enqueue, delete or failures --retry printed. Without RUN, the last 10 runs are listed.
     """
     from ldot_milvus.errors import UsageError
-    from ldot_milvus.workers.formatting import progress_fields, progress_line, progress_report
-    from ldot_milvus.workers.running import journal_of
+    from ldot_milvus.ingest.journal import journal_of
+    from ldot_milvus.workers.formatting import progress_line, progress_report
 
     journal = journal_of(settings_with(store=store))
     if run_id is not None:
@@ -38,15 +38,15 @@ def progress(ctx: click.Context, run_id: str | None, store: str | None, as_json:
             last = ", ".join(run.id for run in journal.runs()[:5]) or "none"
             raise UsageError(f"no run {run_id!r} in the journal {journal.address}; last runs: {last}")
         if as_json:
-            say_json(progress_fields(state))
+            say_json(state.to_dict())
         else:
             say(*progress_report(state, time.time()))
         return
-    states = [state for run in journal.runs()[:MAX_RUNS] if (state := journal.progress(run.id)) is not None]
+    states = journal.last_progress(MAX_RUNS)
     if not states and not as_json:
         say(f"No runs in the journal {journal.address}.")
     for state in states:
         if as_json:
-            say_json(progress_fields(state))
+            say_json(state.to_dict())
         else:
             say(progress_line(state))

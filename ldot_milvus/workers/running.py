@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldot_milvus.cli.output import line_for, say
-from ldot_milvus.workers.broker import check_broker
 from ldot_milvus.workers.command import application, invocation
 from ldot_milvus.workers.formatting import (
     MAX_NAMES,
@@ -20,23 +19,15 @@ from ldot_milvus.workers.formatting import (
     near_duplicates_line,
     outcome,
 )
-from ldot_milvus.workers.sending import send_all
+from ldot_milvus.workers.runs import NewRun, new_run, process_run, send_run
 from ldot_milvus.workers.waiting import Update, updates
 
 if TYPE_CHECKING:
-    from ldot_milvus.ingest.chunks import Chunk
     from ldot_milvus.ingest.journal import Journal, Run
     from ldot_milvus.ingest.report import NearDuplicate
     from ldot_milvus.ingest.target import Target
     from ldot_milvus.ingest.tasks import Item, Task
     from ldot_milvus.settings import Settings
-
-
-def journal_of(settings: Settings) -> Journal:
-    """Open the journal of the store that the settings name."""
-    from ldot_milvus.ingest.journal import journal_address, open_journal
-
-    return open_journal(journal_address(settings), settings.queue)
 
 
 def run_items(
@@ -67,23 +58,17 @@ def run_items(
         StoreError: the broker or the journal is unreachable, or, without a broker, the store.
         SystemExit: the user interrupted the wait; the status is 130.
     """
-    from ldot_milvus.ingest.chunks import chunks_of
-    from ldot_milvus.ingest.journal import Run
-    from ldot_milvus.ingest.target import Target
     from ldot_milvus.stores.registry import parse_address
 
-    run = Run.new(task.name, target or Target.of(settings), len(items))
-    journal = journal_of(settings)
-    chunks = list(chunks_of(run, items, chunk_size or task.chunk_size))
+    new = new_run(settings, task, items, target=target, chunk_size=chunk_size)
+    run, journal, chunks = new.run, new.journal, new.chunks
     described = counted(len(items), task.noun)
     near_duplicates: list[NearDuplicate] = []
     if not settings.broker:
         say(f"No broker is set (LDOT_BROKER): {task.doing} {described} in this process.")
-        _show_progress(run, task, _process_here(settings, journal, run, task, chunks, near_duplicates))
+        _show_progress(run, task, _process_here(settings, new, near_duplicates))
     else:
-        check_broker(settings.broker)
-        journal.start(run)
-        send_all(application(ctx), chunks)
+        send_run(application(ctx), settings.broker, new)
         say(f"Enqueued {described} in {counted(len(chunks), 'chunk')} to the workers: run {run.id}.")
         if not journal.address.startswith("redis") and parse_address(settings.store).journal is None:
             say(
@@ -104,27 +89,13 @@ def run_items(
     return _summarise(journal, run, task, place, invocation(ctx), near_duplicates)
 
 
-def _process_here(
-    settings: Settings,
-    journal: Journal,
-    run: Run,
-    task: Task[Any],
-    chunks: Sequence[Chunk],
-    near_duplicates: list[NearDuplicate],
-) -> Iterator[Update]:
+def _process_here(settings: Settings, new: NewRun, near_duplicates: list[NearDuplicate]) -> Iterator[Update]:
     """Process the chunks in this process, and note the first near-duplicates, which the journal only counts."""
-    from ldot_milvus.ingest.chunks import process_chunks_inline
-    from ldot_milvus.ingest.target import OpenTarget
-
-    with OpenTarget(run.target, settings) as opened:
-        # Before the journal records the run, since this refuses a collection of another model.
-        perform = task.performer(opened, run.target)
-        journal.start(run)
-        done = 0
-        for report in process_chunks_inline(chunks, journal, perform):
-            done += report.total
-            near_duplicates += report.near_duplicates[: MAX_NAMES - len(near_duplicates)]
-            yield Update(done)
+    done = 0
+    for report in process_run(settings, new):
+        done += report.total
+        near_duplicates += report.near_duplicates[: MAX_NAMES - len(near_duplicates)]
+        yield Update(done)
 
 
 def _show_progress(run: Run, task: Task[Any], progress: Iterable[Update]) -> None:

@@ -6,7 +6,7 @@ from ldot_milvus.ingest.journal.base import FailedItem, Journal, Progress, Run
 from ldot_milvus.settings import QUEUE, REDIS, Settings
 from ldot_milvus.stores.registry import DEFAULT_FOLDER, absolute_path, parse_address
 
-__all__ = ["FailedItem", "Journal", "Progress", "Run", "journal_address", "open_journal"]
+__all__ = ["FailedItem", "Journal", "Progress", "Run", "journal_address", "journal_of", "open_journal"]
 
 
 def journal_address(settings: Settings) -> str:
@@ -30,6 +30,11 @@ def journal_address(settings: Settings) -> str:
     if (settings.broker or "").startswith(REDIS):
         return str(settings.broker)
     return absolute_path(f"{DEFAULT_FOLDER}/ingestion.sqlite")
+
+
+def journal_of(settings: Settings) -> Journal:
+    """Open the journal of the store that the settings name."""
+    return open_journal(journal_address(settings), settings.queue)
 
 
 def open_journal(address: str, name: str = QUEUE) -> Journal:

@@ -87,6 +87,29 @@ class Progress:
         """Whether all items are processed."""
         return self.done >= self.run.items
 
+    @property
+    def rate(self) -> float:
+        """Items processed in a second, from the start to the last change; 0 if that is not known yet."""
+        spent = self.changed - self.run.started
+        return self.done / spent if spent > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the other items take at this rate; None if that is not known yet."""
+        if self.complete:
+            return 0.0
+        return (self.run.items - self.done) / self.rate if self.rate else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state of the run as plain JSON values, for people and programs."""
+        run = self.run
+        return {
+            "run": run.id, "task": run.task, "collection": run.target.collection, "items": run.items,
+            "done": self.done, "complete": self.complete, "working": self.working, "started": run.started,
+            "changed": self.changed, "rate": self.rate, "seconds_left": self.seconds_left, "trouble": self.trouble,
+            "sums": self.sums,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class FailedItem:
@@ -126,6 +149,13 @@ class FailedItem:
         if earlier is None:
             return self
         return replace(self, attempt=earlier.attempt + (earlier.run_id != self.run_id))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the failure as plain JSON values, for people and programs."""
+        return {
+            "source": self.source, "reason": self.reason, "attempt": self.attempt, "time": self.time,
+            "run": self.run_id, "task": self.task, "collection": self.target.collection, "key": self.key,
+        }  # fmt: skip
 
     def to_json(self) -> str:
         """Return JSON text for :meth:`from_json`."""
@@ -267,6 +297,11 @@ class Journal(ABC):
     @abstractmethod
     def runs(self) -> list[Run]:
         """Return all runs that are not forgotten, newest first."""
+
+    def last_progress(self, count: int) -> list[Progress]:
+        """Return the progress of the last ``count`` runs, newest first."""
+        states = (self.progress(run.id) for run in self.runs()[:count])
+        return [state for state in states if state is not None]
 
     @abstractmethod
     def failures(self, run_id: str | None = None) -> list[FailedItem]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from ldot_milvus.models.lightningdot.layers import attention_weights
+
 
 def vision_states(vision_model: Any, pixels: Tensor) -> Tensor:
     """Run the vision transformer: pixels (B, 3, S, S) to its last states (B, N, W)."""
@@ -25,7 +27,9 @@ def vision_states(vision_model: Any, pixels: Tensor) -> Tensor:
     return vision_model.post_layernorm(states)
 
 
-def text_state(text_encoder: Any, ids: Tensor, mask: Tensor, images: Tensor | None = None) -> Tensor:
+def text_state(
+    text_encoder: Any, ids: Tensor, mask: Tensor, images: Tensor | None = None, attention: list[Tensor] | None = None
+) -> Tensor:
     """Run the text transformer, over texts alone or also over images.
 
     Args:
@@ -34,6 +38,8 @@ def text_state(text_encoder: Any, ids: Tensor, mask: Tensor, images: Tensor | No
         mask: (P, T), 1 = token, 0 = padding.
         images: states (I, N, W) of the images that the texts are matched with: the first P / I texts with the first
             image, and so on; None for texts alone.
+        attention: a list to which each layer appends how its words attend to the states of their image, float32
+            (P, T, N), the mean over the heads, for P = I.
 
     Returns:
         The last state of the first token, (P, H).
@@ -46,6 +52,8 @@ def text_state(text_encoder: Any, ids: Tensor, mask: Tensor, images: Tensor | No
         states = layer.attention.output(_merge(attend(query, key, value, attn_mask=allowed)), states)
         if images is not None:
             crossed = layer.crossattention
+            if attention is not None:
+                attention.append(attention_weights(crossed.self, states, images))
             states = crossed.output(_cross(crossed.self, states, images), states)
         states = layer.feed_forward_chunk(states)
     return states[:, 0]

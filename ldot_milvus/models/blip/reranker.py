@@ -6,6 +6,7 @@ score adds the dot product of the first stage (github salesforce/BLIP, train_ret
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -19,9 +20,12 @@ from ldot_milvus.errors import InputError, ModelError
 from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, Text
 from ldot_milvus.models.blip.network import text_state
+from ldot_milvus.models.explanation import Explanation, explanation
 from ldot_milvus.models.inputs import words_only
+from ldot_milvus.models.lightningdot.layers import ATTENTION_LAYERS
 from ldot_milvus.models.loading import device_of
 from ldot_milvus.models.patches import PatchFeatures
+from ldot_milvus.regions.grid import grid_boxes
 
 if TYPE_CHECKING:
     from ldot_milvus.models.blip.embedder import BlipEmbedder
@@ -125,6 +129,24 @@ class BlipReranker:
         state = text_state(blip.model.text_encoder, ids, mask, images)
         logits: Array = blip.model.itm_head(state).float().cpu().numpy()
         return logits
+
+    @computation
+    @torch.inference_mode()
+    def explain(self, text: str, kept: KeptImage) -> Explanation:
+        """Compare each word of a text with each patch of a photo, see :meth:`.explanation.Explains.explain`.
+
+        The weights are the cross-attention of the last layers, the mean over their heads.
+        """
+        self.check(kept)
+        blip = self._blip
+        tokens, words = blip.texts.words(text, TEXT_LENGTH)
+        if self._first is not None:
+            tokens = [self._first, *tokens[1:]]
+        states = torch.from_numpy(np.asarray(kept[STATES])[None]).to(blip.device).to(blip.dtype)
+        attention: list[torch.Tensor] = []
+        text_state(blip.model.text_encoder, *blip.texts.padded([tokens]), states, attention)
+        weights = torch.stack(attention[-ATTENTION_LAYERS:]).mean(0)[0, :, 1:]  # the first state is that of the photo
+        return explanation(words, weights.cpu().numpy(), grid_boxes(math.isqrt(weights.shape[1])))
 
 
 class SecondPassBlipReranker(BlipReranker):

@@ -33,9 +33,13 @@ class WordRegionAlignment(nn.Module):
         Returns:
             (B,); higher is better.
         """
-        unit_words, unit_regions = nn.functional.normalize(words, dim=-1), nn.functional.normalize(regions, dim=-1)
-        cosines = unit_words @ unit_regions.transpose(1, 2)
+        unit_regions = nn.functional.normalize(regions, dim=-1)
+        cosines = self.cosines(words, unit_regions)
         return self._score(cosines, self._weights(words, text_mask), text_mask, unit_regions, region_mask)
+
+    def cosines(self, words: Tensor, regions: Tensor) -> Tensor:
+        """Compare words (B, T, H) with regions (B, R, H) of length 1: (B, T, R). Those below 0 count as no match."""
+        return nn.functional.normalize(words, dim=-1) @ regions.transpose(1, 2)
 
     def all_pairs(self, words: Tensor, text_mask: Tensor, regions: Tensor, region_mask: Tensor) -> Tensor:
         """Score each of B texts with each of P images: (B, P). The arguments are those of :meth:`forward`."""

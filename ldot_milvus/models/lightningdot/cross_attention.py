@@ -94,5 +94,21 @@ class CrossAttentionReranker(BertBasedModel):
         assert self.rank_output is not None
         return self.rank_output(self.bert.pooler(states)).squeeze(-1)
 
+    def word_weights(self, words: Tensor, regions: Tensor) -> Tensor:
+        """Tell how well words match regions, given the output of :meth:`encode_words` and :meth:`embed_regions`.
+
+        Args:
+            words: (B, T, H), without padding.
+            regions: (B, R, H), without padding.
+
+        Returns:
+            (B, T, R) from 0 to 1: the cosine, 0 where it is negative; with joint scoring, the attention of words to
+            regions in the last layers.
+        """
+        if self.alignment is not None:
+            return self.alignment.cosines(words, nn.functional.normalize(regions, dim=-1)).clamp(0, 1)
+        count = words.shape[1]
+        return self.bert.last_attention(torch.cat([words, regions], dim=1))[:, :count, count:]
+
 
 AutoModel.register(RerankerConfig, CrossAttentionReranker)

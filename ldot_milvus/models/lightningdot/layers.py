@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from transformers import AutoModel, BertConfig, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from ldot_milvus.weights import QuantizedStorage
+
+ATTENTION_LAYERS = 3
+"""Last layers whose attention tells which regions a word found."""
 
 
 class BertBasedModel(QuantizedStorage, BertPreTrainedModel):
@@ -94,6 +98,42 @@ class BertBody(nn.Module):
         for layer in self.encoder.layer if layers is None else layers:
             embeddings = layer(embeddings, attention)
         return embeddings
+
+    def last_attention(self, embeddings: Tensor) -> Tensor:
+        """Compute the attention of each position to each in the last :data:`ATTENTION_LAYERS` layers.
+
+        Args:
+            embeddings: (B, L, H), without padding.
+
+        Returns:
+            (B, L, L), the mean over these layers and their heads; a row sums to 1.
+        """
+        layers: list[Any] = list(self.encoder.layer)
+        weights: list[Tensor] = []
+        for number, layer in enumerate(layers):
+            if number >= len(layers) - ATTENTION_LAYERS:
+                weights.append(attention_weights(layer.attention.self, embeddings, embeddings))
+            embeddings = layer(embeddings, None)
+        return torch.stack(weights).mean(0)
+
+
+def attention_weights(attention: Any, states: Tensor, attended: Tensor) -> Tensor:
+    """Compute how much each of ``states`` (B, T, H) attends to each of ``attended`` (B, N, W).
+
+    Args:
+        attention: an attention of transformers' BERT, with ``query`` and ``key``.
+        states: they ask.
+        attended: they are attended to.
+
+    Returns:
+        float32 (B, T, N), the mean over the heads; a row sums to 1.
+    """
+    heads = attention.num_attention_heads
+    query, key = (
+        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (attention.query(states), attention.key(attended))
+    )
+    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    return logits.float().softmax(-1).mean(1)
 
 
 def text_body(config: PretrainedConfig, *, pooler: bool = True) -> nn.Module:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ldot_milvus.models.base import read_config
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
-from ldot_milvus.models.lightningdot.files import RERANKER, SCORE_GRAPH, TEXT_GRAPH
+from ldot_milvus.models.lightningdot.files import RERANKER, SCORE_GRAPH, TEXT_GRAPH, WEIGHTS
 from ldot_milvus.models.loading import QuietTransformers
-from ldot_milvus.models.onnx_graph import PREFIX, about_file, config_hash
+from ldot_milvus.models.onnx_graph import OUTPUT, PREFIX, about_file, config_hash
 from ldot_milvus.weights import WEIGHTS_FILE
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -43,9 +43,12 @@ class _Pairs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, mask: Tensor, text_of_pair: Tensor, regions: Tensor, region_mask: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, mask: Tensor, text_of_pair: Tensor, regions: Tensor, region_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         words = self.model.encode_words(ids, mask)[text_of_pair]
-        return self.model.score(words, mask[text_of_pair], regions, region_mask)
+        scores = self.model.score(words, mask[text_of_pair], regions, region_mask)
+        return scores, self.model.word_weights(words, regions)
 
 
 def export_graphs(folder: Path) -> list[Path]:
@@ -65,7 +68,7 @@ def export_graphs(folder: Path) -> list[Path]:
     ids, mask = torch.tensor([[101, 100, 100, 102], [101, 102, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     with QuietTransformers():
         encoder = LightningDOT.from_pretrained(folder).float().eval()
-    written.append(_write(_Texts(encoder), (ids, mask), _TEXT_AXES, folder / TEXT_GRAPH))
+    written.append(_write(_Texts(encoder), (ids, mask), _TEXT_AXES, {OUTPUT: {0: "rows"}}, folder / TEXT_GRAPH))
     own = folder / RERANKER
     if own.is_dir():
         with QuietTransformers():
@@ -75,12 +78,13 @@ def export_graphs(folder: Path) -> list[Path]:
             region_mask = torch.ones(3, 5, dtype=torch.bool)
             region_mask[0, 3:] = False
             inputs = (ids, mask, torch.tensor([0, 1, 1]), regions, region_mask)
-            written.append(_write(_Pairs(reranker), inputs, _PAIR_AXES, own / SCORE_GRAPH))
+            outputs = {OUTPUT: {0: "rows"}, WEIGHTS: {0: "rows", 1: "tokens", 2: "regions"}}
+            written.append(_write(_Pairs(reranker), inputs, _PAIR_AXES, outputs, own / SCORE_GRAPH))
     return written
 
 
 @torch.no_grad()
-def _write(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, path: Path) -> Path:
+def _write(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, outputs: Axes, path: Path) -> Path:
     import onnx
 
     with warnings.catch_warnings():  # of the tracer, about branches that are the same for every input
@@ -90,8 +94,8 @@ def _write(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, path: Pat
             inputs,
             path,
             input_names=list(axes),
-            output_names=["output"],
-            dynamic_axes={**axes, "output": {0: "rows"}},
+            output_names=list(outputs),
+            dynamic_axes={**axes, **outputs},
             opset_version=17,
             do_constant_folding=False,  # folded weights would be copies, under other names
             dynamo=False,  # the newer exporter gives weights other names

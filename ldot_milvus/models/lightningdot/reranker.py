@@ -9,6 +9,7 @@ import torch
 
 from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, KeptImage, Text
+from ldot_milvus.models.explanation import Explanation, explanation
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, record, regions_of
 from ldot_milvus.models.network_reranker import NetworkReranker
@@ -94,6 +95,20 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
             return self.model.score(words, mask[text_of_pair], images, region_mask).unsqueeze(1)
 
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
+
+    @computation
+    @torch.inference_mode()
+    def explain(self, text: str, kept: KeptImage) -> Explanation:
+        """Compare each word of a text with each region of a photo, see :meth:`.explanation.Explains.explain`.
+
+        The weights are those of :meth:`.cross_attention.CrossAttentionReranker.word_weights`.
+        """
+        regions = regions_of(kept)
+        tokens, words = self._texts.words(text, self.model.config.max_text_length)
+        features, boxes, _ = self._padded([regions])
+        images = features if self._embedded else self.model.embed_regions(features, boxes)
+        weights = self.model.word_weights(self.model.encode_words(*self._texts.padded([tokens])), images)
+        return explanation(words, weights[0].float().cpu().numpy(), regions.boxes)
 
     def _padded(self, regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         features, boxes, mask = map(torch.from_numpy, pad_regions(regions))

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ldot_milvus.forks import computation
 from ldot_milvus.models.base import Array, FilesOnDisk, ImageFeatures, KeptImage, Text
-from ldot_milvus.models.lightningdot.files import SCORE_GRAPH, TEXT_GRAPH, LightningDOTFiles, LightningDOTRerankerFiles
+from ldot_milvus.models.explanation import Explanation, explanation
+from ldot_milvus.models.lightningdot.files import (
+    SCORE_GRAPH,
+    TEXT_GRAPH,
+    WEIGHTS,
+    LightningDOTFiles,
+    LightningDOTRerankerFiles,
+)
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, regions_of
 from ldot_milvus.models.onnx_graph import Graph, load_graph
@@ -90,6 +98,21 @@ class GraphReranker(ReadsRegionData):
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
         """Convert regions to region data, see :meth:`.reranker.LightningDOTReranker.keep`."""
         return self._network().keep(features)
+
+    def explain(self, text: str, kept: KeptImage) -> Explanation:
+        """Compare words and regions, see :meth:`.reranker.LightningDOTReranker.explain`."""
+        if WEIGHTS not in self._graph.outputs:  # a graph of an earlier version
+            return self._network().explain(text, kept)
+        regions = regions_of(kept)
+        tokens, words = self._tokens.words(text, _text_limit(self._files))
+        ids, mask = self._tokens.arrays([tokens])
+        features, _, region_mask = pad_regions([regions])
+        with computation:
+            weights = self._graph(
+                WEIGHTS, ids=ids, mask=mask, text_of_pair=np.zeros(1, np.int64), regions=features,
+                region_mask=region_mask,
+            )  # fmt: skip
+        return explanation(words, weights[0], regions.boxes)
 
     def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i, see :meth:`.reranker.LightningDOTReranker.score`."""

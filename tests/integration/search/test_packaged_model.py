@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldot_milvus import Retriever, open_store
+from ldot_milvus import InputError, Retriever, UsageError, open_store
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.models.registry import PACKAGED, find_model
+from ldot_milvus.search.why import can_explain, why
 from ldot_milvus.sources import expand
 from ldot_milvus.sources.metadata import load_metadata
 from tests.conftest import PHOTOS, ROOT
@@ -47,6 +48,36 @@ def test_nothing_found_is_an_answer(retriever: Retriever) -> None:
     first, *_ = retriever.search("two dogs", k=5)
     assert first.probability < 0.5
     assert retriever.search("two dogs", k=5, min_probability=0.5) == []
+
+
+# Where a thing is in a photo, as shares of its width and height: drawn by hand.
+THINGS = {
+    ("a long red bus", "bus"): ("000000568290.jpg", (0.31, 0.32, 0.73, 0.70)),
+    ("a green bus on the street", "bus"): ("000000252639.jpg", (0.23, 0.34, 0.59, 0.65)),
+    ("two people riding horses on the beach", "horses"): ("000000214753.jpg", (0.38, 0.42, 0.74, 0.75)),
+    ("a bear and some vultures in the grass", "bear"): ("000000229997.jpg", (0.31, 0.27, 0.67, 0.70)),
+}
+
+
+@pytest.mark.parametrize(("query", "word"), THINGS)
+def test_a_word_finds_the_regions_of_its_thing(retriever: Retriever, query: str, word: str) -> None:
+    name, (left, top, right, bottom) = THINGS[query, word]
+    (hit,) = [hit for hit in retriever.search(query, k=51) if Path(hit.source).name == name]
+    found = why(retriever, query, hit.id)
+    weights = found.weights[[one.text for one in found.words].index(word)]
+    x, y = (found.regions[:, :2] + found.regions[:, 2:]).T / 2
+    inside = (left < x) & (x < right) & (top < y) & (y < bottom)
+    assert weights[inside].mean() > 3 * weights[~inside].mean()
+
+
+def test_why_needs_region_data_and_a_reranker(retriever: Retriever, mini) -> None:
+    assert can_explain(retriever)
+    with pytest.raises(InputError, match="no region data"):
+        why(retriever, "a dog", "0" * 64)
+    without = Retriever(mini, retriever.store, reranker="none")
+    assert not can_explain(without)
+    with pytest.raises(UsageError, match="LDOT_RERANKER"):
+        why(without, "a dog", "0" * 64)
 
 
 def test_probabilities_are_calibrated() -> None:

@@ -16,7 +16,7 @@ from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
 from ldot_milvus.models.lightningdot.bundle import load_bundle
-from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.lightningdot.files import WEIGHTS, find_lightningdot
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.lightningdot.text_side import GraphReranker
 from ldot_milvus.models.onnx_graph import about_file
@@ -101,6 +101,12 @@ def test_scores_are_those_of_torch(storage: str, tiny_model: str, tmp_path: Path
     pairs = [(text, one) for text in TEXTS for one in kept] * 8  # more than a batch
     texts, images = [text for text, _ in pairs], [one for _, one in pairs]
     np.testing.assert_allclose(own.score(texts, images), other.score(texts, images), atol=5e-5, rtol=1e-4)
+    assert WEIGHTS in own._graph.outputs
+    for text in TEXTS[:3]:
+        found, expected = own.explain(text, kept[1]), other.explain(text, kept[1])
+        assert found.words == expected.words
+        np.testing.assert_array_equal(found.regions, expected.regions)
+        np.testing.assert_allclose(found.weights, expected.weights, atol=5e-5, rtol=1e-4)
 
 
 def test_photos_and_region_data_are_made_by_torch(tiny_model: str, tmp_path: Path) -> None:
