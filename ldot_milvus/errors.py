@@ -39,6 +39,12 @@ class FilterError(UsageError):
     code = "filter"
 
 
+class RowNotFound(UsageError):
+    """The collection has no row of that id."""
+
+    code = "row_not_found"
+
+
 class InputError(LdotError):
     """A photo or text cannot be used; a batch records it and continues with the others."""
 

@@ -14,6 +14,7 @@ from ldot_milvus.cli.mcp import mcp
 from ldot_milvus.cli.models import models
 from ldot_milvus.cli.regions import regions
 from ldot_milvus.cli.search import search
+from ldot_milvus.cli.serve import serve
 from ldot_milvus.cli.stores import migrate, reindex
 from ldot_milvus.cli.train import train
 from ldot_milvus.variables import ENV_FILE
@@ -39,5 +40,5 @@ def main(env_file: str | None) -> None:
         os.environ[ENV_FILE] = os.path.abspath(env_file)
 
 
-for command in (search, duplicates, evaluate, regions, convert, train, migrate, reindex, models, mcp, doctor):
+for command in (search, serve, duplicates, evaluate, regions, convert, train, migrate, reindex, models, mcp, doctor):
     main.add_command(command)

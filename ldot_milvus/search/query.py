@@ -15,11 +15,19 @@ import numpy as np
 from ldot_milvus.arguments import described, real_number
 from ldot_milvus.errors import UsageError
 from ldot_milvus.images import as_image, is_one_image
-from ldot_milvus.models.base import Array, Embedder, ImageInput
+from ldot_milvus.models.base import Array, ImageInput
 from ldot_milvus.regions.base import Regions
 
-Part = tuple[float, ImageInput]
-"""A weight, and a text (``str``) or a photo (in the forms of ``image=``, but a path is a ``Path``)."""
+
+@dataclass(frozen=True)
+class RowId:
+    """The id of a row, whose stored vector is the query or a part of it."""
+
+    id: str
+
+
+Part = tuple[float, ImageInput | RowId]
+"""A weight, and a text (``str``), a photo (in the forms of ``image=``, but a path is a ``Path``) or a row."""
 
 MAX_WEIGHT = 1e6
 CANCELLED = 1e-4
@@ -46,48 +54,32 @@ class TextQuery:
     composed: bool = True
 
 
-def text_query(text: str, embedder: Embedder) -> TextQuery:
-    """Encode a single text, whose vector is the model's own output.
-
-    Raises:
-        UsageError: the text is empty.
-    """
-    return TextQuery(embedder.encode_texts([text])[0], [text], [1.0], 1.0, composed=False)
-
-
-def composed_query(parts: Sequence[Part], embedder: Embedder) -> TextQuery:
-    """Encode the parts of a query, and add them up.
+def composed_query(parts: Sequence[Part], vectors: Sequence[Array]) -> TextQuery:
+    """Add up the parts of a query.
 
     Args:
         parts: parts that :func:`check_parts` returned.
-        embedder: model that encodes them.
+        vectors: float32 (dim,) of each part, as the model gives it.
 
     Raises:
-        InputError: a photo cannot be read.
         UsageError: the parts cancel each other.
     """
-    texts = [(weight, content) for weight, content in parts if isinstance(content, str)]
-    photos = [(weight, content) for weight, content in parts if not isinstance(content, str)]
-    vectors = []
-    if texts:
-        vectors.append(embedder.encode_texts([text for _, text in texts]))
-    if photos:
-        vectors.append(embedder.encode_images([photo for _, photo in photos]))
-    rows = np.concatenate(vectors).astype(np.float64)
-    weights = np.array([weight for weight, _ in [*texts, *photos]])
+    rows = np.stack(vectors).astype(np.float64)
+    weights = np.array([weight for weight, _ in parts])
     lengths = np.linalg.norm(rows, axis=1)
     vector: Array = (weights @ (rows / np.where(lengths > 0, lengths, 1.0)[:, None])).astype(np.float32)
     if not np.linalg.norm(vector) > CANCELLED * np.abs(weights).sum():
         raise UsageError("the parts of the query cancel each other, so nothing is left to search for: change a weight")
 
-    positive = np.flatnonzero(weights[: len(texts)] > 0)
-    if not len(positive):
+    texts = {index: text for index, (weight, text) in enumerate(parts) if isinstance(text, str) and weight > 0}
+    if not texts:
         return TextQuery(vector, [], [], 1.0)
+    positive = list(texts)
     total = weights[positive].sum()
     shares = weights[positive] / total
     # A single positive text is re-ranked as if it were searched for alone, whatever its weight.
     dot_scale = float(shares @ lengths[positive] / total)
-    return TextQuery(vector, [texts[index][1] for index in positive], shares.tolist(), dot_scale)
+    return TextQuery(vector, list(texts.values()), shares.tolist(), dot_scale)
 
 
 def check_parts(parts: object) -> list[Part]:
@@ -120,15 +112,30 @@ def check_parts(parts: object) -> list[Part]:
         if isinstance(content, str):
             if not content.strip():
                 raise UsageError(f"{where} is an empty text: describe what to look for")
-        elif not isinstance(content, Regions):
-            content = as_image(content, where)
-            if isinstance(content, str):
-                content = Path(content)  # a str is a text
+        elif isinstance(content, RowId):
+            if not isinstance(content.id, str):
+                raise UsageError(f"{where}: the id is {described(content.id)}: give the id of a row")
+        else:
+            content = photo_of(content, where)
         if weight:
             checked.append((weight, content))
     if not checked:
         raise UsageError("the query has no part with a weight other than 0: give at least one")
     return checked
+
+
+def photo_of(content: ImageInput, where: str) -> ImageInput:
+    """Return a photo in a form that is no ``str``, which would be a text.
+
+    Args:
+        content: what the caller gave as a photo.
+        where: in the query, for the message.
+
+    Raises:
+        InputError: it is no photo, or an open file cannot be read.
+    """
+    photo = content if isinstance(content, Regions) else as_image(content, where)
+    return Path(photo) if isinstance(photo, str) else photo
 
 
 def has_positive_text(parts: Sequence[Part]) -> bool:

@@ -6,25 +6,26 @@ Source: LightningDOT, section 3.4. The second stage reads stored region data, so
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from ldot_milvus.arguments import whole_number
-from ldot_milvus.errors import InputError, ModelMismatch, UsageError, printable
-from ldot_milvus.images import as_image
-from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, ModelFiles, Reranker
-from ldot_milvus.models.calibration import MatchingReranker, calibration_of, sigmoid
+from ldot_milvus.errors import LdotError, ModelMismatch, UsageError
+from ldot_milvus.models.base import Array, Embedder, ImageInput, ModelFiles, Reranker
+from ldot_milvus.models.calibration import calibration_of
 from ldot_milvus.models.loading import load_embedder, load_reranker
-from ldot_milvus.models.passes import image_features
-from ldot_milvus.redaction import masked
-from ldot_milvus.regions.base import Regions
+from ldot_milvus.search.encoding import encode_queries
 from ldot_milvus.search.hits import Hit as Hit
 from ldot_milvus.search.hits import hit_of
-from ldot_milvus.search.probability import at_least, check_minimum, with_probability
-from ldot_milvus.search.query import Part, TextQuery, check_parts, composed_query, has_positive_text, text_query
+from ldot_milvus.search.probability import at_least, with_probability
+from ldot_milvus.search.query import Part, RowId
+from ldot_milvus.search.query_vectors import QueryVectors
+from ldot_milvus.search.requests import Plan, SearchRequest, ids_in, plan_of, query_of, within
+from ldot_milvus.search.reranking import Candidates, rerank_all
 from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.settings import Settings
 from ldot_milvus.sources import Source
@@ -36,8 +37,8 @@ from ldot_milvus.stores.validation import filled_with
 
 log = logging.getLogger(__name__)
 
-RERANK = 20
-"""Default number of hits to re-rank."""
+Stages = Callable[[str], AbstractContextManager[None]]
+"""Takes the name of a stage ("encode", "search", "rerank") and returns a context in which the stage runs."""
 
 
 class Retriever:
@@ -48,6 +49,7 @@ class Retriever:
         store: collection to search.
         region_store: region data of the collection; None takes the setting, else the recorded place, else the default.
         reranker: None for the embedder's own, "none" for none, a folder or hub id, or a loaded re-ranker.
+        query_vectors: a cache of the vectors of texts; None encodes every text.
 
     Raises:
         UsageError: no re-ranker of that name.
@@ -61,10 +63,12 @@ class Retriever:
         region_store: RegionStore | None = None,
         *,
         reranker: Reranker | str | None = None,
+        query_vectors: QueryVectors | None = None,
     ) -> None:
         self.embedder = embedder
         self.store = store
         self.reranker = load_reranker(reranker, embedder)
+        self._query_vectors = query_vectors or QueryVectors()
         self._region_store = region_store
         self._place = RegionPlace(store) if region_store is None and self.reranker is not None else None
         self._checked = False
@@ -101,23 +105,28 @@ class Retriever:
         text: str | Iterable[Part] | None = None,
         *,
         image: ImageInput | None = None,
+        id: str | None = None,
         k: int = 5,
+        offset: int = 0,
         rerank: int | None = None,
         filter: dict[str, Any] | None = None,
         kind: str = "image",
         namespace: str | None = None,
         min_probability: float | None = None,
     ) -> list[Hit]:
-        """Return the k best rows for a text, an image or several of both, best first.
+        """Return the k best rows for a text, an image, a row or several of them, best first.
 
         Args:
-            text: query text, or a composed query: a list of pairs of a weight and a text (``str``) or an image (as
-                for ``image``, but a path is a ``Path``). Give either this or ``image``. The vectors of the parts are
-                scaled to unit length, multiplied by their weights and added; a negative weight leads away from a part.
-                The hits are re-ranked by the texts with positive weights, whose scores are averaged by weight.
+            text: query text, or a composed query: a list of pairs of a weight and a text (``str``), an image (as
+                for ``image``, but a path is a ``Path``) or a row (``RowId``). Give this, ``image`` or ``id``. The
+                vectors of the parts are scaled to unit length, multiplied by their weights and added; a negative weight
+                leads away from a part. The hits are re-ranked by the texts with positive weights, whose scores are
+                averaged by weight.
             image: query image: a path or an address, encoded bytes, an open binary file, an array, a tensor, a PIL
                 image or regions, see ``docs/search.md``.
+            id: find rows like the one with this id, by its stored vector; that row is no hit.
             k: maximum number of hits, at least 1.
+            offset: number of best hits to leave out, for the next page of an earlier search.
             rerank: number of best hits to re-rank; 0 for the dot product alone. None re-ranks 20 if there is a
                 re-ranker and a text is compared with images (or the reverse; of a composed query, the texts with
                 positive weights are compared with images), else 0.
@@ -130,58 +139,57 @@ class Retriever:
             At most k hits: first the re-ranked ones by ``rerank_score``, then the others by ``score``.
 
         Raises:
-            UsageError: no query or two, an empty text, ``k``, ``rerank`` or ``min_probability`` out of range, or
-                there is no calibration for ``min_probability``; the parts of a composed query are invalid or cancel
-                each other.
+            UsageError: no query or two, an empty text, ``k``, ``offset``, ``rerank`` or ``min_probability`` out of
+                range, or there is no calibration for ``min_probability``; the parts of a composed query are invalid or
+                cancel each other.
             InputError: the query image cannot be read.
+            RowNotFound: the collection has no row of that id.
             CollectionNotFound: the collection does not exist yet.
             ModelMismatch: the collection contains vectors of another model.
             RegionStoreNotFound: hits are to be re-ranked, and this process does not reach their region data.
         """
-        if (text is None) == (image is None):
-            raise UsageError("search takes a text or an image: give exactly one of them")
-        k = whole_number(k, "k", 1)
-        parts = None if text is None or isinstance(text, str) else check_parts(text)
-        crosses = (text is None) == (kind == "text") and (parts is None or has_positive_text(parts))
-        if rerank is None:
-            rerank = RERANK if crosses and self.reranker is not None else 0
-        rerank = whole_number(rerank, "rerank", 0)
-        if rerank and not crosses and parts is not None and kind == "image":
-            raise UsageError("re-ranking reads the texts with positive weights, and there is none: use rerank=0")
-        if rerank and not crosses:
-            raise UsageError("re-ranking compares a text with an image: use rerank=0 for this search")
-        if rerank and self.reranker is None:
-            raise UsageError("this model has no re-ranker: use rerank=0, or name one with LDOT_RERANKER")
-        if parts is not None and min_probability is not None:
-            raise UsageError("min_probability: a probability is that of one text with a photo: leave it out")
-        min_probability = check_minimum(
-            min_probability, self.embedder, self.reranker if rerank else None, crosses=crosses
-        )
-        self._check_model()
-        query: TextQuery | None = None
-        kept: list[KeptImage] = []
-        if text is not None:
-            if isinstance(text, str):
-                query = text_query(text, self.embedder)
-            else:
-                query = composed_query(parts or [], self.embedder)
-            vectors = query.vector[None]
-        else:
-            assert image is not None
-            given = image if isinstance(image, Regions) else as_image(image, "the query image")
-            reranker = self.reranker if rerank else None
-            features, own = image_features(self.embedder, reranker, [given])
-            vectors = self.embedder.encode_features(features)
-            if reranker is not None:
-                kept = reranker.keep(own)
-        hits = self._nearest(vectors, max(k, rerank), kind, filter, namespace)
-        if rerank and hits:
-            first = hits[:rerank]
-            scored = self._by_images(query, first) if query is not None else self._by_texts(kept[0], first)
-            hits = scored + hits[rerank:]
-        if crosses and parts is None:
-            hits = with_probability(hits, calibration_of(self.embedder))
-        return at_least(hits[:k], min_probability)
+        request = SearchRequest(
+            text=text, image=image, id=id, k=k, offset=offset, rerank=rerank, filter=filter, kind=kind,
+            namespace=namespace, min_probability=min_probability,
+        )  # fmt: skip
+        (hits,) = self.search_many([request])
+        if isinstance(hits, LdotError):
+            raise hits
+        return hits
+
+    def search_many(
+        self, requests: Iterable[SearchRequest], *, stages: Stages = lambda stage: nullcontext()
+    ) -> list[list[Hit] | LdotError]:
+        """Run several searches together: texts are encoded in one batch, and all pairs are re-ranked in one pass.
+
+        Args:
+            requests: the arguments of each :meth:`search`.
+            stages: measures the stages.
+
+        Returns:
+            For each request what :meth:`search` would return, or the error that it would raise. An error concerns
+            its request alone.
+        """
+        listed = list(requests)
+        answers: dict[int, list[Hit] | LdotError] = {}
+        queries: dict[int, Any] = {}
+        plans: dict[int, Plan] = {}
+        for number, request in enumerate(listed):
+            try:
+                queries[number] = query_of(request)
+            except LdotError as error:
+                answers[number] = error
+        try:
+            rows = self._rows([id for query in queries.values() for id in ids_in(query)])
+        except LdotError as error:
+            return [answers.get(number, error) for number in range(len(listed))]
+        for number, query in queries.items():
+            try:
+                plans[number] = plan_of(listed[number], query, rows, self.embedder, self.reranker)
+            except LdotError as error:
+                answers[number] = error
+        answers.update(zip(plans, self._each(list(plans.values()), rows, stages), strict=True))
+        return [answers[number] for number in range(len(listed))]
 
     async def asearch(self, text: str | Iterable[Part] | None = None, **arguments: Any) -> list[Hit]:
         """Run :meth:`search`, with the same arguments, in a thread, without blocking the event loop.
@@ -212,7 +220,8 @@ class Retriever:
         """
         k = whole_number(k, "k", 1)
         self._check_model()
-        return self._nearest(vector[None], k, kind, filter, namespace)
+        matches = self.store.search(vector[None], k, kind=kind, filter=within(namespace, filter))[0]
+        return [hit_of(match) for match in matches]
 
     def rerank(
         self, text: str, photos: Sequence[tuple[str | None, str | None]], *, namespace: str | None = None
@@ -237,14 +246,18 @@ class Retriever:
         """
         if self.reranker is None:
             raise UsageError("this model has no re-ranker: name one with LDOT_RERANKER")
-        query = text_query(text, self.embedder)
+        request = SearchRequest(text)
+        plan = plan_of(request, query_of(request), {}, self.embedder, self.reranker)
+        (query,) = encode_queries([plan], {}, self.embedder, self.reranker, self._query_vectors)
         self._check_model()
         rows = self._rows_of(photos, namespace)
         found = {row.id: hit_of(Match(row, _dot(query.vector, row))) for row in rows if row is not None}
-        ranks = {hit.id: (rank, hit) for rank, hit in enumerate(self._by_images(query, list(found.values())))}
+        candidates = Candidates(query, list(found.values()))
+        ranked = rerank_all(self.reranker, self.region_store, [candidates])[0]
+        ranks = {hit.id: (rank, hit) for rank, hit in enumerate(ranked)}
         last = (len(ranks), None)
-        ranked = [(*(last if row is None else ranks[row.id]), index) for index, row in enumerate(rows)]
-        return [(index, hit) for _, hit, index in sorted(ranked, key=lambda one: (one[0], one[2]))]
+        placed = [(*(last if row is None else ranks[row.id]), index) for index, row in enumerate(rows)]
+        return [(index, hit) for _, hit, index in sorted(placed, key=lambda one: (one[0], one[2]))]
 
     def _rows_of(self, photos: Sequence[tuple[str | None, str | None]], namespace: str | None) -> list[Record | None]:
         """Return the row of each photo, with its vector; None where the collection has none."""
@@ -271,70 +284,60 @@ class Retriever:
             if (old := outdated(self.store)) is not None:
                 log.warning("%s", old)
 
-    def _nearest(
-        self, vectors: Array, k: int, kind: str, filter: dict[str, Any] | None, namespace: str | None
-    ) -> list[Hit]:
-        if namespace is not None:
-            own: dict[str, Any] = {"namespace": namespace}
-            filter = own if filter in (None, {}) else {"$and": [own, filter]}
-        return [hit_of(match) for match in self.store.search(vectors, k, kind=kind, filter=filter)[0]]
+    def _rows(self, ids: Sequence[str]) -> dict[str, Record]:
+        return {row.id: row for row in self.store.get(ids, with_embeddings=True)} if ids else {}
 
-    def _by_images(self, query: TextQuery, hits: list[Hit]) -> list[Hit]:
-        region_store = self.region_store
-        assert region_store is not None
-        kept = self._kept(region_store, [hit.id for hit in hits])
-        scored = [hit for hit in hits if hit.id in kept]
-        unscored = [hit for hit in hits if hit.id not in kept]
-        if unscored:
-            log.warning(
-                "%d of %d photos have no region data in %s and are ranked last: ingest them again, or set "
-                "LDOT_REGION_STORE to the place of their region data (first: %s)",
-                len(unscored), len(hits), region_store.address, printable(masked(unscored[0].source)),
-            )  # fmt: skip
-        assert self.reranker is not None
-        texts = [text for text in query.texts for _ in scored]
-        scores, logits = self._scores(texts, [kept[hit.id] for hit in scored] * len(query.texts))
-        means = np.asarray(query.shares) @ scores.reshape(len(query.texts), len(scored))
-        return self._ordered(scored, means, logits, query) + unscored
+    def _each(self, plans: Sequence[Plan], rows: Mapping[str, Record], stages: Stages) -> list[list[Hit] | LdotError]:
+        """Run searches together; if that fails, each alone, so that an error concerns its search only."""
+        try:
+            return list(self._together(plans, rows, stages))
+        except LdotError as error:
+            if len(plans) == 1:
+                return [error]
+        return [answer for plan in plans for answer in self._each([plan], rows, stages)]
 
-    def _by_texts(self, kept: KeptImage, hits: list[Hit]) -> list[Hit]:
-        return self._ordered(hits, *self._scores([hit.caption for hit in hits], [kept] * len(hits)))
+    def _together(self, plans: Sequence[Plan], rows: Mapping[str, Record], stages: Stages) -> list[list[Hit]]:
+        if not plans:
+            return []
+        self._check_model()
+        with stages("encode"):
+            queries = encode_queries(plans, rows, self.embedder, self.reranker, self._query_vectors)
+        with stages("search"):
+            found = self._nearest(plans, [query.vector for query in queries])
+        for number, plan in enumerate(plans):
+            if isinstance(plan.query, RowId):
+                found[number] = [hit for hit in found[number] if hit.id != plan.query.id]
+        reranked = [number for number, plan in enumerate(plans) if plan.rerank and found[number]]
+        if reranked and self.reranker is not None:
+            with stages("rerank"):
+                by_text = any(queries[number].texts is not None for number in reranked)
+                candidates = [Candidates(queries[number], found[number][: plans[number].rerank]) for number in reranked]
+                ordered = rerank_all(self.reranker, self.region_store if by_text else None, candidates)
+            for number, hits in zip(reranked, ordered, strict=True):
+                found[number] = hits + found[number][plans[number].rerank :]
+        return [self._page(plan, hits) for plan, hits in zip(plans, found, strict=True)]
 
-    def _scores(self, texts: Sequence[str], kept: Sequence[KeptImage]) -> tuple[Array, Array | None]:
-        """Return the scores of pairs, and the logits of a match where the re-ranker has them."""
-        assert self.reranker is not None
-        if isinstance(self.reranker, MatchingReranker):
-            return self.reranker.score_and_match(texts, kept)
-        return self.reranker.score(texts, kept), None
+    def _nearest(self, plans: Sequence[Plan], vectors: Sequence[Array]) -> list[list[Hit]]:
+        """Search once for all plans that ask the store for the same."""
+        found: list[list[Hit]] = [[] for _ in plans]
 
-    def _kept(self, region_store: RegionStore, ids: Sequence[str]) -> dict[str, KeptImage]:
-        """Return the region data of these ids, without ids whose data is missing, damaged or of another re-ranker."""
-        assert self.reranker is not None
-        kept = dict(region_store.get(ids))
-        for id in list(kept):
-            try:
-                self.reranker.check(kept[id])
-            except InputError as error:
-                log.warning("region data of %s is damaged (%s): ingest the photo again", printable(id), error)
-                del kept[id]
-        return kept
+        def asked(number: int) -> str:
+            plan = plans[number]
+            return repr((plan.kind, plan.depth, plan.filter))
 
-    def _ordered(
-        self, hits: list[Hit], scores: Array, logits: Array | None, query: TextQuery | None = None
-    ) -> list[Hit]:
-        """Return hits by their scores; those of a composed query have no probability, since none was fitted."""
-        assert self.reranker is not None
-        dot_scale, calibrated = (1.0, True) if query is None else (query.dot_scale, not query.composed)
-        weight, calibration = self.reranker.dot_weight * dot_scale, calibration_of(self.reranker)
-        ranked: list[Hit] = []
-        for row, hit in enumerate(hits):
-            score, probability = float(scores[row]) + weight * hit.score, None
-            if calibrated and logits is not None:
-                probability = sigmoid(float(logits[row]))
-            elif calibrated and calibration is not None:
-                probability = calibration.probability(score)
-            ranked.append(replace(hit, rerank_score=score, probability=probability))
-        return sorted(ranked, key=lambda hit: -(hit.rerank_score or 0.0))
+        for _, numbers in groupby(sorted(range(len(plans)), key=asked), key=asked):
+            group = list(numbers)
+            plan = plans[group[0]]
+            queries = np.stack([vectors[number] for number in group])
+            results = self.store.search(queries, plan.depth, kind=plan.kind, filter=plan.filter)
+            for number, matches in zip(group, results, strict=True):
+                found[number] = [hit_of(match) for match in matches]
+        return found
+
+    def _page(self, plan: Plan, hits: list[Hit]) -> list[Hit]:
+        if plan.crosses and not plan.composed:
+            hits = with_probability(hits, calibration_of(self.embedder))
+        return at_least(hits[plan.offset : plan.offset + plan.k], plan.min_probability)
 
 
 def check_model(store: VectorStore, model: Embedder | ModelFiles) -> bool:
