@@ -46,6 +46,20 @@ def _matching(pattern: re.Pattern[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _matching_list(pattern: re.Pattern[str]) -> AfterValidator:
+    def check(value: str | None) -> str | None:
+        if not all(pattern.fullmatch(one) for one in split_list(value)):
+            raise ValueError
+        return value
+
+    return AfterValidator(check)
+
+
+def split_list(value: str | None) -> list[str]:
+    """Return the entries of a setting that are separated by commas."""
+    return [] if value is None else [one.strip() for one in value.split(",")]
+
+
 def _checked_queue(name: str) -> str:
     # The second queue of "photos" is "photos.changes", which no other deployment may have as its first.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith(".changes"):
@@ -81,6 +95,9 @@ _Text = Annotated[
 _Switch = Annotated[bool, Field(description="true or false")]
 _Lower = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
 _Url = Annotated[_Text, AfterValidator(_checked_url)]
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+_ORIGIN = re.compile(r"\*|https?://[^/\s,]+")
+_SERVER = re.compile(r"https?://[^/\s@?#]+(/[^\s?#@]*)?")
 _DEVICE = re.compile(r"(cpu|mps|cuda|xpu)(:\d+)?")
 
 
@@ -146,7 +163,25 @@ class Settings(BaseSettings):
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, Field(description="float32, float16 or bfloat16")
     ] = None
-    log_format: Annotated[Literal["text", "json"], Field(description="text or json")] = "text"  # of the workers
+    # Of the workers and of the service.
+    log_format: Annotated[Literal["text", "json"], Field(description="text or json")] = "text"
+    serve_token: Annotated[  # None: no client needs one
+        Annotated[SecretStr, Field(min_length=1)] | None,
+        BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),
+        Field(description="a token"),
+    ] = None
+    serve_hosts: Annotated[  # None: those of this machine for a service on loopback, else any
+        _Text | None, _matching_list(_HOST), Field(description="host names without ports, separated by commas")
+    ] = None
+    serve_origins: Annotated[  # of pages of other sites
+        _Text | None,
+        _matching_list(_ORIGIN),
+        Field(description="origins such as https://photos.example, separated by commas, or *"),
+    ] = None
+    serve_ingest: _Switch = False
+    server: Annotated[  # of ldot search
+        Annotated[_Text, _matching(_SERVER)] | None, Field(description="the address of a service, http://HOST:PORT")
+    ] = None
     allow_urls: _Switch = False
     max_pixels: Annotated[PositiveInt, Field(description="a whole number of pixels, at least 1")] = (
         178_956_970  # of a photo; Pillow's own limit
@@ -203,6 +238,11 @@ class Settings(BaseSettings):
     def token(self) -> str | None:
         """The value of ``store_token``."""
         return None if self.store_token is None else self.store_token.get_secret_value()
+
+    @property
+    def serve_secret(self) -> str | None:
+        """The value of ``serve_token``."""
+        return None if self.serve_token is None else self.serve_token.get_secret_value()
 
     @override
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -276,7 +316,7 @@ def _problems(
 def _what_is_wrong(field: str, value: Any) -> str:
     if isinstance(value, str) and not value.strip():
         return "is empty"
-    if field == "store_token" or not (value is None or isinstance(value, (str, int, float))):
+    if field in ("store_token", "serve_token") or not (value is None or isinstance(value, (str, int, float))):
         return f"is of the type {type(value).__name__}"
     # Of an address that cannot be parsed, it is not certain what is the password.
     if isinstance(value, str) and any(mark in value for mark in "@?#"):

@@ -53,9 +53,10 @@ def mcp(
     settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
     try:
         from ldot_milvus.integrations.mcp import photo_server
-        from ldot_milvus.integrations.mcp_transports import is_loopback, parse_host_port, serve_http, serve_stdio
+        from ldot_milvus.integrations.mcp_transports import parse_host_port, serve_http, serve_stdio
     except ImportError as error:
         raise UsageError(str(error)) from error
+    from ldot_milvus.http_server import is_loopback
     from ldot_milvus.models.registry import find_model
     from ldot_milvus.search.retriever import check_model
     from ldot_milvus.search.shared import shared_retriever, shared_store

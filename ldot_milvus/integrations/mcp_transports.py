@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -13,18 +12,15 @@ import uvicorn
 from mcp.server import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ldot_milvus.errors import UsageError
+from ldot_milvus.http_server import LOOPBACK, BodyLimits, bracketed, listen
 from ldot_milvus.integrations.mcp import MAX_PHOTO
 
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _BODY_BYTES = MAX_PHOTO * 4 // 3 + 2**20  # base64, and the rest of a request
 _BODY_SECONDS = 60
 _SHUTDOWN_SECONDS = 3  # for requests that are being answered
 _CONNECTIONS = 256
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seconds, seconds, probes
 
 
 def serve_stdio(server: Server) -> None:
@@ -74,7 +70,7 @@ def serve_http(
             transport_security=_allowed([host, *names]),
         )
         config = uvicorn.Config(
-            _BodyDeadline(app),
+            BodyLimits(app, bytes=lambda _: _BODY_BYTES, seconds=_BODY_SECONDS),
             log_config=None,
             access_log=False,
             ws="none",
@@ -82,7 +78,7 @@ def serve_http(
             limit_concurrency=_CONNECTIONS,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         )
-        ready(f"http://{_bracketed(host)}:{port}/mcp")
+        ready(f"http://{bracketed(host)}:{port}/mcp")
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -99,60 +95,17 @@ def parse_host_port(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches a host by this name."""
-    return host.startswith("127.") or _bracketed(host) in _LOOPBACK
-
-
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(place[:2], family=family)
+        return listen(host, port)
     except OSError as error:
         raise UsageError(f"--http: {host}:{port} cannot be used ({error.strerror}): choose another address") from error
-    # A client whose machine disappears never says so: the kernel finds out. Connections inherit these options.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        for option, value in _KEEPALIVE.items():
-            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return listening
 
 
 def _allowed(names: Sequence[str]) -> TransportSecuritySettings:
-    hosts = dict.fromkeys([*_LOOPBACK, socket.gethostname(), *map(_bracketed, names)])
+    hosts = dict.fromkeys([*LOOPBACK, socket.gethostname(), *map(bracketed, names)])
     places = [place for host in hosts for place in (host, f"{host}:*")]
     return TransportSecuritySettings(
         allowed_hosts=places,
         allowed_origins=[f"{scheme}://{place}" for scheme in ("http", "https") for place in places],
     )
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-class _BodyDeadline:
-    """Give up a request whose body does not arrive, which uvicorn waits for without a limit."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        deadline = anyio.current_time() + _BODY_SECONDS
-        complete = scope["type"] != "http"
-
-        async def limited() -> Message:
-            nonlocal complete
-            if complete:
-                return await receive()
-            with anyio.fail_after(deadline - anyio.current_time()):
-                message = await receive()
-            complete = not message.get("more_body", False)
-            return message
-
-        try:
-            await self._app(scope, limited, send)
-        except TimeoutError:
-            if complete:
-                raise
-            await PlainTextResponse("The request did not arrive", status_code=408)(scope, receive, send)

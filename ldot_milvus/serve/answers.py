@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from ldot_milvus.errors import CollectionNotFound, InputError, LdotError, UsageError, printable
+from ldot_milvus.errors import CollectionNotFound, InputError, LdotError, RowNotFound, UsageError, printable
 from ldot_milvus.redaction import masked
 
 
@@ -29,13 +29,6 @@ class Refused(LdotError):
         self.status, self.code, self.headers = status, code, headers  # type: ignore[misc]
 
 
-class RowNotFound(Refused):
-    """The collection has no row of that id."""
-
-    def __init__(self, id: str) -> None:
-        super().__init__(404, "row_not_found", f"the collection has no row {printable(id)[:80]!r}")
-
-
 class Problem(BaseModel):
     """What an error answer contains."""
 
@@ -48,10 +41,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The input cannot be used.",
         401: "The token is missing or wrong.",
+        403: "This is not allowed.",
         404: "There is no such row or collection.",
+        408: "The request did not arrive in time.",
         413: "The request is too large.",
+        421: "The service has no such host name.",
         422: "The request has another shape.",
         429: "The queue is full: repeat the request after the seconds in Retry-After.",
+        500: "The service failed.",
         503: "The model or the store cannot be used now.",
     }.items()
 }
@@ -62,7 +59,7 @@ def status_of(error: LdotError) -> int:
     """Return the HTTP status of an error of the library."""
     if isinstance(error, Refused):
         return error.status
-    if isinstance(error, CollectionNotFound):
+    if isinstance(error, (CollectionNotFound, RowNotFound)):
         return 404
     return 400 if isinstance(error, (UsageError, InputError)) else 503
 

@@ -7,28 +7,41 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 import ldot_milvus
-from ldot_milvus.serve import health, rows, searches
-from ldot_milvus.serve.answers import answer_errors
+from ldot_milvus.http_server import BodyLimits
+from ldot_milvus.images.files import MAX_BYTES
+from ldot_milvus.serve import health, rows, searches, session
+from ldot_milvus.serve.answers import answer_errors, problem
+from ldot_milvus.serve.guards import KnownHosts, TokenRequired, allowed_hosts
+from ldot_milvus.serve.observing import Observed
 from ldot_milvus.serve.service import Service
-from ldot_milvus.settings import Settings
+from ldot_milvus.settings import Settings, split_list
+
+JSON_BYTES = 2**20
+UPLOAD_BYTES = MAX_BYTES + 2**20  # a photo, and the rest of the request
+UPLOADS = ("/v1/search/image", "/v1/ingest")
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, bind: str | None = None) -> FastAPI:
     """Make the application of ``ldot serve``. The model is loaded when it starts, in a thread.
 
     Args:
         settings: store, collection, model and what ``docs/serve.md`` lists; None takes those of the environment.
+        bind: the address that the server listens on, by which the allowed host names are chosen unless
+            ``LDOT_SERVE_HOSTS`` names them; None allows any.
     """
-    service = Service(settings or Settings())
+    settings = settings or Settings()
+    service = Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(asyncio.to_thread(service.load))
         yield
         await loading
-        service.close()
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(
         title="ldot-milvus", version=ldot_milvus.__version__, lifespan=lifespan,
@@ -36,6 +49,35 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     answer_errors(app)
-    for module in (searches, rows, health):
+    for module in (searches, rows, session, health):
         app.include_router(module.router)
+    _protect(app, settings, bind, service)
     return app
+
+
+def _protect(app: FastAPI, settings: Settings, bind: str | None, service: Service) -> None:
+    """Add what a request passes before a route; what is added last comes first."""
+    origins = split_list(settings.serve_origins)
+    app.add_middleware(
+        BodyLimits,
+        bytes=_largest_body,
+        refuse=lambda status, text: problem(
+            status, "too_large" if status == 413 else "timeout", text, {"connection": "close"}
+        ),
+    )
+    if settings.serve_secret is not None:
+        app.add_middleware(TokenRequired, token=settings.serve_secret)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    app.add_middleware(KnownHosts, hosts=allowed_hosts(split_list(settings.serve_hosts), bind), origins=origins)
+    app.add_middleware(Observed, metrics=service.metrics)
+
+
+def _largest_body(scope: Scope) -> int:
+    return UPLOAD_BYTES if scope["path"] in UPLOADS else JSON_BYTES

@@ -7,10 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 
+from ldot_milvus.arguments import shown
+from ldot_milvus.errors import RowNotFound
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of
 from ldot_milvus.search.hits import Hit, hit_of
 from ldot_milvus.search.retriever import Retriever
-from ldot_milvus.serve.answers import PROBLEMS, RowNotFound
+from ldot_milvus.serve.answers import PROBLEMS
 from ldot_milvus.serve.schemas import Collection, CollectionInfo, Row
 from ldot_milvus.serve.service import Service, ServiceOf, in_thread
 from ldot_milvus.stores.base import Match, Record
@@ -43,7 +45,7 @@ def find_row(service: Service, id: str, collection: str | None) -> Record:
     """
     for found in service.retriever(collection).store.get([id]):
         return found
-    raise RowNotFound(id)
+    raise RowNotFound(f"the collection has no row {shown(repr(id))}: give the id of a hit")
 
 
 def _as_json(row: Record) -> dict[str, object]:
@@ -52,8 +54,7 @@ def _as_json(row: Record) -> dict[str, object]:
 
 
 def _collections(service: Service) -> list[CollectionInfo]:
-    names = [service.settings.collection]
-    return [_info(name, service.retriever(name)) for name in names]
+    return [_info(name, retriever) for name, retriever in service.retrievers().items()]
 
 
 def _info(name: str, retriever: Retriever) -> CollectionInfo:

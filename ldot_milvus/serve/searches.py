@@ -2,75 +2,82 @@
 
 from __future__ import annotations
 
-import time
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Form, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.search.hits import Hit
-from ldot_milvus.serve.answers import PROBLEMS, RowNotFound
-from ldot_milvus.serve.schemas import Found, Options, Search
-from ldot_milvus.serve.service import ServiceOf, in_thread
+from ldot_milvus.search.query import RowId
+from ldot_milvus.search.requests import SearchRequest
+from ldot_milvus.serve.answers import PROBLEMS, Refused
+from ldot_milvus.serve.schemas import Found, Options, QueryPart, Search
+from ldot_milvus.serve.service import Job, ServiceOf
 
 router = APIRouter(prefix="/v1/search", tags=["search"], responses=PROBLEMS)
 
+T = TypeVar("T")
+
 
 @router.post("", response_model=Found)
-async def search(request: Search, service: ServiceOf) -> JSONResponse:
+async def search(query: Search, service: ServiceOf, request: Request) -> Response:
     """Search by text, by texts and rows with weights, or by a row (more like this)."""
     service.check_ready()
-    if sum(given is not None for given in (request.text, request.parts, request.id)) != 1:
+    if sum(given is not None for given in (query.text, query.parts, query.id)) != 1:
         raise UsageError("give exactly one of text, parts and id")
-    started = time.perf_counter()
-    hits = await in_thread(_search, service, request)
-    return _answer(hits, started)
+    text: Any = query.text
+    if query.parts is not None:
+        text = [(weight, _content(part)) for weight, part in query.parts]
+    job = Job(query.collection, SearchRequest(text=text, id=query.id, **_options(query)))
+    return _json(await unless_gone(request, service.texts.submit(job)))
 
 
 @router.post("/image", response_model=Found)
 async def search_by_photo(
-    service: ServiceOf, file: UploadFile, options: Annotated[str, Form(max_length=65_536)] = "{}"
-) -> JSONResponse:
+    file: UploadFile, service: ServiceOf, request: Request, options: Annotated[str, Form(max_length=65_536)] = "{}"
+) -> Response:
     """Search by a photo; ``options`` is JSON with the fields of a search but the query."""
     service.check_ready()
     try:
         parsed = Options.model_validate_json(options)
     except ValidationError as error:
-        raise UsageError(f"options: {error.errors()[0]['msg']}") from error
-    data = await run_in_threadpool(file.file.read)
-    started = time.perf_counter()
-    retriever = await in_thread(service.retriever, parsed.collection)
-    hits = await in_thread(retriever.search, image=data, **_arguments(parsed))
-    return _answer(hits[parsed.offset :], started)
+        problem = error.errors()[0]
+        place = ".".join(["options", *map(str, problem["loc"])])
+        raise Refused(422, "shape", f"{place}: {problem['msg']}") from error
+    job = Job(parsed.collection, SearchRequest(image=await file.read(), **_options(parsed)))
+    return _json(await unless_gone(request, service.photos.submit(job)))
 
 
-def _search(service: ServiceOf, request: Search) -> list[Hit]:
-    retriever = service.retriever(request.collection)
-    if request.id is not None:
-        for row in retriever.store.get([request.id], with_embeddings=True):
-            assert row.embedding is not None
-            hits = retriever.nearest(
-                row.embedding, k=request.k + request.offset + 1, filter=request.filter, kind=request.kind,
-                namespace=request.namespace,
-            )  # fmt: skip
-            return [hit for hit in hits if hit.id != row.id][request.offset :][: request.k]
-        raise RowNotFound(request.id)
-    query: Any = request.text
-    if request.parts is not None:
-        query = [(weight, part.text) for weight, part in request.parts]
-    return retriever.search(query, **_arguments(request))[request.offset :]
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``, which is cancelled when the client closes its connection."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refused(499, "gone", "the client has closed the connection")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
-def _arguments(options: Options) -> dict[str, Any]:
-    return {
-        "k": options.k + options.offset, "rerank": options.rerank, "filter": options.filter, "kind": options.kind,
-        "namespace": options.namespace, "min_probability": options.min_probability,
-    }  # fmt: skip
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
-def _answer(hits: list[Hit], started: float) -> JSONResponse:
-    total = round(1000 * (time.perf_counter() - started), 2)
-    return JSONResponse({"hits": [hit.to_dict() for hit in hits], "milliseconds": {"total": total}})
+def _content(part: QueryPart) -> str | RowId:
+    if (part.text is None) == (part.id is None):
+        raise UsageError("give each part either a text or an id")
+    return RowId(part.id) if part.text is None and part.id is not None else str(part.text)
+
+
+def _options(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in Options.model_fields if name != "collection"}
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")

@@ -93,6 +93,10 @@ class VectorStore(ABC):
         """Index that searches use, never ``AUTO``; None if the collection does not exist or the store does not say."""
         return None
 
+    def collections(self) -> list[str]:
+        """Return the names of the collections in this store, sorted; a store that cannot list them knows its own."""
+        return [] if self.dim is None else [self.collection]
+
     def finish_index(self) -> None:  # noqa: B027
         """Wait until the index of a new collection is built, and measure its recall (``stores/recall.py``).
 

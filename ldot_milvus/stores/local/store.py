@@ -60,6 +60,11 @@ class FaissStore(VectorStore):
         check_folder(self._folder, self.address, "check its owner, or set LDOT_STORE to another folder")
         self._database.check_writable()
 
+    @override
+    def collections(self) -> list[str]:
+        with self._database.reading() as transaction:
+            return [] if transaction is None else transaction.names()
+
     @property
     @override
     def index(self) -> IndexSpec | None:

@@ -92,6 +92,10 @@ class MilvusStore(VectorStore):
         elif not self.server.lite:  # Milvus Lite would create the file
             check_creation(self.server)
 
+    @override
+    def collections(self) -> list[str]:
+        return sorted(self.server.names())
+
     @property
     @override
     def index(self) -> IndexSpec | None:

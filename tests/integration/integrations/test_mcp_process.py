@@ -24,8 +24,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from ldot_milvus.cli import main
 from ldot_milvus.errors import UsageError
-from ldot_milvus.integrations import mcp_transports
-from ldot_milvus.integrations.mcp_transports import is_loopback, parse_host_port
+from ldot_milvus.http_server import BodyLimits, is_loopback
+from ldot_milvus.integrations.mcp_transports import parse_host_port
 from tests.conftest import ROOT
 from tests.integration.integrations.album import Album
 
@@ -275,8 +275,7 @@ def test_http_clients_that_go_away_leave_no_sockets(start: Callable[..., Server]
     assert server.process.wait(timeout=20) == -signal.SIGTERM
 
 
-async def test_a_request_whose_body_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp_transports, "_BODY_SECONDS", 0.05)
+async def test_a_request_whose_body_does_not_arrive_is_given_up() -> None:
     sent: list[dict[str, Any]] = []
 
     async def app(scope, receive, send) -> None:
@@ -291,7 +290,8 @@ async def test_a_request_whose_body_does_not_arrive_is_given_up(monkeypatch: pyt
         sent.append(message)
 
     with anyio.fail_after(10):
-        await mcp_transports._BodyDeadline(app)({"type": "http"}, receive, send)
+        limited = BodyLimits(app, bytes=lambda _: 1000, seconds=0.05)
+        await limited({"type": "http", "headers": []}, receive, send)
     assert sent[0]["status"] == 408
 
 

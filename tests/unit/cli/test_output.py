@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ldot_milvus.cli.output import say, say_json
 from ldot_milvus.errors import UsageError
-from ldot_milvus.workers.logs import CleanRecords, JsonFormatter
+from ldot_milvus.logs import CleanRecords, JsonFormatter
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437", "shift_jis", "utf-8", "utf-16-le"]
 LINE = "ph/Straße_日本\udce9🚌\x1b[2J\u202e\x85.jpg\n"
