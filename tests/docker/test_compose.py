@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ldot_milvus.settings import Settings
-from ldot_milvus.stores.registry import parse_address
+from ldot_milvus.stores.registry import ServerAddress, parse_address
 from ldot_milvus.workers.application import make_app
 from tests.conftest import ROOT
-from tests.docker.files import DOCKER, SETTINGS, command, run_tool, stages, tool
+from tests.docker.files import DOCKER, SETTINGS, command, health_command, run_tool, stages, tool
 
 CPU = ("compose.yaml",)
 GPU = ("compose.yaml", "compose.gpu.yaml")
@@ -139,11 +139,21 @@ def test_the_settings_of_our_containers_are_valid(
             for variable, value in variables.items():
                 patch.setenv(variable, value)
             settings = Settings()
-        assert parse_address(settings.store).kind == "milvus"
+        assert isinstance(parse_address(settings.store), ServerAddress)
         assert settings.token == f"root:{passwords['MILVUS_PASSWORD']}"
         assert settings.broker == f"redis://:{passwords['REDIS_PASSWORD']}@redis:6379/0"
         hosts = {settings.store.split("/")[2].split(":")[0], variables["AWS_ENDPOINT_URL"].split("/")[2].split(":")[0]}
         assert hosts | {"redis"} <= services.keys()
+
+
+@pytest.mark.parametrize("more", ["", "photos.example.com"])
+def test_the_health_check_may_ask_the_service(more: str, tmp_path: Path, passwords: dict[str, str]) -> None:
+    api = compose(tmp_path, CPU, **passwords, LDOT_SERVE_HOSTS=more)["services"]["api"]
+    hosts = api["environment"]["LDOT_SERVE_HOSTS"].split(",")
+    assert re.findall(r"http://([^:/]+)", " ".join(health_command("api"))) == ["127.0.0.1"]
+    assert "127.0.0.1" in hosts
+    assert "" not in hosts
+    assert (more in hosts) == bool(more)
 
 
 def test_our_commands_are_those_of_the_images(services: dict[str, Any]) -> None:

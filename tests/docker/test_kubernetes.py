@@ -165,7 +165,7 @@ def test_secrets_are_referred_to_and_created_by_the_guide(resources: list[Resour
     keys = {reference["key"] for reference in references}
     storage = one(resources, "Milvus", "milvus")["spec"]["dependencies"]["storage"]
     assert {reference["name"] for reference in references} == {"ldot", storage["secretRef"]}
-    guide = (DOCKER / "README.md").read_text()
+    guide = (ROOT / "docs" / "docker.md").read_text()
     assert set(re.findall(r"--from-literal=([\w-]+)=", guide)) == keys | {"accesskey", "secretkey"}
 
 
@@ -227,6 +227,11 @@ def test_probes(resources: list[Resource]) -> None:
     api = dict(containers(resources))["api"]
     assert api["livenessProbe"]["httpGet"]["path"] == "/health/live"
     assert api["startupProbe"]["httpGet"]["path"] == api["readinessProbe"]["httpGet"]["path"] == "/health/ready"
+    hosts = next(variable["value"] for variable in api["env"] if variable["name"] == "LDOT_SERVE_HOSTS").split(",")
+    for probe in ("livenessProbe", "startupProbe", "readinessProbe"):
+        (header,) = api[probe]["httpGet"]["httpHeaders"]
+        assert header["name"] == "Host"
+        assert header["value"] in hosts
     assert str(api["ports"][0]["containerPort"]) == command("api")[-1]
 
 
