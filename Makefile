@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 # process is faster still, since the one with the Milvus server mostly waits, but then tests compete for the cores.
 WORKERS ?= 2
 
-.PHONY: help demo test test-all coverage docs lint clean
+.PHONY: help demo up down test test-all coverage docs lint clean
 
 help:
 	@echo "make demo      ingest examples/photos, run five searches and write demo.html"
+	@echo "make up        start Redis, Milvus, a worker and the service on this machine, without containers"
+	@echo "make down      stop them"
 	@echo "make test      run ruff, mypy and all tests but the slow ones (starts the servers that they need)"
 	@echo "make test-all  run ruff, mypy and all tests, with more random calls and index types (20 minutes)"
 	@echo "make coverage  run the tests of make test and fail if coverage is below the limit in pyproject.toml"
@@ -27,6 +29,12 @@ demo: $(VENV)/.installed
 	  "a long red bus" \
 	  --html demo.html
 	@echo "Open $(CURDIR)/demo.html in a browser."
+
+up: $(VENV)/.installed-dev
+	@$(BIN)/python -m development up
+
+down: $(VENV)/.installed-dev
+	@$(BIN)/python -m development down
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
