@@ -18,7 +18,7 @@ from tests.service_process import Service
 
 PHONE = {"viewport": {"width": 390, "height": 844}}
 RIDERS, BEAR = "000000214753.jpg", "000000229997.jpg"
-COLOURS = 128  # of a picture, which keep it below 300 kB
+COLOURS = 256
 
 
 def main(folder: Path) -> None:
@@ -36,13 +36,14 @@ def main(folder: Path) -> None:
 def save(page, path: Path) -> None:
     """Write what a page shows, with few colours."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(COLOURS, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    palette = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     page.context.close()
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def show(browser, service: Service, query: str, selector: str, **options):
-    page = watch(browser, service.url(f"/{query}"), **{"viewport": {"width": 1200, "height": 790}, **options}).page
+    page = watch(browser, service.url(f"/{query}"), **{"viewport": {"width": 1000, "height": 640}, **options}).page
     page.wait_for_selector(selector)
     settle(page)
     return page

@@ -41,7 +41,7 @@ async function show() {
 
 async function start() {
   running?.abort();
-  running = new AbortController();
+  const mine = (running = new AbortController());
   const asked = { ...state };
   if (isEmpty(asked)) {
     found = { state: asked, hits: [], complete: true };
@@ -55,9 +55,10 @@ async function start() {
     return message("This photo is no longer here", "Drop it again, or describe what you are looking for.");
   }
   $("results").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => ($("status").textContent = "Searching …"), 400);
   try {
     const started = performance.now();
-    const hits = ranked(await ask(asked, 0, running.signal));
+    const hits = ranked(await ask(asked, 0, mine.signal));
     found = { state: asked, hits, complete: hits.length < PAGE };
     message();
     $("results").replaceChildren(...hits.map(cardOf));
@@ -71,8 +72,11 @@ async function start() {
     $("status").textContent = "";
     failed(problem);
   } finally {
-    $("results").removeAttribute("aria-busy");
-    $("more").hidden = found.complete;
+    clearTimeout(slow);
+    if (running === mine) {
+      $("results").removeAttribute("aria-busy");
+      $("more").hidden = found.complete;
+    }
   }
 }
 
@@ -130,7 +134,7 @@ function welcome() {
     rows === 0 ? "This collection is empty" : "What are you looking for?",
     rows === 0
       ? "Ingest photos first: celery -A workers enqueue PATH"
-      : `Describe it in your own words, or drop a photo here to find others like it. ${rows ? `${counted(rows, "row")} can be searched.` : ""}`,
+      : `Describe it in your own words, or drop a photo here to find others like it. ${rows ? `This collection has ${counted(rows, "row")}.` : ""}`,
     ...(rows === 0 ? [] : EXAMPLES.map((text) => button(text, () => go({ text, open: null })))),
   );
 }
