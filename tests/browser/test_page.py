@@ -76,8 +76,7 @@ def test_a_text_finds_photos_and_the_back_button_works(service: Service, new_pag
 
 def test_results_go_on_and_nothing_comes_twice(service: Service, new_page) -> None:
     page = opened(new_page, service, "?q=a+bus&collection=many")
-    page.locator("#more").scroll_into_view_if_needed()
-    page.wait_for_selector("#more", state="hidden")
+    until(page, "(scrollTo(0, document.body.scrollHeight), document.querySelector('#more').hidden)")
     ids = page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.id)")
     assert len(ids) == len(set(ids)) == 75
 

@@ -12,6 +12,8 @@ const PAGE = 30; // photos that are loaded at a time
 const MOST = 1000; // the service answers no further
 const EXAMPLES = ["a dog running on the beach", "two people riding horses", "a red bus in a city", "food on a table"];
 
+const end = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && more(), { rootMargin: "600px" });
+
 let state = read();
 let about = []; // what GET /v1/collections says
 let found = { state: null, hits: [], complete: true };
@@ -75,7 +77,7 @@ async function start() {
     clearTimeout(slow);
     if (running === mine) {
       $("results").removeAttribute("aria-busy");
-      $("more").hidden = found.complete;
+      offerMore();
     }
   }
 }
@@ -113,8 +115,15 @@ async function more() {
   } finally {
     current.more = false;
     $("more").disabled = false;
-    $("more").hidden = found.complete;
+    offerMore();
   }
+}
+
+/** Show the button if there is more; it is pressed by itself when it comes near. */
+function offerMore() {
+  end.disconnect();
+  $("more").hidden = found.complete;
+  if (!found.complete) end.observe($("more"));
 }
 
 function cardOf(hit) {
@@ -217,7 +226,6 @@ function connect() {
   });
   $("results").addEventListener("keydown", moveFocus);
   $("more").addEventListener("click", more);
-  new IntersectionObserver(([entry]) => entry.isIntersecting && more(), { rootMargin: "600px" }).observe($("more"));
   $("min").addEventListener("input", () => ($("min-value").textContent = percent($("min").value / 100)));
   $("min").addEventListener("change", () => go({ min: Number($("min").value), open: null }));
   $("collection").addEventListener("change", () =>
