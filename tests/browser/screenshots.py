@@ -84,17 +84,19 @@ def error(browser, service: Service):
 STATES = {
     "empty": lambda browser, service: show(browser, service, "", ".heading"),
     "results": lambda browser, service: show(browser, service, "?q=a+long+red+bus", ".card"),
-    "words": lambda browser, service: photo(browser, service, "a+bear+and+some+vultures", BEAR, "vultures"),
+    "words": lambda browser, service: photo(
+        browser, service, "two+people+riding+horses+on+the+beach", RIDERS, "horses"
+    ),
     "filters": filters,
     "photo": dropped,
     "nothing": lambda browser, service: show(browser, service, "?q=two+dogs&min=50", ".heading"),
     "error": error,
     "dark": lambda browser, service: show(
-        browser, service, "?q=two+people+riding+horses+on+the+beach", ".card", color_scheme="dark"
+        browser, service, "?q=a+bear+and+some+vultures+in+the+grass", ".card", color_scheme="dark"
     ),
     "phone": lambda browser, service: show(browser, service, "?q=a+long+red+bus", ".card", **PHONE),
     "phone-words": lambda browser, service: photo(
-        browser, service, "two+people+riding+horses", RIDERS, "horses", color_scheme="dark", **PHONE
+        browser, service, "a+bear+and+some+vultures", BEAR, "bear", color_scheme="dark", **PHONE
     ),
     "like": lambda browser, service: show(
         browser, service, f"?like={content_id((PHOTOS / RIDERS).read_bytes())}", ".card"

@@ -110,11 +110,16 @@ def test_a_photo_finds_itself(service: Service, new_page, way: str) -> None:
     page.wait_for_selector(".choices")
 
 
-def test_more_like_this_leaves_the_photo_itself_out(service: Service, new_page) -> None:
+@pytest.mark.parametrize("where", ["card", "opened photo"])
+def test_more_like_this_leaves_the_photo_itself_out(service: Service, new_page, where: str) -> None:
     page = opened(new_page, service, "?q=a+long+red+bus")
     bus = first_source(page)
-    page.locator(".card a").first.click()
-    page.click("#like")
+    if where == "card":
+        page.locator(".card").first.hover()
+        page.locator(".like").first.click()
+    else:
+        page.locator(".card a").first.click()
+        page.click("#like")
     page.wait_for_selector(f".card:first-child:not([data-id='{bus}'])")
     assert state(page) == {"like": bus}
     assert bus not in page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.id)")

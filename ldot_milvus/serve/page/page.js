@@ -171,6 +171,7 @@ function failed(problem) {
   message("The search did not work", problem.message, button("Try again", () => start().then(showOpen)));
 }
 
+const moreLike = (id) => go({ like: id, text: "", photo: null, open: null, min: 0 });
 const filter = (clauses) => go({ clauses, open: null });
 
 async function showOpen() {
@@ -193,7 +194,7 @@ async function showOpen() {
     text: collection()?.words && state.text && !state.like && !state.photo ? state.text : null,
     count: found.hits.length,
     filter: (clause) => filter([...state.clauses.filter((other) => Object.keys(other)[0] !== Object.keys(clause)[0]), clause]),
-    like: ({ id }) => go({ like: id, text: "", photo: null, open: null, min: 0 }),
+    like: ({ id }) => moreLike(id),
     close,
     step: (by) => {
       const next = found.hits[found.hits.findIndex(({ id }) => id === state.open) + by];
@@ -217,6 +218,8 @@ function connect() {
     $("text").blur(); // hides the keyboard of a phone
   });
   $("results").addEventListener("click", (event) => {
+    const like = event.target.closest(".like");
+    if (like) return moreLike(like.parentElement.dataset.id);
     const link = event.target.closest("a.photo");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return; // in another tab
     event.preventDefault();

@@ -154,7 +154,6 @@ function showFields(hit, context) {
   const captions = hit.caption.split("\n").slice(1).filter(Boolean);
   if (captions.length) add("Also", captions.map((text) => h("p", {}, text)));
   if (hit.width) add("Size", [`${hit.width} × ${hit.height}`]);
-  if (hit.source) add("File", [hit.source]);
   for (const [key, value] of Object.entries(hit.metadata)) {
     if (typeof value === "string" && /^https?:\/\//.test(value)) {
       add(key, [h("a", { href: value, rel: "noopener noreferrer", target: "_blank" }, value)]);
@@ -164,5 +163,6 @@ function showFields(hit, context) {
       add(key, [`${value} `, only]);
     }
   }
+  if (hit.source) add("File", [hit.source]);
   $("fields-of-photo").replaceChildren(...entries);
 }
