@@ -13,11 +13,11 @@ import asyncio
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,19 +127,13 @@ def main() -> None:
 
 
 def ready(log: Path) -> int:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    """Wait until texts and photos are answered, and return the port."""
+    deadline = time.monotonic() + 300
+    while "searches by a photo" not in (lines := log.read_text()):
+        if time.monotonic() > deadline:
+            raise SystemExit(lines)
         time.sleep(0.1)
-        lines = [line for line in log.read_text().splitlines() if "serving http://" in line]
-        if not lines:
-            continue
-        port = int(lines[0].rpartition(":")[2])
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
-                return port
-        except OSError:
-            continue
-    raise SystemExit(log.read_text())
+    return int(re.search(r"serving http://[^:]+:(\d+)", lines)[1])
 
 
 if __name__ == "__main__":

@@ -119,9 +119,9 @@ class Tokens:
 
 def joined_ids(tokenize: Tokenize, texts: Sequence[Text], limit: int) -> list[list[int]]:
     """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
-    words = [text for text in texts if isinstance(text, str)]
-    tokenized = iter(tokenize(words, limit) if words else [])
-    return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+    words = list(dict.fromkeys(text for text in texts if isinstance(text, str)))  # a re-ranker repeats its text
+    tokenized = dict(zip(words, tokenize(words, limit) if words else [], strict=True))
+    return [tokenized[text] if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
 
 
 def load_tokens(folder: Path) -> Tokens | None:

@@ -108,6 +108,8 @@ class Service:
                 embedder.encode_images([np.zeros((64, 64, 3), np.uint8)])
         except LdotError as error:  # a model of precomputed regions
             log.info("searches by a photo are refused: %s", error)
+            return
+        log.info("searches by a photo are answered without delay")
 
     @property
     def ready(self) -> bool:
