@@ -14,9 +14,11 @@ from ldot_milvus.ingest.journal import FailedItem, Journal, Progress, journal_of
 from ldot_milvus.ingest.retries import retries
 from ldot_milvus.redaction import masked
 from ldot_milvus.serve.answers import PROBLEMS, Refused
+from ldot_milvus.serve.ingest import check_may_ingest
 from ldot_milvus.serve.schemas import Strict
 from ldot_milvus.serve.service import Service, ServiceOf, in_thread
-from ldot_milvus.workers.runs import new_run, start_run
+from ldot_milvus.serve.uploads import RUNS
+from ldot_milvus.workers.runs import new_run
 
 router = APIRouter(prefix="/v1", tags=["ingestion"], responses=PROBLEMS)
 
@@ -104,8 +106,9 @@ async def failures(
 @router.post("/failures/retry", response_model=Retried, status_code=202, responses={403: PROBLEMS[403]})
 async def retry(wanted: Retry, service: ServiceOf) -> JSONResponse:
     """Ingest again what failed; refused unless LDOT_SERVE_INGEST is true."""
-    if not service.settings.serve_ingest:
-        raise Refused(403, "ingest_off", "this service does not ingest: set LDOT_SERVE_INGEST=true where it runs")
+    check_may_ingest(service)
+    if service.runs.waiting >= RUNS:
+        raise Refused(429, "queue_full", f"{RUNS} runs wait already: repeat the request", {"Retry-After": "10"})
     return JSONResponse({"runs": await in_thread(_retry, service, wanted.keys)}, 202)
 
 
@@ -145,6 +148,6 @@ def _retry(service: Service, keys: list[str] | None) -> list[str]:
     begun = []
     for task, target, items in retries(failed):
         new = new_run(service.settings, task, items, target=target)
-        start_run(service.settings, new)
+        service.runs.start(new)
         begun.append(new.run.id)
     return begun

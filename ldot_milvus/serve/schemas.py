@@ -28,8 +28,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _one_of(*names: str) -> ConfigDict:
+    """Let the description say that exactly one of these fields is given."""
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in names]})
+
+
 class QueryPart(Strict):
     """A text or a row of a composed query: exactly one of them."""
+
+    model_config = _one_of("text", "id")
 
     text: Text | None = None
     id: Id | None = None
@@ -53,6 +60,8 @@ class Options(Strict):
 
 class Search(Options):
     """A search: exactly one of ``text``, ``parts`` and ``id``."""
+
+    model_config = _one_of("text", "parts", "id")
 
     text: Annotated[Text | None, Field(description="What the photos show.")] = None
     parts: Annotated[

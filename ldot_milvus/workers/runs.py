@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ldot_milvus.workers.broker import check_broker
@@ -103,34 +102,50 @@ def process_run(settings: Settings, new: NewRun, *, recorded: bool = False) -> I
         yield from process_chunks_inline(new.chunks, new.journal, perform)
 
 
-def start_run(settings: Settings, new: NewRun) -> None:
-    """Begin a run and return: the workers process it or, without a broker, a thread of this process does.
+class Runs:
+    """Runs that a service begins: the workers process them or, without a broker, one thread of this process does.
 
-    There is one such thread; what it meets is in the journal.
+    Args:
+        settings: broker, journal, and device and dtype of the models.
 
-    Raises:
-        StoreError: the broker or the journal is unreachable.
+    Attributes:
+        waiting: number of runs that the thread has not finished.
     """
-    if settings.broker:
-        from ldot_milvus.workers.application import make_app
 
-        send_run(make_app(settings), settings.broker, new)
-    else:
-        new.journal.start(new.run)
-        _thread().submit(_process_quietly, settings, new)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(1, "ldot-runs")
+        self.waiting = 0
 
+    def start(self, new: NewRun) -> None:
+        """Begin a run and return. What goes wrong later is in the journal.
 
-def _process_quietly(settings: Settings, new: NewRun) -> None:
-    from ldot_milvus.errors import LdotError
+        Raises:
+            StoreError: the broker or the journal is unreachable.
+        """
+        if self._settings.broker:
+            from ldot_milvus.workers import app
 
-    try:
-        for _ in process_run(settings, new, recorded=True):
-            pass
-    except LdotError as error:
-        log.error("run %s: %s", new.run.id, error)
-        new.journal.note_trouble(new.run.id, str(error))
+            send_run(app, self._settings.broker, new)
+        else:
+            new.journal.start(new.run)
+            self.waiting += 1
+            self._thread.submit(self._process, new)
 
+    def close(self) -> None:
+        """Wait for the run that is being processed; those that wait are dropped."""
+        self._thread.shutdown(cancel_futures=True)
 
-@cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "ldot-runs")
+    def _process(self, new: NewRun) -> None:
+        from ldot_milvus.errors import LdotError
+
+        try:
+            for _ in process_run(self._settings, new, recorded=True):
+                pass
+        except LdotError as error:
+            log.error("run %s: %s", new.run.id, error)
+            new.journal.note_trouble(new.run.id, str(error))
+        except Exception:
+            log.exception("run %s failed", new.run.id)
+        finally:
+            self.waiting -= 1

@@ -16,7 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="these tests need
 CHROMIUM = os.environ.get("LDOT_TEST_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs in this thread, where other modules have asynchronous tests
 def browser() -> Iterator:
     if not Path(CHROMIUM).is_file():
         pytest.skip("these tests need Chromium: apt-get install chromium")

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ldot_milvus import Ingestor, Source, load_metadata, open_store
 from tests.conftest import PHOTOS
 from tests.service_process import Service
@@ -93,17 +91,14 @@ def ingest(folder: Path, model: str, files: Mapping[str, Mapping[str, Any]], *, 
         assert report.added == len(files), report
 
 
-def add_rows(folder: Path, count: int) -> None:
-    """Add rows without region data, of which no query finds one before the others."""
-    with open_store(f"faiss:{folder}", "images") as store:
+def repeat(folder: Path, count: int, *, collection: str) -> None:
+    """Fill another collection with so many copies of a row of "images", without region data."""
+    with open_store(f"faiss:{folder}", "images") as store, open_store(f"faiss:{folder}", collection) as other:
         row = next(iter(store.iterate(with_embeddings=True)))
-        vector = np.full_like(row.embedding, -0.01)
-        store.upsert(
-            [
-                replace(row, id=f"more-{number}", caption=f"row {number}", embedding=vector * (1 + number / count))
-                for number in range(count)
-            ]
-        )
+        assert store.model is not None
+        assert store.dim is not None
+        other.bind(store.model, store.dim)
+        other.upsert([replace(row, id=f"copy-{number}", caption=f"copy {number}") for number in range(count)])
 
 
 @contextmanager

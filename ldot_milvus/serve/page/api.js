@@ -20,7 +20,7 @@ async function call(path, options = {}) {
       response = await fetch(path, { credentials: "same-origin", ...options });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Problem(0, "unreachable", "The service does not answer.");
+      throw new Problem(0, "unreachable", "The service does not answer: check that it runs.");
     }
     if (response.ok) return response.json();
     const told = await response.json().catch(() => ({}));

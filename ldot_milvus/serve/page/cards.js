@@ -28,6 +28,7 @@ export function card(hit, collection, link) {
     "li",
     { className: "card", data: { id: hit.id } },
     photo,
+    h("button", { type: "button", className: "like", "aria-label": `More like ${title(hit)}` }, "More like this"),
     h("div", { className: "about" }, h("p", { className: "caption" }, title(hit)), numbers(hit)),
   );
   item.style.setProperty("--ratio", ratio(hit).toFixed(4));

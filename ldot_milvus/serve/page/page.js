@@ -12,6 +12,8 @@ const PAGE = 30; // photos that are loaded at a time
 const MOST = 1000; // the service answers no further
 const EXAMPLES = ["a dog running on the beach", "two people riding horses", "a red bus in a city", "food on a table"];
 
+const end = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && more(), { rootMargin: "600px" });
+
 let state = read();
 let about = []; // what GET /v1/collections says
 let found = { state: null, hits: [], complete: true };
@@ -41,7 +43,7 @@ async function show() {
 
 async function start() {
   running?.abort();
-  running = new AbortController();
+  const mine = (running = new AbortController());
   const asked = { ...state };
   if (isEmpty(asked)) {
     found = { state: asked, hits: [], complete: true };
@@ -55,9 +57,10 @@ async function start() {
     return message("This photo is no longer here", "Drop it again, or describe what you are looking for.");
   }
   $("results").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => ($("status").textContent = "Searching …"), 400);
   try {
     const started = performance.now();
-    const hits = ranked(await ask(asked, 0, running.signal));
+    const hits = ranked(await ask(asked, 0, mine.signal));
     found = { state: asked, hits, complete: hits.length < PAGE };
     message();
     $("results").replaceChildren(...hits.map(cardOf));
@@ -71,8 +74,11 @@ async function start() {
     $("status").textContent = "";
     failed(problem);
   } finally {
-    $("results").removeAttribute("aria-busy");
-    $("more").hidden = found.complete;
+    clearTimeout(slow);
+    if (running === mine) {
+      $("results").removeAttribute("aria-busy");
+      offerMore();
+    }
   }
 }
 
@@ -109,8 +115,15 @@ async function more() {
   } finally {
     current.more = false;
     $("more").disabled = false;
-    $("more").hidden = found.complete;
+    offerMore();
   }
+}
+
+/** Show the button if there is more; it is pressed by itself when it comes near. */
+function offerMore() {
+  end.disconnect();
+  $("more").hidden = found.complete;
+  if (!found.complete) end.observe($("more"));
 }
 
 function cardOf(hit) {
@@ -130,7 +143,7 @@ function welcome() {
     rows === 0 ? "This collection is empty" : "What are you looking for?",
     rows === 0
       ? "Ingest photos first: celery -A workers enqueue PATH"
-      : `Describe it in your own words, or drop a photo here to find others like it. ${rows ? `${counted(rows, "row")} can be searched.` : ""}`,
+      : `Describe it in your own words, or drop a photo here to find others like it. ${rows ? `This collection has ${counted(rows, "row")}.` : ""}`,
     ...(rows === 0 ? [] : EXAMPLES.map((text) => button(text, () => go({ text, open: null })))),
   );
 }
@@ -158,6 +171,7 @@ function failed(problem) {
   message("The search did not work", problem.message, button("Try again", () => start().then(showOpen)));
 }
 
+const moreLike = (id) => go({ like: id, text: "", photo: null, open: null, min: 0 });
 const filter = (clauses) => go({ clauses, open: null });
 
 async function showOpen() {
@@ -180,7 +194,7 @@ async function showOpen() {
     text: collection()?.words && state.text && !state.like && !state.photo ? state.text : null,
     count: found.hits.length,
     filter: (clause) => filter([...state.clauses.filter((other) => Object.keys(other)[0] !== Object.keys(clause)[0]), clause]),
-    like: ({ id }) => go({ like: id, text: "", photo: null, open: null, min: 0 }),
+    like: ({ id }) => moreLike(id),
     close,
     step: (by) => {
       const next = found.hits[found.hits.findIndex(({ id }) => id === state.open) + by];
@@ -204,6 +218,8 @@ function connect() {
     $("text").blur(); // hides the keyboard of a phone
   });
   $("results").addEventListener("click", (event) => {
+    const like = event.target.closest(".like");
+    if (like) return moreLike(like.parentElement.dataset.id);
     const link = event.target.closest("a.photo");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return; // in another tab
     event.preventDefault();
@@ -213,7 +229,6 @@ function connect() {
   });
   $("results").addEventListener("keydown", moveFocus);
   $("more").addEventListener("click", more);
-  new IntersectionObserver(([entry]) => entry.isIntersecting && more(), { rootMargin: "600px" }).observe($("more"));
   $("min").addEventListener("input", () => ($("min-value").textContent = percent($("min").value / 100)));
   $("min").addEventListener("change", () => go({ min: Number($("min").value), open: null }));
   $("collection").addEventListener("change", () =>

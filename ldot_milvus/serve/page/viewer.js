@@ -119,10 +119,17 @@ function light(index) {
     word.setAttribute("aria-pressed", other === pinned);
     word.classList.toggle("lit", other === index);
   });
-  const weights = index === null ? null : explanation.weights[index].map((weight) => weight / explanation.most);
-  const any = weights?.some((weight) => weight > 0.02);
+  const weights = index === null ? null : brightness(explanation.weights[index], explanation.most);
+  const any = weights?.some((weight) => weight > 0);
   draw($("heat"), any ? explanation.regions : null, weights);
   $("found").textContent = index === null ? HINT : told(explanation.words[index].text, explanation, weights, any);
+}
+
+/** Scale the weights of a word so that its best region is visible, brighter the better it matches. */
+function brightness(weights, most) {
+  const best = Math.max(...weights);
+  if (best < 0.02 * most) return weights.map(() => 0);
+  return weights.map((weight) => (weight / best) * (0.5 + (0.5 * best) / most));
 }
 
 /** Tell in words where a word was found, for those who do not see the picture. */
@@ -154,7 +161,6 @@ function showFields(hit, context) {
   const captions = hit.caption.split("\n").slice(1).filter(Boolean);
   if (captions.length) add("Also", captions.map((text) => h("p", {}, text)));
   if (hit.width) add("Size", [`${hit.width} × ${hit.height}`]);
-  if (hit.source) add("File", [hit.source]);
   for (const [key, value] of Object.entries(hit.metadata)) {
     if (typeof value === "string" && /^https?:\/\//.test(value)) {
       add(key, [h("a", { href: value, rel: "noopener noreferrer", target: "_blank" }, value)]);
@@ -164,5 +170,6 @@ function showFields(hit, context) {
       add(key, [`${value} `, only]);
     }
   }
+  if (hit.source) add("File", [hit.source]);
   $("fields-of-photo").replaceChildren(...entries);
 }

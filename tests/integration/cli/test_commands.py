@@ -67,7 +67,7 @@ def test_nothing_found_is_one_line(run: Run, env: dict[str, str], photo_folder: 
     assert nothing.returncode == 0
     assert nothing.stdout.splitlines() == ["", "a blue square", "  nothing found", "Page: out.html"]
     page = (tmp_path / "out.html").read_text()
-    assert page.count('<figure class="unlikely">') == page.count("data:image/jpeg;base64,") == 3
+    assert page.count('<li class="card unlikely"') == page.count("data:image/jpeg;base64,") == 3
     answer = run("ldot", "search", "a blue square", "--min-probability", "0.5", "--json", env=env)
     assert json.loads(answer.stdout) == {"query": "a blue square", "hits": []}
     refused = run("ldot", "search", "a blue square", "--rerank", "0", "--min-probability", "0.5", env=env)

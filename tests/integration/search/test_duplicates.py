@@ -268,7 +268,7 @@ def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ]
     page.write_groups(tmp_path / "p.html", groups)
     text = (tmp_path / "p.html").read_text()
-    assert text.count("<figure>") == 5
+    assert text.count('<li class="card"') == 5
     assert "2 further photos are not on this page" in text
     assert "2 further groups are not on this page" in text
     page.write_groups(tmp_path / "p.html", [])
