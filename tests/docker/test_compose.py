@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ldot_milvus.settings import Settings
-from ldot_milvus.stores.registry import ServerAddress, parse_address
+from ldot_milvus.stores.milvus.address import ServerAddress
+from ldot_milvus.stores.registry import parse_address
 from ldot_milvus.workers.application import make_app
 from tests.conftest import ROOT
 from tests.docker.files import DOCKER, SETTINGS, command, health_command, run_tool, stages, tool
