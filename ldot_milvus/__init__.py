@@ -16,6 +16,7 @@ from ldot_milvus.errors import (
     ModelError,
     ModelMismatch,
     RegionStoreNotFound,
+    RowNotFound,
     StoreError,
     TrainingError,
     UnknownField,
@@ -23,6 +24,7 @@ from ldot_milvus.errors import (
 )
 
 if TYPE_CHECKING:
+    from ldot_milvus.client import Client as Client
     from ldot_milvus.ingest.ingestor import Failure as Failure
     from ldot_milvus.ingest.ingestor import Ingestor as Ingestor
     from ldot_milvus.ingest.ingestor import Report as Report
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _MODULES = {
+    "Client": "ldot_milvus.client",
     "Embedder": "ldot_milvus.models.base",
     "Failure": "ldot_milvus.ingest.ingestor",
     "Hit": "ldot_milvus.search.retriever",
@@ -78,11 +81,11 @@ _MODULES = {
 }
 
 __all__ = [
-    "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
+    "Client", "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
-    "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError",
-    "TrainingError", "UnknownField", "UsageError", "VectorStore", "__version__", "expand", "load_embedder",
-    "load_metadata", "load_model", "load_reranker", "open_store", "register_family", "register_store",
+    "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "RowNotFound", "Settings", "Source",
+    "StoreError", "TrainingError", "UnknownField", "UsageError", "VectorStore", "__version__", "expand",
+    "load_embedder", "load_metadata", "load_model", "load_reranker", "open_store", "register_family", "register_store",
 ]  # fmt: skip
 
 

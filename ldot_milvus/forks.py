@@ -163,13 +163,19 @@ def cores() -> int:
 
 def _turns() -> int:
     """Return how many threads may compute at once: as many as keep every core busy with torch's own threads."""
-    torch: Any = sys.modules.get("torch")
+    torch = _torch()
     return max(LEAST_TURNS, cores() // (torch.get_num_threads() if torch else 1))
+
+
+def _torch() -> Any:
+    """Return torch if it is imported; None also while another thread imports it."""
+    torch: Any = sys.modules.get("torch")
+    return torch if hasattr(torch, "get_num_threads") else None
 
 
 def _renew_torch(threads: int | None) -> None:
     """Set the number of torch's threads in a forked child; None keeps it."""
-    torch: Any = sys.modules.get("torch")
+    torch = _torch()
     if torch is not None:
         torch.set_num_threads(threads or torch.get_num_threads())
 

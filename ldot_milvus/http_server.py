@@ -15,6 +15,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 BYTES_A_SECOND = 32 * 2**10
 """Least rate at which a body has to arrive, after the first seconds."""
 
+DRAINED = 4 * 2**20
+DRAIN_SECONDS = 2.0
+
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # seconds, seconds, probes
 
 
@@ -93,6 +96,7 @@ class BodyLimits:
                 if not body.refused:
                     raise
         if body.refused and not started:
+            await body.drain()
             await self._refuse(*body.refused)(scope, receive, send)
 
 
@@ -130,6 +134,15 @@ class _Body:
             raise _Refused
         self._complete = not message.get("more_body", False)
         return message
+
+    async def drain(self) -> None:
+        """Read a part of the rest and drop it: many clients read no answer before they have sent everything."""
+        end = self._size + DRAINED
+        with anyio.move_on_after(DRAIN_SECONDS):
+            while self._size < end and not self._complete:
+                message = await self._receive()
+                self._size += len(message.get("body", b""))
+                self._complete = not message.get("more_body", False)
 
     def _refuse_size(self) -> None:
         self.refused = 413, f"the request is larger than the limit of {self._limit:,} bytes: send less at a time"

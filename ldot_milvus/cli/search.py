@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,10 @@ from ldot_milvus.cli.common import (
 from ldot_milvus.cli.output import say, say_json
 
 if TYPE_CHECKING:
+    from ldot_milvus.search.hits import Hit
     from ldot_milvus.search.query import Part
-    from ldot_milvus.search.retriever import Hit
+    from ldot_milvus.search.retriever import Retriever
+    from ldot_milvus.settings import Settings
 
 
 @click.command()
@@ -67,6 +71,11 @@ if TYPE_CHECKING:
     help="Show only results with at least this probability, from 0 to 1; the page shows the others greyed.",
 )
 @collection_options
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Ask this service of ldot serve instead of loading the model (default: $LDOT_SERVER or none).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option("--html", metavar="OUT.html", help="Also write a self-contained HTML page with the photos.")
 @one_line_errors
@@ -84,6 +93,7 @@ def search(
     store: str | None,
     model: str | None,
     reranker: str | None,
+    server: str | None,
     as_json: bool,
     html: str | None,
 ) -> None:
@@ -92,8 +102,7 @@ def search(
     TEXT describes the photo, such as "two dogs in the snow". Each TEXT is a search of its own. Texts and photos can be
     added to it: ldot search "two dogs" --add 0.5 "snow" --add -0.5 "people" --add-image 0.3 mine.jpg
     """
-    from ldot_milvus.errors import CollectionNotFound, UsageError
-    from ldot_milvus.search.query import check_parts
+    from ldot_milvus.errors import UsageError
 
     if bool(texts) == bool(image):
         raise UsageError("give a text to search for or --image FILE, but not both")
@@ -107,34 +116,22 @@ def search(
         raise UsageError(f"--min-probability is {min_probability:g}: give a number from 0 to 1")
     added: list[Part] = [*added_texts, *added_images]
     composed: list[list[Part]] = [[(1.0, query), *added] for query in texts or [Path(image or "")]] if added else []
-    for parts in composed:
-        check_parts(parts)
-    if composed and min_probability is not None:
-        raise UsageError("--min-probability: a probability is that of one text with a photo: leave it out")
-    settings = settings_with(collection=collection, store=store, model=model, reranker=reranker)
-    parsed = parse_filter(filter_)
+    if composed:
+        _check(composed, min_probability)
+    options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parse_filter(filter_), "kind": kind}
+    options["min_probability"] = 0.0 if html and min_probability is not None else min_probability  # for the page
+    settings = settings_with(collection=collection, store=store, model=model, reranker=reranker, server=server)
+    if settings.server is not None and (server is not None or not (store or model or reranker)):
+        if store or model or reranker:
+            raise UsageError("--store, --model and --reranker are those of the service: leave them out with --server")
+        from ldot_milvus.client import Client
 
-    from ldot_milvus.stores import open_store
-
-    with open_store(settings.store, settings.collection) as opened:
-        if opened.dim is None:
-            raise CollectionNotFound(
-                f"{settings.store} has no collection {settings.collection!r}: "
-                'ingest photos first with "celery -A workers enqueue PATH..."'
-            )
-        from ldot_milvus.models.registry import find_model
-        from ldot_milvus.search.retriever import Retriever, check_model
-
-        check_model(opened, find_model(settings.model))  # fails early: loading the model takes seconds
-        retriever = Retriever(embedder_of(settings), opened, reranker=settings.reranker)
-        options: dict[str, Any] = {"k": k, "rerank": rerank, "filter": parsed, "kind": kind}
-        options["min_probability"] = 0.0 if html and min_probability is not None else min_probability  # for the page
-        if added:
-            results = [(_heading(parts), retriever.search(parts, **options)) for parts in composed]
-        elif image is None:
-            results = [(text, retriever.search(text, **options)) for text in texts]
-        else:
-            results = [(image, retriever.search(image=image, **options))]
+        named = settings.collection if settings.origin("collection") != "default" else None
+        with Client(settings.server, settings.serve_secret, collection=named) as client:
+            results = _results(client.search, texts, image, composed, options)
+    else:
+        with _retriever(settings) as retriever:
+            results = _results(retriever.search, texts, image, composed, options)
     if html:
         from ldot_milvus.search.page import write_page
         from ldot_milvus.search.probability import at_least
@@ -153,6 +150,48 @@ def search(
             _print_hits(query, hits)
     if html:
         say(f"Page: {html}", err=as_json)
+
+
+def _check(composed: list[list[Part]], min_probability: float | None) -> None:
+    from ldot_milvus.errors import UsageError
+    from ldot_milvus.search.query import check_parts
+
+    for parts in composed:
+        check_parts(parts)
+    if min_probability is not None:
+        raise UsageError("--min-probability: a probability is that of one text with a photo: leave it out")
+
+
+@contextmanager
+def _retriever(settings: Settings) -> Iterator[Retriever]:
+    from ldot_milvus.errors import CollectionNotFound
+    from ldot_milvus.stores import open_store
+
+    with open_store(settings.store, settings.collection) as opened:
+        if opened.dim is None:
+            raise CollectionNotFound(
+                f"{settings.store} has no collection {settings.collection!r}: "
+                'ingest photos first with "celery -A workers enqueue PATH..."'
+            )
+        from ldot_milvus.models.registry import find_model
+        from ldot_milvus.search.retriever import Retriever, check_model
+
+        check_model(opened, find_model(settings.model))  # fails early: loading the model takes seconds
+        yield Retriever(embedder_of(settings), opened, reranker=settings.reranker)
+
+
+def _results(
+    search: Callable[..., list[Hit]],
+    texts: tuple[str, ...],
+    image: str | None,
+    composed: list[list[Part]],
+    options: dict[str, Any],
+) -> list[tuple[str, list[Hit]]]:
+    if composed:
+        return [(_heading(parts), search(parts, **options)) for parts in composed]
+    if image is not None:
+        return [(image, search(image=image, **options))]
+    return [(text, search(text, **options)) for text in texts]
 
 
 def _heading(parts: list[Part]) -> str:

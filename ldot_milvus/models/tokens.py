@@ -13,6 +13,9 @@ from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.base import Array, Text
 from ldot_milvus.models.inputs import text_list
 
+LEAST_SHARE = 0.85
+"""Least length of a text relative to the longest of its batch. Padding costs more than another batch does."""
+
 Tokenize = Callable[[list[str], int], list[list[int]]]
 """Returns the ids of each text, truncated to a number of tokens, [CLS] and [SEP] included."""
 
@@ -74,9 +77,9 @@ class Tokens:
 
 def joined_ids(tokenize: Tokenize, texts: Sequence[Text], limit: int) -> list[list[int]]:
     """Tokenize texts, and truncate texts and given token ids to ``limit`` tokens, [CLS] and [SEP] included."""
-    words = [text for text in texts if isinstance(text, str)]
-    tokenized = iter(tokenize(words, limit) if words else [])
-    return [next(tokenized) if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
+    words = list(dict.fromkeys(text for text in texts if isinstance(text, str)))  # a re-ranker repeats its text
+    tokenized = dict(zip(words, tokenize(words, limit) if words else [], strict=True))
+    return [tokenized[text] if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
 
 
 def load_tokens(folder: Path) -> Tokens | None:
@@ -117,8 +120,11 @@ def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: C
     """
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     result = np.empty((len(tokens), width), np.float32)
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    start = 0
+    while start < len(order):
+        least = LEAST_SHARE * len(tokens[order[start]])
+        rows = [row for row in order[start : start + size] if len(tokens[row]) >= least]
         with computation:
             result[rows] = compute(rows)
+        start += len(rows)
     return result

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldot_milvus.stores import Match
+if TYPE_CHECKING:  # the client of a service needs no store
+    from ldot_milvus.stores import Match
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,6 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_route(_: Request, error: HTTPException) -> JSONResponse:
-        names = {404: "not_found", 405: "method_not_allowed"}
+        names = {400: "body", 404: "not_found", 405: "method_not_allowed"}
         headers = dict(error.headers) if error.headers else None
         return problem(error.status_code, names.get(error.status_code, "http"), str(error.detail), headers)

@@ -13,7 +13,7 @@ from starlette.types import Scope
 import ldot_milvus
 from ldot_milvus.http_server import BodyLimits
 from ldot_milvus.images.files import MAX_BYTES
-from ldot_milvus.serve import health, rows, searches, session
+from ldot_milvus.serve import health, ingest, rows, searches, session
 from ldot_milvus.serve.answers import answer_errors, problem
 from ldot_milvus.serve.guards import KnownHosts, TokenRequired, allowed_hosts
 from ldot_milvus.serve.observing import Observed
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, *, bind: str | None = None) -> 
     )  # fmt: skip
     app.state.service = service
     answer_errors(app)
-    for module in (searches, rows, session, health):
+    for module in (searches, rows, ingest, session, health):
         app.include_router(module.router)
     _protect(app, settings, bind, service)
     return app

@@ -10,10 +10,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST = 512
 """Connections at once; one more takes the place of the one that has been idle for longest."""
 
-SECONDS = 10.0
+SECONDS = 5.0
 """How long a connection may make no progress: a request's head that is incomplete, or an answer that is not read."""
 
-LEAST_BYTES = 32 * 2**10
+LEAST_BYTES = 16 * 2**10
 """What counts as progress of a client that reads, within :data:`SECONDS`."""
 
 

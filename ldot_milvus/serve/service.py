@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Depends, Request
 
 from ldot_milvus.errors import CollectionNotFound, LdotError
@@ -24,6 +25,7 @@ from ldot_milvus.search.threads import LEAST, MOST, in_search_thread
 from ldot_milvus.serve.answers import Refused
 from ldot_milvus.serve.batching import Batches
 from ldot_milvus.serve.metrics import Metrics
+from ldot_milvus.serve.uploads import Uploads
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import VectorStore, open_store
 from ldot_milvus.stores.validation import not_found
@@ -70,6 +72,7 @@ class Service:
         self.photos: Batches[Job, bytes] = Batches(
             self._search, threads=1, size=PHOTO_BATCH, limit=PHOTO_QUEUE, name="ldot-photos"
         )
+        self.uploads = Uploads(settings)
         self._models: tuple[Embedder, Any] | None = None
         self._query_vectors = QueryVectors(QUERY_VECTORS)
         self._default: VectorStore | None = None
@@ -94,6 +97,17 @@ class Service:
             return
         self._ready = True
         log.info("the model is loaded, and searches are answered")
+        self._prepare_photos(embedder)
+
+    def _prepare_photos(self, embedder: Embedder) -> None:
+        """Encode a photo, for which torch is imported, while texts are answered already."""
+        try:
+            with in_background():
+                embedder.encode_images([np.zeros((64, 64, 3), np.uint8)])
+        except LdotError as error:  # a model of precomputed regions
+            log.info("searches by a photo are refused: %s", error)
+            return
+        log.info("searches by a photo are answered without delay")
 
     @property
     def ready(self) -> bool:
@@ -157,7 +171,8 @@ class Service:
         return found
 
     def close(self) -> None:
-        """Wait for the searches that run, and close the stores."""
+        """Wait for the searches and the ingestion that run, and close the stores."""
+        self.uploads.close()
         self.texts.close()
         self.photos.close()
         with ExitStack() as stack:
@@ -207,7 +222,7 @@ async def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return await in_search_thread(function, *args, **kwargs)
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # not in a thread, as FastAPI calls other functions
     service: Service = request.app.state.service
     return service
 

@@ -26,6 +26,7 @@ from typing_extensions import assert_type
 
 import ldot_milvus
 from ldot_milvus import (
+    Client,
     CollectionNotFound,
     Embedder,
     Failure,
@@ -46,6 +47,7 @@ from ldot_milvus import (
     Report,
     Reranker,
     Retriever,
+    RowNotFound,
     Settings,
     Source,
     StoreError,
@@ -103,6 +105,8 @@ from ldot_milvus.regions.grid import GridExtractor
 from ldot_milvus.regions.labels import LabelClassifier, LabelledExtractor
 from ldot_milvus.regions.registry import register_extractor
 from ldot_milvus.search.duplicates import Duplicate, find_duplicates
+from ldot_milvus.search.query import RowId
+from ldot_milvus.search.requests import SearchRequest
 from ldot_milvus.sources import read
 from ldot_milvus.stores.migration import Migration, migrate
 from ldot_milvus.stores.recall import Recall, measure
@@ -169,6 +173,17 @@ def search(path: Path) -> list[Hit]:
     assert_type(hit.to_dict(), dict[str, Any])
     assert_type(Retriever.from_settings(), Retriever)
     return hits
+
+
+def search_together(retriever: Retriever, client: Client) -> None:
+    like = retriever.search(id="ab12", offset=5)
+    query: list[tuple[float, str | RowId]] = [(1, "a dog"), (-0.5, RowId(like[0].id))]
+    answers = retriever.search_many([SearchRequest("a dog"), SearchRequest(query, k=3)])
+    assert_type(answers, list[list[Hit] | LdotError])
+    try:
+        assert_type(client.search(query, min_probability=0.5), list[Hit])
+    except RowNotFound:
+        client.close()
 
 
 async def search_async(retriever: Retriever) -> None:

@@ -30,6 +30,7 @@ HEAVY = {
         ("import ldot_milvus.cli; ldot_milvus.cli.main(['models', '--json'], standalone_mode=False)", set()),
         ("import ldot_milvus.workers.enqueue", set()),
         ("from ldot_milvus.workers import app", set()),
+        ("from ldot_milvus import Client; assert 'numpy' not in __import__('sys').modules", set()),
         ("import workers", set()),
         ("from ldot_milvus.ingest.ingestor import Ingestor", set()),
         ("from ldot_milvus import open_store; open_store('faiss:./nowhere', 'x').count()", set()),
@@ -46,9 +47,10 @@ def test_is_light(statement: str, allowed: set[str]) -> None:
 
 
 PUBLIC = {
-    "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
+    "Client", "CollectionNotFound", "Embedder", "Failure", "FilterError", "Hit", "Ingestor", "InputError", "LdotError",
     "LightningDOTEmbedder", "LightningDOTEmbeddings", "LightningDOTRetriever", "Match", "ModelError", "ModelMismatch",
-    "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "Settings", "Source", "StoreError",
+    "Record", "RegionStoreNotFound", "Regions", "Report", "Reranker", "Retriever", "RowNotFound", "Settings", "Source",
+    "StoreError",
     "TrainingError", "UnknownField", "UsageError", "VectorStore", "__version__", "expand", "load_embedder",
     "load_metadata", "load_model", "load_reranker", "open_store", "register_family", "register_store",
 }  # fmt: skip
@@ -106,6 +108,6 @@ def test_every_error_has_a_code_of_its_own() -> None:
         "LdotError": "error", "UsageError": "usage", "FilterError": "filter", "InputError": "input",
         "ModelError": "model", "TrainingError": "training", "StoreError": "store",
         "CollectionNotFound": "collection_not_found", "ModelMismatch": "model_mismatch",
-        "RegionStoreNotFound": "region_store_not_found",
+        "RegionStoreNotFound": "region_store_not_found", "RowNotFound": "row_not_found",
     }  # fmt: skip
     assert set(codes) <= PUBLIC

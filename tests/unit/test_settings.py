@@ -27,6 +27,11 @@ WRONG = {
     "device": "gpu",
     "dtype": "half",
     "log_format": "JSON",
+    "serve_token": 5,
+    "serve_hosts": "photos.example:8080",
+    "serve_origins": "photos.example",
+    "serve_ingest": "perhaps",
+    "server": "127.0.0.1:8080",
     "allow_urls": "maybe",
     "max_pixels": "0",
 }
@@ -35,7 +40,9 @@ TAKES = {
     "region_dtype": "float16 or int8", "index_fallback": "true or false", "broker": "redis://HOST/0 or amqp://",
     "queue": "not ending in .changes", "result_backend": "redis://HOST/DB", "visibility_timeout": "seconds",
     "device": "cuda, cuda:1, mps or cpu", "dtype": "float32, float16 or bfloat16",
-    "log_format": "text or json", "allow_urls": "true or false", "max_pixels": "pixels",
+    "log_format": "text or json", "serve_token": "a token", "serve_hosts": "without ports",
+    "serve_origins": "https://photos.example", "serve_ingest": "true or false", "server": "http://HOST:PORT",
+    "allow_urls": "true or false", "max_pixels": "pixels",
 }  # fmt: skip
 
 
@@ -124,7 +131,7 @@ def test_white_space_around_values_and_letter_case_of_names_do_not_matter(monkey
 def test_secrets_are_not_shown_and_still_there() -> None:
     settings = Settings(
         store="http://root:S3cret@h:1", store_token="S3cret", broker="redis://:S3cret@h/0", region_store="ftp://u:S3cret@h/x",
-        result_backend="redis://:S3cret@h/1", store_alias="http://a:S3cret@h",
+        result_backend="redis://:S3cret@h/1", store_alias="http://a:S3cret@h", serve_token="S3cret",
     )  # fmt: skip
     for text in (repr(settings), str(settings), *(settings.shown(name) for name in Settings.model_fields)):
         assert "S3cret" not in text

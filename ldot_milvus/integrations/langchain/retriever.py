@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -11,6 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import Field, model_validator
 from typing_extensions import Self, override
 
+from ldot_milvus.client import Client
 from ldot_milvus.errors import UsageError
 from ldot_milvus.integrations.langchain.backend import CollectionFields
 from ldot_milvus.integrations.langchain.documents import LONGEST_SIDE, Content, document_of
@@ -42,6 +44,9 @@ class LightningDOTRetriever(CollectionFields, BaseRetriever):
         collection: name of the collection; None takes ``LDOT_COLLECTION``. Ignored for an open store.
         model: packaged name, folder or hub id, or an embedder; None takes ``LDOT_MODEL``.
         reranker: folder, hub id, "none", or a re-ranker; None takes ``LDOT_RERANKER``, else the model's own.
+        server: address of a service (``ldot serve``) that searches instead of this process, such as
+            ``http://127.0.0.1:8080``; its token is the setting ``LDOT_SERVE_TOKEN``. The service has the store and the
+            models, so ``store``, ``model`` and ``reranker`` are left out.
         k: number of documents.
         rerank: number of candidates to re-rank; None takes the default of
             :meth:`Retriever.search <ldot_milvus.search.retriever.Retriever.search>`, 0 ranks by dot product alone.
@@ -56,6 +61,7 @@ class LightningDOTRetriever(CollectionFields, BaseRetriever):
             "filter": {...}}``. They take precedence over the fields. ``score_threshold`` means ``min_probability``.
     """
 
+    server: str | None = None
     k: int = 5
     rerank: int | None = None
     filter: dict[str, Any] | None = None
@@ -69,6 +75,8 @@ class LightningDOTRetriever(CollectionFields, BaseRetriever):
     @model_validator(mode="after")
     def _check_search_kwargs(self) -> Self:
         search_arguments(self.search_kwargs, "search_kwargs")
+        if self.server is not None and not (self.store is self.model is self.reranker is None):
+            raise UsageError("store, model and reranker are those of the service: leave them out with server")
         return self
 
     @override
@@ -96,8 +104,13 @@ class LightningDOTRetriever(CollectionFields, BaseRetriever):
         content = arguments.pop("content")
         if content not in ("caption", "source", "image"):
             raise UsageError(f'content is {content!r}: give "caption", "source" or "image"')
-        hits = self.retriever.search(**search_query(query), **arguments)
+        searcher = self.retriever if self.server is None else self._client()
+        hits = searcher.search(**search_query(query), **arguments)
         return [document_of(hit, content, self.longest_side) for hit in hits]
+
+    def _client(self) -> Client:
+        assert self.server is not None
+        return _client(self.server, self.collection, Settings().serve_secret)
 
     def _arguments(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the search: the call's before ``search_kwargs``, and these before the fields."""
@@ -116,6 +129,11 @@ class LightningDOTRetriever(CollectionFields, BaseRetriever):
         params["ls_embedding_provider"] = "LightningDOTEmbeddings"
         params["ls_embedding_model"] = self.model_name
         return params
+
+
+@lru_cache(maxsize=16)  # components hold nothing but fields, and connections are worth keeping
+def _client(server: str, collection: str | None, token: str | None) -> Client:
+    return Client(server, token, collection=collection)
 
 
 def _provider(store: str | VectorStore | None) -> str:

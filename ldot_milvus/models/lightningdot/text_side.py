@@ -98,10 +98,11 @@ class GraphReranker(ReadsRegionData):
 
         def score(pairs: list[int]) -> Array:
             # A search compares one text with many photos: each distinct text is encoded once.
-            distinct = list(dict.fromkeys(tuple(tokens[pair]) for pair in pairs))
-            ids, mask = self._tokens.arrays(distinct)
+            keys = [tuple(tokens[pair]) for pair in pairs]
+            distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            ids, mask = self._tokens.arrays(list(distinct))
             features, _, region_mask = pad_regions([regions[id(kept[pair])] for pair in pairs])
-            text_of_pair = np.array([distinct.index(tuple(tokens[pair])) for pair in pairs], np.int64)
+            text_of_pair = np.array([distinct[key] for key in keys], np.int64)
             scores = self._graph(
                 ids=ids, mask=mask, text_of_pair=text_of_pair, regions=features, region_mask=region_mask
             )

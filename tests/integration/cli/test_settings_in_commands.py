@@ -110,7 +110,7 @@ def test_doctor_for_people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny
     assert "S3cret" not in done.output
     assert any(line.split() == ["LDOT_STORE_TOKEN", "****", "environment"] for line in done.output.splitlines())
     assert f"LDOT_MODEL              {tiny_model}" in done.output
-    assert "ok    settings      2 of 20 are set" in done.output
+    assert "ok    settings      2 of 25 are set" in done.output
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names are not possible there")
