@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import ROOT, make_photo
+from tests.service_process import Service
+
+SERVICE = re.compile(r"(http://)?(localhost|127\.0\.0\.1):8080")
+"""The address of the service on the pages."""
 
 PAGES = [
     "README.md",
@@ -70,3 +76,17 @@ def write_photos(folder: Path) -> None:
     for seed, name in enumerate(PHOTOS):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(make_photo(seed, (800, 600)))
+
+
+@contextmanager
+def served(folder: Path, model: str) -> Iterator[str]:
+    """Serve the collection of a folder, and give the address.
+
+    Args:
+        folder: with ``ldot-data`` in it.
+        model: the model that has filled the collection.
+    """
+    env = {"LDOT_STORE": f"faiss:{folder / 'ldot-data'}", "LDOT_MODEL": model, "LDOT_DEVICE": "cpu"}
+    with Service(folder, ["ldot", "serve", "--port", "{port}"], env) as service:
+        service.wait_for("searches are answered")
+        yield service.url("")

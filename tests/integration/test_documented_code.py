@@ -7,7 +7,7 @@ import base64
 import datetime
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from ldot_milvus.sources import expand
 from ldot_milvus.stores import registry as stores
 from tests import toy_model
 from tests.conftest import ROOT
-from tests.documentation import PAGES, blocks, write_photos
+from tests.documentation import PAGES, SERVICE, blocks, served, write_photos
 from tests.integration.stores import toy_store
 
 ELSEWHERE = {
@@ -45,6 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mini) -> Path:
 
 def nothing(_: pytest.FixtureRequest) -> Names:
     return {}
+
+
+def a_row(request: pytest.FixtureRequest) -> Names:
+    retriever = Retriever.from_settings()
+    return {"retriever": retriever, "id": retriever.search("a dog", k=1)[0].id}
 
 
 def a_photo(_: pytest.FixtureRequest) -> Names:
@@ -107,8 +112,9 @@ GIVEN: dict[str, Callable[[pytest.FixtureRequest], Names]] = {
     "docs/filters.md": lambda _: {"datetime": datetime},
     "docs/langchain.md": langchain,
     "docs/reference/index.md": nothing,
-    "docs/reference/search.md": nothing,
+    "docs/reference/search.md": a_row,
     "docs/search.md": a_retriever,
+    "docs/serve.md": nothing,
 }
 """What the text around the blocks of a page presupposes. A page that is new here needs an entry."""
 
@@ -123,6 +129,13 @@ def instead(tmp_path: Path) -> dict[str, str]:
         "my_package.toy_model": "tests.toy_model",
         "my_package.toy_store": "tests.integration.stores.toy_store",
     }
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[str]:
+    pytest.importorskip("ldot_milvus.serve.app", reason="pip install 'ldot-milvus[serve]'")
+    with served(folder, "ldot-mini") as address:
+        yield address
 
 
 def write_multilingual(folder: Path) -> None:
@@ -161,6 +174,8 @@ def test_the_blocks_run(
     for block in blocks(page, "python"):
         for printed, own in instead.items():
             block = block.replace(printed, own)
+        if SERVICE.search(block):
+            block = SERVICE.sub(request.getfixturevalue("service"), block)
         for statement in ast.parse(block).body:
             code = ast.get_source_segment(block, statement) or ""
             if isinstance(statement, ast.Expr):
@@ -199,6 +214,15 @@ def photos_are_found(names: Names, values: list[Any]) -> None:
     assert [document.metadata["metadata"]["album"] for document in found] == ["winter"]
 
 
+def rows_are_found(names: Names, values: list[Any]) -> None:
+    assert [len(answer) for answer in names["answers"]] == [5, 3]
+
+
+def the_service_finds(names: Names, _: list[Any]) -> None:
+    assert len(names["hits"]) == 5
+    names["client"].close()
+
+
 CHECKS: dict[str, Callable[[Names, list[Any]], None]] = {
     "README.md": readme_finds,
     "docs/collection.md": lambda names, _: len(names["id"]) == 64,
@@ -206,4 +230,6 @@ CHECKS: dict[str, Callable[[Names, list[Any]], None]] = {
     "docs/extend/store.md": toy_store_is_registered,
     "docs/filters.md": filters_apply,
     "docs/langchain.md": photos_are_found,
+    "docs/reference/search.md": rows_are_found,
+    "docs/serve.md": the_service_finds,
 }

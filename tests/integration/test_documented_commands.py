@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ldot_milvus.settings import Settings, variable_of
 from ldot_milvus.sources import expand
 from tests.conftest import ROOT
 from tests.docker.files import run_tool
-from tests.documentation import PAGES, Command, commands, write_photos
+from tests.documentation import PAGES, SERVICE, Command, commands, served, write_photos
 from tests.unit.sources.test_sources import make_tar
 
 if sys.version_info >= (3, 11):
@@ -60,6 +60,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Path:
     return found
 
 
+@pytest.fixture(scope="module")
+def service(folder: Path, tiny_model: str) -> Iterator[str]:
+    pytest.importorskip("ldot_milvus.serve.app", reason="pip install 'ldot-milvus[serve]'")
+    with served(folder, tiny_model) as address:
+        yield address
+
+
 @pytest.fixture
 def sandbox(folder: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
@@ -76,6 +83,8 @@ def celery() -> Any:
 
 def is_run(command: Command) -> bool:
     text = " ".join([f"{name}={value}" for name, value in command.variables.items()] + command.words)
+    if command.words[0] == "curl":
+        return SERVICE.search(text) is not None
     return command.words[0] in ("ldot", "celery") and not any(re.search(pattern, text) for pattern in NOT_RUN)
 
 
@@ -165,9 +174,16 @@ def example(command: Command) -> None:
 
 def curl(command: Command) -> None:
     """The path is one of the service, or of an example."""
-    (path,) = re.findall(r"http://127\.0\.0\.1:\d+(/[\w/]*)", command.text)
-    sources = [*(ROOT / "ldot_milvus" / "serve").glob("*.py"), ROOT / "examples" / "fastapi_service.py"]
-    assert any(f'"{path}"' in source.read_text() for source in sources), path
+    (path,) = re.findall(r"(?:localhost|127\.0\.0\.1):\d+(/[\w/]*)", command.text)
+    folders = [ROOT / "ldot_milvus" / "serve", ROOT / "examples"]
+    assert any(f'"{path}"' in source.read_text() for folder in folders for source in folder.glob("*.py")), path
+
+
+def asked(command: Command) -> None:
+    """Run ``curl``, which must get an answer."""
+    done = run_tool("curl", "--fail-with-body", "--max-time", "60", *command.words[1:], cwd=Path.cwd())
+    assert done.returncode == 0, f"{command.text}: {done.stdout}{done.stderr}"
+    assert json.loads(done.stdout)["hits"]
 
 
 def release(command: Command) -> None:
@@ -206,9 +222,13 @@ def test_the_commands_have_what_they_name(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_COMMANDS if any(map(is_run, commands(page)))])
-def test_the_commands_run(page: str, sandbox: Path) -> None:
+def test_the_commands_run(page: str, sandbox: Path, request: pytest.FixtureRequest) -> None:
     for command in filter(is_run, commands(page)):
-        ours(command)
+        words = command.words
+        if SERVICE.search(command.text):
+            address = request.getfixturevalue("service")
+            words = [SERVICE.sub(address, word) for word in words]
+        (asked if words[0] == "curl" else ours)(Command(command.variables, words))
 
 
 @pytest.mark.parametrize(
