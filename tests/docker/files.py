@@ -92,4 +92,5 @@ def health_command(target: str) -> list[str]:
 
 
 def run_tool(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, **options)  # type: ignore[call-overload]
+    options = {"cwd": ROOT, **options}
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload]

@@ -99,6 +99,18 @@ def test_variables_are_settings(target: str) -> None:
     assert {name for name in environment(target) if name.startswith("LDOT_")} <= SETTINGS
 
 
+def test_the_gpu_image_has_the_environment_of_the_others() -> None:
+    """Its base is another one, so the Dockerfile has these lines twice."""
+    assert environment("gpu") == {**environment("api"), "LDOT_DEVICE": "cuda"}
+    users = [[run for run in stages()[name].of("RUN") if "useradd" in run] for name in ("cpu", "gpu")]
+    assert users[0] == users[1] != []
+    assert health_command("gpu") == health_command("worker")
+
+
+def test_passwords_are_not_committed() -> None:
+    assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_extras_exist(kind: str) -> None:
     (install,) = [run for run in stages()[f"build-{kind}"].of("RUN") if '".[' in run]
