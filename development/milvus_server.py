@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
-from development.ports import free_ports
+from development.ports import free_port, free_ports
 
 READY = "Milvus is ready"
 """What the command prints when the server answers."""
+
+SECONDS = 180
+"""Until a server must answer."""
 
 
 class PackagedServer:
@@ -18,7 +23,7 @@ class PackagedServer:
 
     Args:
         folder: the folder of its program and its data.
-        port: its port; without one, the first free one from 19530 on.
+        port: its port; without one, any free one.
         authorization: whether it asks for a user and a password.
     """
 
@@ -29,18 +34,47 @@ class PackagedServer:
         self._server: Any = None
 
     def start(self) -> str:
-        """Start or restart the server on the same ports and data, and return its address."""
+        """Start or restart the server on the same ports and data, and return its address.
+
+        Raises:
+            RuntimeError: the server ended.
+            TimeoutError: it did not answer in time.
+        """
         from milvus import MilvusServer
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = _config(self.folder / "etcd.yaml", **self._ports)
+        config = _config(self.folder / "etcd.yaml")
         config.set("authorization_enabled", self._authorization)
-        self._server = MilvusServer(config)
+        # The package's own choice is the same for two servers that start at the same time.
+        names = [name for name in config.configurable_items if name.endswith("_port")]
+        self._ports = {**dict(zip(names, free_ports(len(names)), strict=True)), **self._ports}
+        config.update(**self._ports)
+        self._server = MilvusServer(config, wait_for_started=False)
         self._server.set_base_dir(str(self.folder))
+        self._server.webservice_port = free_port()
         self._server.start()
-        names = (name for name in self._server.config_keys if name.endswith("_port"))
-        self._ports = {name: int(self._server.config.get(name)) for name in names}
+        self._wait_until_healthy()
         return f"http://127.0.0.1:{self._server.listen_port}"
+
+    def _wait_until_healthy(self) -> None:
+        """Wait as the package does, but not for a server that has ended."""
+        deadline = time.monotonic() + SECONDS
+        while not self._is_healthy():
+            if self._server.server_proc.poll() is not None:
+                raise RuntimeError(f"Milvus ended: see {self.folder}/logs")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Milvus did not answer within {SECONDS} s: see {self.folder}/logs")
+            time.sleep(0.1)
+        time.sleep(1)  # as the package does
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._server.webservice_port}/healthz", timeout=10
+            ) as answer:
+                return b"OK" in answer.read()
+        except OSError:
+            return False
 
     def wait(self) -> None:
         """Wait until the server has ended."""
@@ -58,7 +92,7 @@ class PackagedServer:
             self.kill()
 
 
-def _config(etcd_file: Path, **options: Any) -> Any:
+def _config(etcd_file: Path) -> Any:
     """Create the package's configuration with free ports for its etcd, which otherwise always uses 2379 and 2380."""
     from milvus import MilvusServerConfig
 
@@ -88,7 +122,7 @@ def _config(etcd_file: Path, **options: Any) -> Any:
             assert "\n  use:\n    embed: true" in text
             file.write_text(text.replace("\n  use:\n", f"\n  config:\n    path: {etcd_file}\n  use:\n", 1))
 
-    return Config(**options)
+    return Config()
 
 
 if __name__ == "__main__":
