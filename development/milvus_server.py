@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from development.ports import free_port, free_ports
+from development.ports import free_ports
 
 READY = "Milvus is ready"
 """What the command prints when the server answers."""
@@ -23,7 +23,7 @@ class PackagedServer:
 
     Args:
         folder: the folder of its program and its data.
-        port: its port; without one, any free one.
+        port: its port; without one, the first free one from 19530 on.
         authorization: whether it asks for a user and a password.
     """
 
@@ -43,16 +43,13 @@ class PackagedServer:
         from milvus import MilvusServer
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = _config(self.folder / "etcd.yaml")
+        config = _config(self.folder / "etcd.yaml", **self._ports)
         config.set("authorization_enabled", self._authorization)
-        # The package's own choice is the same for two servers that start at the same time.
-        names = [name for name in config.configurable_items if name.endswith("_port")]
-        self._ports = {**dict(zip(names, free_ports(len(names)), strict=True)), **self._ports}
-        config.update(**self._ports)
         self._server = MilvusServer(config, wait_for_started=False)
         self._server.set_base_dir(str(self.folder))
-        self._server.webservice_port = free_port()
         self._server.start()
+        names = (name for name in self._server.config_keys if name.endswith("_port"))
+        self._ports = {name: int(self._server.config.get(name)) for name in names}
         self._wait_until_healthy()
         return f"http://127.0.0.1:{self._server.listen_port}"
 
@@ -92,7 +89,7 @@ class PackagedServer:
             self.kill()
 
 
-def _config(etcd_file: Path) -> Any:
+def _config(etcd_file: Path, **options: Any) -> Any:
     """Create the package's configuration with free ports for its etcd, which otherwise always uses 2379 and 2380."""
     from milvus import MilvusServerConfig
 
@@ -122,7 +119,7 @@ def _config(etcd_file: Path) -> Any:
             assert "\n  use:\n    embed: true" in text
             file.write_text(text.replace("\n  use:\n", f"\n  config:\n    path: {etcd_file}\n  use:\n", 1))
 
-    return Config()
+    return Config(**options)
 
 
 if __name__ == "__main__":
