@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from development.ports import free_ports
 
 READY = "Milvus is ready"
 """What the command prints when the server answers."""
+
+SECONDS = 180
+"""Until a server must answer."""
 
 
 class PackagedServer:
@@ -29,18 +34,44 @@ class PackagedServer:
         self._server: Any = None
 
     def start(self) -> str:
-        """Start or restart the server on the same ports and data, and return its address."""
+        """Start or restart the server on the same ports and data, and return its address.
+
+        Raises:
+            RuntimeError: the server ended.
+            TimeoutError: it did not answer in time.
+        """
         from milvus import MilvusServer
 
         self.folder.mkdir(parents=True, exist_ok=True)
         config = _config(self.folder / "etcd.yaml", **self._ports)
         config.set("authorization_enabled", self._authorization)
-        self._server = MilvusServer(config)
+        self._server = MilvusServer(config, wait_for_started=False)
         self._server.set_base_dir(str(self.folder))
         self._server.start()
         names = (name for name in self._server.config_keys if name.endswith("_port"))
         self._ports = {name: int(self._server.config.get(name)) for name in names}
+        self._wait_until_healthy()
         return f"http://127.0.0.1:{self._server.listen_port}"
+
+    def _wait_until_healthy(self) -> None:
+        """Wait as the package does, but not for a server that has ended."""
+        deadline = time.monotonic() + SECONDS
+        while not self._is_healthy():
+            if self._server.server_proc.poll() is not None:
+                raise RuntimeError(f"Milvus ended: see {self.folder}/logs")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Milvus did not answer within {SECONDS} s: see {self.folder}/logs")
+            time.sleep(0.1)
+        time.sleep(1)  # as the package does
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._server.webservice_port}/healthz", timeout=10
+            ) as answer:
+                return b"OK" in answer.read()
+        except OSError:
+            return False
 
     def wait(self) -> None:
         """Wait until the server has ended."""

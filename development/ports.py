@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+
+_RANDOM = random.SystemRandom()  # tests seed the others
 
 
 def free_port() -> int:
@@ -16,14 +19,21 @@ def free_port() -> int:
 def free_ports(count: int) -> list[int]:
     """Return different local ports on which nothing listens.
 
+    They are below those of outgoing connections, one of which could take the port of a server that is restarted. They
+    are drawn at random, so that processes that ask at the same time get different ones.
+
     Args:
         count: how many.
     """
+    ports: list[int] = []
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        while len(ports) < count:
+            port = _RANDOM.randrange(10_000, 32_768)
+            probe = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def preferred_port(port: int) -> int:

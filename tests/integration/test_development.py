@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from development.ports import free_ports, preferred_port
 from development.processes import start
 from development.stack import Stack
 from tests.conftest import PHOTOS, ROOT
@@ -112,6 +114,15 @@ def test_children_end_with_their_parent_or_after_it(tmp_path: Path) -> None:
             assert process.members()
         process.stop(signal.SIGTERM, 0.3)
         assert process.members() == []
+
+
+def test_ports_are_free_and_not_those_of_outgoing_connections() -> None:
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert max(ports) < 32768
+    with socket.create_server(("127.0.0.1", ports[0])):
+        assert preferred_port(ports[0]) != ports[0]
+    assert preferred_port(ports[0]) == ports[0]
 
 
 def test_another_process_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
