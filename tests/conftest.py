@@ -36,6 +36,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
     from transformers import BertTokenizer, ResNetConfig
 
     from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
+    from ldot_milvus.models.lightningdot.onnx_export import export_graphs
     from ldot_milvus.regions.grid import GridBackbone
 
     torch.manual_seed(seed)
@@ -58,6 +59,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
     sizes = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
     GridBackbone(sizes).save_pretrained(folder / "regions")
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    export_graphs(folder)  # a search by a command takes 1.5 s with them, and 5 s by torch
     return folder
 
 
@@ -92,6 +94,18 @@ def mini():
     from ldot_milvus import LightningDOTEmbedder
 
     return LightningDOTEmbedder("ldot-mini", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _any_precision() -> Iterator[None]:
+    """Let each test train in a precision of its own: accelerate keeps the first one for the process.
+
+    "auto" is another precision on a processor with bfloat16.
+    """
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_photo(seed: int, size: tuple[int, int] = (80, 60), format: str = "JPEG") -> bytes:

@@ -157,7 +157,8 @@ def _of_text(text: str) -> str | bytes:
         return text
     scheme, name = (match[1] or match[2]).lower(), shown(text, _LONGEST)
     if scheme == "data":
-        return _of_data_url(text, name)
+        kind, _, _ = text[len("data:") :].partition(",")
+        return _named(of_data_url(text, name), f"data:{shown(kind)},...")
     if scheme == "file":
         return _of_file_url(text, name)
     if scheme in ("http", "https"):
@@ -167,7 +168,16 @@ def _of_text(text: str) -> str | bytes:
     raise InputError(f"{name}: images are read from paths and data:, file:, http: and https: addresses: give its bytes")
 
 
-def _of_data_url(url: str, name: str) -> bytes:
+def of_data_url(url: str, name: str) -> bytes:
+    """Decode the content of a data URL, in base64 or percent-encoded.
+
+    Args:
+        url: the URL; whitespace, missing padding and the letters "-" and "_" are accepted in base64.
+        name: of the photo, for messages.
+
+    Raises:
+        InputError: the URL is malformed, not base64 where it says so, or larger than a photo may be.
+    """
     kind, comma, content = url[len("data:") :].partition(",")
     if not comma:
         raise InputError(f"{shown(name)}: a data URL has a comma before its content: data:image/png;base64,...")
@@ -182,7 +192,7 @@ def _of_data_url(url: str, name: str) -> bytes:
             data = base64.b64decode(data.rstrip(b"=") + b"=" * (-len(data.rstrip(b"=")) % 4), validate=True)
         except (binascii.Error, ValueError) as error:
             raise InputError(f"{shown(name)}: the content of the data URL is not base64") from error
-    return _named(data, f"data:{shown(kind)},...")
+    return data
 
 
 def _of_file_url(url: str, name: str) -> str:

@@ -7,14 +7,11 @@ gives is either an id, which is looked up in the collection, or the encoded phot
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-import re
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import anyio
 import anyio.to_thread
@@ -22,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 import ldot_milvus
 from ldot_milvus.errors import InputError, LdotError, UsageError, printable
+from ldot_milvus.images.inputs import of_data_url
 from ldot_milvus.integrations.arguments import refuse_unknown
 from ldot_milvus.search.hits import Hit
 from ldot_milvus.search.probability import check_minimum
@@ -57,7 +55,6 @@ MAX_PHOTO = 24 * 2**20
 _THUMBNAIL = 480  # pixels of the longer side
 _SEARCHES = 4  # that run at once; torch uses all processors for each of them
 _REQUESTS = 64  # that wait in a thread for their turn
-_DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -221,7 +218,7 @@ def _search(retriever: Retriever, arguments: SearchArguments) -> list[Hit]:
     }  # fmt: skip
     if arguments.photo is None:
         return retriever.search(arguments.text, **options)
-    if len(arguments.photo) > MAX_ID or _DATA_URL.match(arguments.photo):
+    if len(arguments.photo) > MAX_ID or _is_data_url(arguments.photo):
         return retriever.search(image=_encoded(arguments.photo), **options)
     for row in retriever.store.get([arguments.photo], with_embeddings=True):
         if row.kind == "image" and row.embedding is not None:
@@ -233,18 +230,19 @@ def _search(retriever: Retriever, arguments: SearchArguments) -> list[Hit]:
     )
 
 
+def _is_data_url(photo: str) -> bool:
+    return photo[:5].lower() == "data:"
+
+
 def _encoded(photo: str) -> bytes:
     """Decode base64 or a data URL. The result is bytes in every case, so nothing can take it for a path."""
-    head = _DATA_URL.match(photo)
-    if head is not None and not head[0].lower().endswith(";base64,"):
-        data = unquote_to_bytes(photo[head.end() :])
-    else:
-        try:
-            data = base64.b64decode("".join(photo[head.end() if head else 0 :].split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InputError(
-                "photo: this is neither an id nor base64 nor a data URL: paths and other URLs are not read"
-            ) from error
+    url = photo if _is_data_url(photo) else f"data:;base64,{photo}"
+    try:
+        data = of_data_url(url, "photo")
+    except InputError as error:
+        raise InputError(
+            "photo: this is neither an id nor base64 nor a data URL: paths and other URLs are not read"
+        ) from error
     if len(data) > MAX_PHOTO:
         raise InputError(f"photo: {len(data):,} bytes are more than the limit of {MAX_PHOTO:,} bytes: scale it down")
     return data

@@ -10,7 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -231,15 +231,21 @@ class FilesOnDisk:
         Raises:
             ModelError: a file cannot be read.
         """
-        digest = hashlib.sha256(start.encode())
-        for path in files:
-            try:
-                with path.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                raise ModelError(f"model {self.name!r}: {path} cannot be read ({error.strerror})") from error
-        return digest.hexdigest()[:32]
+        try:
+            return _digest_of(start, tuple((path, (stat := path.stat()).st_mtime_ns, stat.st_size) for path in files))
+        except OSError as error:
+            raise ModelError(f"model {self.name!r}: {error.filename} cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=64)
+def _digest_of(start: str, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files, each version once in a process: a search asks for a fingerprint before and after it loads a model."""
+    digest = hashlib.sha256(start.encode())
+    for path, *_ in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:32]
 
 
 class ModelFiles(FilesOnDisk, ABC):

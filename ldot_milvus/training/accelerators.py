@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from ldot_milvus.errors import UsageError
+from ldot_milvus.models.loading import has_fast_bfloat16
 from ldot_milvus.training.recipe import Stage, Trainer
 
 
@@ -62,5 +63,4 @@ def precision(setting: str) -> str:
         return launched_with
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    # A CPU without bfloat16 emulates it, sixty times slower than float32.
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    return "bf16" if has_fast_bfloat16() else "no"

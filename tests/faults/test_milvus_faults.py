@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from development.milvus_server import PackagedServer
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.index_spec import IndexSpec
 from ldot_milvus.stores.milvus.messages import REQUEST_BYTES
 from ldot_milvus.stores.milvus.probing import settle_index
 from ldot_milvus.stores.milvus.store import MilvusStore
-from tests.milvus_server import PackagedServer, drop_all
+from tests.milvus_server import drop_all
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 
@@ -89,8 +90,8 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
 def test_killed_in_the_middle_of_an_ingestion(
     tmp_path: Path, tiny_model: str, photo_folder: Callable[[int], Path]
 ) -> None:
-    """``enqueue`` of 240 photos survives a restart of the server, or is run again: each photo exists exactly once."""
-    folder = photo_folder(240)
+    """``enqueue`` of 80 photos survives a restart of the server, or is run again: each photo exists exactly once."""
+    folder = photo_folder(80)
     server = PackagedServer(tmp_path / "server")
     try:
         address = server.start()
@@ -100,7 +101,7 @@ def test_killed_in_the_middle_of_an_ingestion(
         options: dict[str, Any] = {"env": {**os.environ, **settings}, "cwd": tmp_path, "text": True}
         ingestion = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         with MilvusStore(address, "images", timeout=60) as store:
-            while store.count() < 20 and ingestion.poll() is None:
+            while store.count() < 8 and ingestion.poll() is None:
                 time.sleep(0.1)
             assert ingestion.poll() is None, ingestion.communicate()[0]
             server.kill()
@@ -110,8 +111,8 @@ def test_killed_in_the_middle_of_an_ingestion(
             if ingestion.returncode:  # the server was unreachable for longer than the time-out
                 assert "Traceback" not in printed
                 subprocess.run(command, **options, check=True, timeout=240)
-            assert store.count() == 240
-            assert len({row.id for row in store.iterate()}) == 240
+            assert store.count() == 80
+            assert len({row.id for row in store.iterate()}) == 80
     finally:
         server.stop()
 

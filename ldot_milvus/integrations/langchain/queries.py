@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import unquote_to_bytes
 
 from langchain_core.messages import BaseMessage, HumanMessage
 
-from ldot_milvus.errors import InputError, UsageError
+from ldot_milvus.errors import UsageError
+from ldot_milvus.images.inputs import of_data_url
 from ldot_milvus.integrations.arguments import refuse_unknown
 from ldot_milvus.models.base import ImageInput
 
@@ -32,10 +30,10 @@ def search_query(query: Query) -> dict[str, Any]:
 
     Raises:
         UsageError: the message has no text and no photo, or a block of another type.
-        InputError: a photo in a block is not valid base64.
+        InputError: a photo in a block or a data URL is not valid base64.
     """
     if isinstance(query, str):
-        return {"image": _from_data_url(query)} if query.startswith("data:image/") else {"text": query}
+        return {"image": of_data_url(query, "the query")} if query.startswith("data:image/") else {"text": query}
     if isinstance(query, Mapping):
         query = [query]
     if isinstance(query, (list, tuple)):
@@ -75,24 +73,12 @@ def _part(block: dict[str, Any]) -> str | Path | bytes:
     if block.get("type") != "image":
         raise UsageError(f"a content block of type {block.get('type')!r} is no query: {_TAKEN}")
     if "base64" in block:
-        return _decoded(str(block["base64"]))
+        return of_data_url(f"data:;base64,{block['base64']}", "the image block")
     url = str(block.get("url", ""))
     if url.startswith("data:"):
-        return _from_data_url(url)
+        return of_data_url(url, "the image block")
     raise UsageError(f"an image block with {_where(block)} cannot be read here: give its content as base64")
 
 
 def _where(block: Mapping[str, Any]) -> str:
     return next((f"a {name}" for name in ("url", "file_id") if name in block), "no content")
-
-
-def _from_data_url(url: str) -> bytes:
-    head, _, data = url.partition(",")
-    return _decoded(data) if head.endswith(";base64") else unquote_to_bytes(data)
-
-
-def _decoded(data: str) -> bytes:
-    try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise InputError(f"the image block is not valid base64 ({error}): encode the photo's file") from error

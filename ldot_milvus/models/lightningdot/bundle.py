@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.forks import Lock, computation
 from ldot_milvus.models.lightningdot.files import LABELS, LightningDOTFiles, LightningDOTRerankerFiles
-from ldot_milvus.models.loading import QuietTransformers, choose_device, choose_dtype
+from ldot_milvus.models.loading import QuietTransformers, choose_convolution_dtype, choose_device, choose_dtype
 from ldot_milvus.regions.registry import extractor_class
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Bundle:
         reranker: the cross-attention network; None if the model has no re-ranker.
         tokenizer: of the dual encoder and the re-ranker.
         device, dtype: where the networks run and in which precision.
+        convolution_dtype: in which precision the grid extractor and the classifier of label names run.
     """
 
     files: LightningDOTFiles
@@ -42,6 +43,7 @@ class Bundle:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
+    convolution_dtype: torch.dtype
     _loading: Lock = field(default_factory=Lock, repr=False)
 
     @property
@@ -64,7 +66,7 @@ class Bundle:
 
     @cached_property
     def _extractor(self) -> RegionExtractor | None:
-        return load_extractor(self.files, self.device, self.dtype)
+        return load_extractor(self.files, self.device, self.dtype, convolution_dtype=self.convolution_dtype)
 
 
 def load_bundle(files: LightningDOTFiles, *, device: str | None = None, dtype: str | None = None) -> Bundle:
@@ -96,7 +98,8 @@ def load_bundle(files: LightningDOTFiles, *, device: str | None = None, dtype: s
         except (OSError, ValueError) as error:
             raise ModelError(f"model {files.name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     encoder = encoder.to(chosen_device, chosen_dtype).eval()
-    return Bundle(files, encoder, reranker, tokenizer, chosen_device, chosen_dtype)
+    convolution_dtype = choose_convolution_dtype(dtype, chosen_device)
+    return Bundle(files, encoder, reranker, tokenizer, chosen_device, chosen_dtype, convolution_dtype)
 
 
 def load_reranker_model(
@@ -139,7 +142,12 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, part: str, config: Pre
 
 
 def load_extractor(
-    files: LightningDOTFiles, device: torch.device, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
+    files: LightningDOTFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    convolution_dtype: torch.dtype | None = None,
 ) -> RegionExtractor | None:
     """Load the region extractor of a model, with the classifier of its label names if it has any.
 
@@ -147,6 +155,8 @@ def load_extractor(
         files: the model's files.
         device, dtype: where the extractor runs and in which precision.
         changes: options that replace those in the model's ``region_extractor`` configuration.
+        convolution_dtype: precision of a grid extractor and of the classifier, if it is another. A detector's choice
+            of boxes changes with the precision.
 
     Returns:
         The extractor; None for a model that reads precomputed regions only.
@@ -159,10 +169,13 @@ def load_extractor(
         return None
     kind, weights = config.get("kind"), str(files.extractor_weights)
     options = {key: value for key, value in {**config, **(changes or {})}.items() if key not in ("kind", "weights")}
+    convolution_dtype = convolution_dtype or dtype
     extractor: RegionExtractor
     try:
         with QuietTransformers():
-            extractor = extractor_class(str(kind)).from_pretrained(weights, **options, device=device, dtype=dtype)
+            extractor = extractor_class(str(kind)).from_pretrained(
+                weights, **options, device=device, dtype=convolution_dtype if kind == "grid" else dtype
+            )
     except UsageError as error:
         raise ModelError(
             f"the region extractor of model {files.name!r} cannot be loaded: {error}; or copy the detector's "
@@ -176,7 +189,7 @@ def load_extractor(
             f"model {files.name!r} reads regions of {files.config.get('region_dim')} features, and the extractor in "
             f"{weights} returns {extractor.dim}: use the extractor that the model was trained with"
         )
-    return _with_labels(files, extractor, device, dtype) if files.has_labels else extractor
+    return _with_labels(files, extractor, device, convolution_dtype) if files.has_labels else extractor
 
 
 def _with_labels(

@@ -8,9 +8,10 @@ embedded``, they are the network's embedding of it (d = its hidden size).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ldot_milvus.errors import InputError
 from ldot_milvus.models.base import Array, KeptImage
@@ -43,7 +44,8 @@ class ReadsRegionData(RerankerOfFiles):
         Raises:
             InputError: one of the three arrays is missing or has a wrong shape. The message names it.
         """
-        regions_of(kept)
+        features, boxes, confidence = _arrays(kept)
+        Regions(features, boxes, confidence)  # which checks the shapes; a search checks 20, without converting them
 
 
 def record(features: Array, regions: Regions) -> KeptImage:
@@ -69,8 +71,12 @@ def regions_of(kept: KeptImage) -> Regions:
     Raises:
         InputError: one of the three arrays is missing or has a wrong shape. The message names it.
     """
+    features, boxes, confidence = (array.astype(np.float32) for array in _arrays(kept))
+    return Regions(features, boxes, confidence)
+
+
+def _arrays(kept: KeptImage) -> list[NDArray[Any]]:
     missing = [name for name in ARRAYS if name not in kept]
     if missing:
         raise InputError(f"the region data lack {', '.join(missing)}; they contain {', '.join(kept) or 'no array'}")
-    features, boxes, confidence = (kept[name].astype(np.float32) for name in ARRAYS)
-    return Regions(features, boxes, confidence)
+    return [kept[name] for name in ARRAYS]

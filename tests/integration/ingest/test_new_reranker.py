@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from ldot_milvus.ingest.new_reranker import add_region_data
 from ldot_milvus.models.loading import load_embedder
 from ldot_milvus.sources import Source, expand
 from ldot_milvus.stores import Record, VectorStore
-from ldot_milvus.stores.region_place import open_region_store
 from ldot_milvus.stores.regions import RegionStore
 from tests import families
 from tests.conftest import make_photo
@@ -151,14 +151,30 @@ def test_a_copy_is_read_where_the_source_is_gone(tiny_model: str, blip: str, pho
         assert (report.made, report.failed) == (7, [])
 
 
-def test_a_collection_without_a_reranker_gets_one(blip: str, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", [False, pytest.param(True, marks=pytest.mark.servers)], ids=["local", "server"])
+def test_a_collection_without_a_reranker_gets_one(
+    server: bool,
+    blip: str,
+    photos: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     siglip = str(families.siglip(tmp_path / "siglip"))
-    with open_store(f"faiss:{tmp_path / 'data'}", "photos") as store:
+    address = request.getfixturevalue("milvus_url") if server else f"faiss:{tmp_path / 'data'}"
+    monkeypatch.setenv("LDOT_REGION_STORE", str(tmp_path / "regions"))
+    with open_store(address, f"photos_{secrets.token_hex(4)}") as store:
         Ingestor(store, siglip, device="cpu").ingest(list(expand([str(photos)])))
-        report = add_region_data(store, siglip, blip, device="cpu")
-        assert (report.made, report.former) == (7, None)
-        assert len(open_region_store(store, load_embedder(blip, device="cpu").reranker).get(
-            [row.id for row in store.iterate()])) == 7  # fmt: skip
+        vectors = {row.id: row.embedding.tobytes() for row in store.iterate(with_embeddings=True)}
+        done = command(store, siglip, "--reranker", blip)
+        assert done.exit_code == 0, done.output
+        assert f"7 of 7 photos have the region data of {blip} (7 made now)" in done.stdout
+        assert {row.id: row.embedding.tobytes() for row in store.iterate(with_embeddings=True)} == vectors
+        for path in photos.iterdir():
+            path.unlink()
+        hits = Retriever(load_embedder(siglip, device="cpu"), store, reranker=blip).search("Two dogs", k=7)
+        assert len(hits) == 7
+        assert None not in {hit.rerank_score for hit in hits}
 
 
 def test_mistakes_are_one_line(store: VectorStore, tiny_model: str, other_model: str, blip: str) -> None:

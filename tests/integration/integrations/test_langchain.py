@@ -340,7 +340,7 @@ def test_texts_with_images_are_composed(photos: Photos, retriever: LightningDOTR
     ("query", "error", "message"),
     [
         ("", UsageError, "empty"), ([], UsageError, "the query is empty"), ({"type": "audio"}, UsageError, "'audio'"),
-        ({"type": "image", "base64": "%%"}, InputError, "not valid base64"),
+        ({"type": "image", "base64": "%%"}, InputError, "not base64"),
         ({"type": "image", "file_id": "f1"}, UsageError, "with a file_id cannot be read here"),
         ({"type": "image", "url": "https://x/a.jpg"}, UsageError, "with a url cannot be read here"),
         ([1, 2], UsageError, "has content blocks"), ({"question": "dogs"}, UsageError, "content block"),

@@ -67,7 +67,7 @@ def test_a_photo_leads_to_itself_and_a_negative_one_away(retriever: Retriever, f
 @pytest.mark.parametrize("weight", [1, 2.5])
 @pytest.mark.parametrize("dot_weight", [0.0, 3.0])
 def test_one_text_is_ranked_as_alone(retriever: Retriever, weight: float, dot_weight: float, monkeypatch) -> None:
-    monkeypatch.setattr(type(retriever.reranker), "dot_weight", dot_weight)
+    monkeypatch.setattr(retriever.reranker, "dot_weight", dot_weight)
     alone = retriever.search("a red square", k=12, rerank=6)
     hits = retriever.search([(weight, "a red square"), (0, "snow")], k=12, rerank=6)
     assert [hit.id for hit in hits] == [hit.id for hit in alone]
@@ -76,7 +76,7 @@ def test_one_text_is_ranked_as_alone(retriever: Retriever, weight: float, dot_we
 
 
 def test_the_positive_texts_rerank_by_weight(retriever: Retriever, tiny, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(type(retriever.reranker), "dot_weight", 2.0)
+    monkeypatch.setattr(retriever.reranker, "dot_weight", 2.0)
     parts = [(3, "a red square"), (1, "blue"), (-1, "snow"), (0.5, folder / "photos" / "0003.jpg")]
     hits = retriever.search(parts, k=12, rerank=6)
     kept = retriever.region_store.get([hit.id for hit in hits])

@@ -75,9 +75,9 @@ def test_the_authors_files_evaluated_end_to_end(variant: str, tmp_path: Path) ->
     from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
     from tests.conftest import build_tiny_model
 
-    torch.manual_seed(0)
     body = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
     folder = build_tiny_model(tmp_path / "model")
+    torch.manual_seed(0)
     LightningDOT(LightningDOTConfig(text_config=body, image_config=body, projection_dim=16)).save_pretrained(folder)
     CrossAttentionReranker(RerankerConfig(bert_config=body)).save_pretrained(folder / "reranker")
     embedder = LightningDOTEmbedder(str(folder), device="cpu")

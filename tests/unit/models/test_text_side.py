@@ -70,7 +70,7 @@ def both(folder: Path) -> tuple[LightningDOTEmbedder, LightningDOTEmbedder]:
     """The model by ONNX Runtime, and by torch."""
     by_onnx = LightningDOTEmbedder(str(folder), device="cpu")
     assert by_onnx._bundle is None
-    return by_onnx, LightningDOTEmbedder(load_bundle(find_lightningdot(str(folder)), device="cpu", dtype="float32"))
+    return by_onnx, LightningDOTEmbedder(load_bundle(find_lightningdot(str(folder)), device="cpu"))
 
 
 @pytest.mark.parametrize("kind", DUAL)

@@ -1,0 +1,97 @@
+"""The Milvus server of the PyPI package ``milvus``; ``python -m development.milvus_server FOLDER PORT`` runs one."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from development.ports import free_ports
+
+READY = "Milvus is ready"
+"""What the command prints when the server answers."""
+
+
+class PackagedServer:
+    """The server of the PyPI package ``milvus``, with its own folder and ports, which can be killed and restarted.
+
+    Args:
+        folder: the folder of its program and its data.
+        port: its port; without one, the first free one from 19530 on.
+        authorization: whether it asks for a user and a password.
+    """
+
+    def __init__(self, folder: Path, *, port: int | None = None, authorization: bool = False) -> None:
+        self.folder = folder
+        self._authorization = authorization
+        self._ports: dict[str, int] = {} if port is None else {"proxy_port": port}
+        self._server: Any = None
+
+    def start(self) -> str:
+        """Start or restart the server on the same ports and data, and return its address."""
+        from milvus import MilvusServer
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = _config(self.folder / "etcd.yaml", **self._ports)
+        config.set("authorization_enabled", self._authorization)
+        self._server = MilvusServer(config)
+        self._server.set_base_dir(str(self.folder))
+        self._server.start()
+        names = (name for name in self._server.config_keys if name.endswith("_port"))
+        self._ports = {name: int(self._server.config.get(name)) for name in names}
+        return f"http://127.0.0.1:{self._server.listen_port}"
+
+    def wait(self) -> None:
+        """Wait until the server has ended."""
+        self._server.server_proc.wait()
+
+    def kill(self) -> None:
+        """Kill the server with SIGKILL, as the out-of-memory killer does."""
+        self._server.server_proc.kill()
+        self._server.server_proc.wait()
+        self._server.server_proc = None
+
+    def stop(self) -> None:
+        """Kill the server, since this version takes minutes to react to SIGTERM."""
+        if self._server is not None and self._server.server_proc is not None:
+            self.kill()
+
+
+def _config(etcd_file: Path, **options: Any) -> Any:
+    """Create the package's configuration with free ports for its etcd, which otherwise always uses 2379 and 2380."""
+    from milvus import MilvusServerConfig
+
+    if not etcd_file.exists():
+        client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+        etcd_file.write_text(
+            f"name: default\nlisten-client-urls: {client}\nadvertise-client-urls: {client}\n"
+            f"listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\ninitial-cluster: default={peer}\n"
+        )
+
+    class Config(MilvusServerConfig):  # type: ignore[misc]
+        def try_bind_port(self, port: int) -> socket.socket | None:
+            probe = socket.socket()
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows the port of a server killed just now
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except OSError:
+                probe.close()
+                return None
+            return probe
+
+        def write_config(self) -> None:
+            super().write_config()
+            file = Path(self.base_data_dir) / "configs" / "milvus.yaml"
+            text = file.read_text()
+            assert "\n  use:\n    embed: true" in text
+            file.write_text(text.replace("\n  use:\n", f"\n  config:\n    path: {etcd_file}\n  use:\n", 1))
+
+    return Config(**options)
+
+
+if __name__ == "__main__":
+    milvus = PackagedServer(Path(sys.argv[1]), port=int(sys.argv[2]))
+    print(f"{READY}: {milvus.start()}", flush=True)
+    milvus.wait()
