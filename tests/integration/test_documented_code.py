@@ -111,6 +111,7 @@ GIVEN: dict[str, Callable[[pytest.FixtureRequest], Names]] = {
     "docs/extend/store.md": a_toy_store,
     "docs/filters.md": lambda _: {"datetime": datetime},
     "docs/langchain.md": langchain,
+    "docs/page.md": nothing,
     "docs/reference/index.md": nothing,
     "docs/reference/search.md": a_row,
     "docs/search.md": a_retriever,

@@ -38,14 +38,14 @@ function run(state) {
   const counts = ["added", "updated", "unchanged", "deleted", "near_duplicates", "failed"]
     .filter((name) => state.sums[name])
     .map((name) => h("span", { className: name === "failed" ? "problem" : "" }, `${state.sums[name].toLocaleString("en")} ${name.replace("_", "-")}`));
-  const rate = state.rate ? `${state.rate.toFixed(state.rate < 10 ? 1 : 0)} a second` : "";
+  const rate = state.rate >= 1 ? `${state.rate.toFixed(state.rate < 10 ? 1 : 0)} a second` : `${Math.round(60 * state.rate)} a minute`;
   const left = state.complete ? "complete" : state.seconds_left === null ? "time left not known yet" : `${duration(state.seconds_left)} left`;
   return h(
     "li",
     { className: state.complete ? "run" : "run active" },
     h("p", { className: "run-title" }, h("b", {}, state.collection), ` ${state.task} `, h("span", { className: "more" }, `${when(state.started)}, run ${state.run}`)),
     bar,
-    h("p", { className: "numbers" }, h("span", { className: "rank" }, `${state.done.toLocaleString("en")} of ${state.items.toLocaleString("en")}`), h("span", {}, percent(share)), h("span", {}, left), h("span", {}, rate), ...counts),
+    h("p", { className: "numbers" }, h("span", { className: "rank" }, `${state.done.toLocaleString("en")} of ${state.items.toLocaleString("en")}`), h("span", {}, percent(share)), h("span", {}, left), state.rate ? h("span", {}, rate) : null, ...counts),
     state.trouble ? h("p", { className: "problem" }, `Waiting: ${state.trouble}`) : null,
   );
 }
@@ -57,10 +57,10 @@ function failure(item) {
   return h(
     "tr",
     {},
-    h("td", { className: "source" }, picture, item.source),
+    h("td", {}, h("div", { className: "source" }, picture, h("span", {}, item.source))),
     h("td", {}, item.reason),
     h("td", {}, String(item.attempt)),
-    h("td", {}, when(item.time)),
+    h("td", { className: "when" }, when(item.time)),
     h("td", {}, again),
   );
 }

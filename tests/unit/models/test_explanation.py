@@ -32,7 +32,7 @@ SENTENCES = {
 @pytest.fixture(scope="module", params=["alignment", "joint"])
 def reranker(request: pytest.FixtureRequest, tiny: LightningDOTEmbedder):
     if request.param == "alignment":
-        return tiny.reranker
+        return LightningDOTEmbedder(tiny.bundle).reranker  # in torch
     config = RerankerConfig(bert_config=tiny.bundle.reranker.config.bert_config, region_dim=32, max_text_length=40)
     return LightningDOTEmbedder(replace(tiny.bundle, reranker=CrossAttentionReranker(config).eval())).reranker
 
