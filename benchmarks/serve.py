@@ -62,7 +62,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def summary(seconds: float, latencies: list[float], cpu: float) -> dict[str, float]:
+def waits(pid: int) -> float:
+    """Seconds for which threads were ready to run and had no core, because of the clients or of other programs."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[1]) for thread in threads) / 1e9
+
+
+def summary(seconds: float, latencies: list[float], cpu: float, waited: float) -> dict[str, float]:
     ordered = sorted(1000 * one for one in latencies)
     return {
         "requests": len(ordered),
@@ -70,21 +76,23 @@ def summary(seconds: float, latencies: list[float], cpu: float) -> dict[str, flo
         "p50_ms": round(ordered[len(ordered) // 2], 1),
         "p99_ms": round(ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], 1),
         "server_cpu_ms_per_request": round(1000 * cpu / len(ordered), 2),
+        "share_of_time_waiting_for_a_core": round(waited / seconds, 2),
     }
 
 
 def measure(port: int, pid: int, rounds: int) -> dict[str, object]:
     queries = texts()
     asyncio.run(load(port, 4, 60, queries))  # warm
-    totals: dict[int, list[object]] = {1: [0.0, [], 0.0], CLIENTS: [0.0, [], 0.0]}
+    totals: dict[int, list[object]] = {1: [0.0, [], 0.0, 0.0], CLIENTS: [0.0, [], 0.0, 0.0]}
     for _ in range(rounds):
         for clients, requests in ((1, 60), (CLIENTS, 320)):
-            before = cpu_seconds(pid)
+            before, waited = cpu_seconds(pid), waits(pid)
             seconds, latencies = asyncio.run(load(port, clients, requests, queries))
             total = totals[clients]
             total[0] += seconds
             total[1] += latencies
             total[2] += cpu_seconds(pid) - before
+            total[3] += waits(pid) - waited
     one, many = summary(*totals[1]), summary(*totals[CLIENTS])
     return {
         "one_client": one,

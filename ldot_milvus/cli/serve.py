@@ -29,4 +29,12 @@ def serve(
         from ldot_milvus.serve.running import run
     except ImportError as error:
         raise UsageError(f"{error}: ldot serve needs pip install 'ldot-milvus[serve]'") from error
+    from ldot_milvus.models.registry import find_model, find_reranker
+    from ldot_milvus.search.retriever import check_model
+    from ldot_milvus.stores import open_store
+
+    files = find_model(settings.model)
+    find_reranker(settings.reranker, files)
+    with open_store(settings.store, settings.collection) as opened:
+        check_model(opened, files)  # fails early; a collection that is missing may come later
     run(settings, host, port)

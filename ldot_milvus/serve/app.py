@@ -15,14 +15,16 @@ from ldot_milvus.http_server import BodyLimits
 from ldot_milvus.images.files import MAX_BYTES
 from ldot_milvus.serve import health, ingest, pages, pictures, rows, runs, searches, session, words
 from ldot_milvus.serve.answers import answer_errors, problem
-from ldot_milvus.serve.guards import KnownHosts, TokenRequired, allowed_hosts
+from ldot_milvus.serve.guards import FewAtOnce, KnownHosts, TokenRequired, allowed_hosts
 from ldot_milvus.serve.observing import Observed
 from ldot_milvus.serve.service import Service
 from ldot_milvus.settings import Settings, split_list
 
 JSON_BYTES = 2**20
-UPLOAD_BYTES = MAX_BYTES + 2**20  # a photo, and the rest of the request
-UPLOADS = ("/v1/search/image", "/v1/ingest")
+UPLOADS = {"/v1/search/image": 33 * 2**20, "/v1/ingest": MAX_BYTES + 2**20}
+"""Largest bodies of requests with photos: of one that is searched for, and of those to ingest."""
+
+UPLOADS_AT_ONCE = 16
 
 
 def create_app(settings: Settings | None = None, *, bind: str | None = None) -> FastAPI:
@@ -65,6 +67,7 @@ def _protect(app: FastAPI, settings: Settings, bind: str | None, service: Servic
             status, "too_large" if status == 413 else "timeout", text, {"connection": "close"}
         ),
     )
+    app.add_middleware(FewAtOnce, paths=UPLOADS, most=UPLOADS_AT_ONCE)
     if settings.serve_secret is not None:
         app.add_middleware(TokenRequired, token=settings.serve_secret)
     if origins:
@@ -80,4 +83,4 @@ def _protect(app: FastAPI, settings: Settings, bind: str | None, service: Servic
 
 
 def _largest_body(scope: Scope) -> int:
-    return UPLOAD_BYTES if scope["path"] in UPLOADS else JSON_BYTES
+    return UPLOADS.get(scope["path"], JSON_BYTES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -104,6 +104,36 @@ class TokenRequired:
         except CookieError:
             return False
         return cookie is not None and same_secret(cookie.value, session_of(self._token))
+
+
+class FewAtOnce:
+    """Refuse uploads while others are being received or computed: each may take much memory, and space for its file.
+
+    Args:
+        app: the application.
+        paths: where photos are uploaded.
+        most: number of such requests at once.
+    """
+
+    def __init__(self, app: ASGIApp, *, paths: Collection[str], most: int) -> None:
+        self._app, self._paths, self._most = app, paths, most
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, or answer 429."""
+        if scope["type"] != "http" or scope["path"] not in self._paths:
+            await self._app(scope, receive, send)
+            return
+        if self._running >= self._most:
+            text = f"{self._most} uploads are in progress: repeat the request"
+            headers = {"Retry-After": "2", "connection": "close"}
+            await problem(429, "queue_full", text, headers)(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
 
 
 def session_of(token: str) -> str:

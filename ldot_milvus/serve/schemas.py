@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ldot_milvus.search.hits import Hit
+
 MAX_RESULTS = 1000
 """Largest sum of ``k`` and ``offset``."""
 
@@ -84,18 +86,10 @@ class Row(BaseModel):
     metadata: dict[str, Any]
 
 
-class FoundRow(Row):
-    """A row that a search found."""
-
-    score: float
-    rerank_score: float | None
-    probability: float | None
-
-
 class Found(BaseModel):
     """The answer of a search."""
 
-    hits: list[FoundRow]
+    hits: list[Hit]
     milliseconds: dict[str, float] = Field(description="Time of each stage.")
 
 

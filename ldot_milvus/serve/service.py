@@ -38,7 +38,7 @@ T = TypeVar("T")
 QUEUE = 256
 """Searches by texts and rows that wait; one more is refused with 429."""
 
-PHOTO_QUEUE = 32
+PHOTO_QUEUE = 16
 """Searches by photos that wait. They have a queue of their own, because a photo takes as long as many texts."""
 
 BATCH = 16

@@ -42,9 +42,9 @@ def test_no_request_makes_it_fail(service: Running) -> None:
     )  # fmt: skip
 
     def ask(case: Any) -> None:
-        if isinstance(case.body, dict) and statuses.total() % 2:  # else nearly all have a bad filter or no collection
-            for name in ("filter", "collection", "min_probability"):
-                case.body.pop(name, None)
+        if case.path == "/v1/search" and isinstance(case.body, dict) and statuses.total() % 2:
+            # Of drawn options, hardly any fit each other: the others are asked as they are.
+            case.body = {"text": "a dog", **{name: case.body[name] for name in ("k", "offset") if name in case.body}}
         response = case.call(timeout=60)
         statuses[response.status_code] += 1
         case.validate_response(response, checks=checks)

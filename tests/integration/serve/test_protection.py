@@ -152,6 +152,7 @@ def closed(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow  # waits for the time limit
 def test_a_client_that_does_not_read_is_dropped(service: Running) -> None:
     """It asks again and again, and reads nothing: the buffers of both sides are full at some time."""
     with socket.socket() as reader:

@@ -167,3 +167,25 @@ def test_health_metrics_and_logs(service: Running) -> None:
     assert records["mine-1"]["status"] == 404
     assert records[made]["route"] == "/v1/rows/{id}"
     assert "S3cret" not in service.log.read_text()
+
+
+def test_an_empty_store_is_served_and_filled(tmp_path: Path, tiny_model: str) -> None:
+    env = {"LDOT_STORE": f"faiss:{tmp_path / 'new'}", "LDOT_MODEL": tiny_model, "LDOT_SERVE_INGEST": "true"}
+    with Running(tmp_path, ["ldot", "serve", "--port", "{port}"], env) as empty:
+        empty.wait_ready()
+        assert empty.ask("GET", "/v1/collections").json == []
+        assert empty.search(text="a").json["code"] == "collection_not_found"
+        body, headers = upload("files", make_photo(1))
+        assert empty.ask("POST", "/v1/ingest", body, **headers).status == 200
+        until(lambda: empty.search(text="a").json.get("hits"))
+
+
+def test_what_cannot_be_served_is_one_line(run: Run, served: Album, other_model: str) -> None:
+    for arguments, words in (
+        (["--model", "nowhere"], "nowhere"), (["--model", other_model], "another"),
+        (["--reranker", "nowhere"], "nowhere"),
+        (["--host", "192.0.2.1"], "choose another"), (["--host", "a" * 70], "choose another"),
+    ):  # fmt: skip
+        done = run("ldot", "serve", "--port", "0", *arguments, env=served.env)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert words in done.stderr
