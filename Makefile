@@ -32,10 +32,10 @@ demo: $(VENV)/.installed
 	@echo "Open $(CURDIR)/demo.html in a browser."
 
 up: $(VENV)/.installed-dev
-	@$(BIN)/python -m development up
+	@$(BIN)/python -m tests.servers up
 
 down: $(VENV)/.installed-dev
-	@$(BIN)/python -m development down
+	@$(BIN)/python -m tests.servers down
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"

@@ -24,7 +24,7 @@ from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.milvus.schema import VECTOR
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from development.milvus_server import PackagedServer
+from tests.servers.milvus_server import PackagedServer
 
 BATCH = 2000
 FILTER = {"namespace": {"$eq": "tenant-3"}}  # a tenth of the rows

@@ -8,8 +8,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from development.ports import free_port, wait_for_no_port, wait_for_port
-from development.redis_server import redis_command
+from tests.servers.ports import free_port, wait_for_no_port, wait_for_port
+from tests.servers.redis_server import redis_command
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from development.milvus_server import PackagedServer
+from tests.servers.milvus_server import PackagedServer
 
 if TYPE_CHECKING:
     from ldot_milvus.stores.milvus.store import MilvusStore

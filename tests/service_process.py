@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from development.ports import free_port
+from tests.servers.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("a long red bus", "two people riding horses on the beach", "a bear in the grass", "a boy on a skateboard")

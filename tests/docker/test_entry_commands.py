@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from development.ports import free_port
 from tests.conftest import PHOTOS, ROOT
 from tests.docker.files import command, environment, health_command
 from tests.read_only_tree import ReadOnlyTree, read_only_tree
+from tests.servers.ports import free_port
 
 pytestmark = pytest.mark.servers
 

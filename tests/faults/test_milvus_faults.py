@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from development.milvus_server import PackagedServer
 from ldot_milvus.errors import ModelMismatch, StoreError, UsageError
 from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.index_spec import IndexSpec
@@ -28,6 +27,7 @@ from ldot_milvus.stores.milvus.messages import REQUEST_BYTES
 from ldot_milvus.stores.milvus.probing import settle_index
 from ldot_milvus.stores.milvus.store import MilvusStore
 from tests.milvus_server import drop_all
+from tests.servers.milvus_server import PackagedServer
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.servers]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from development.ports import free_ports, preferred_port
-from development.processes import start
-from development.stack import Stack
 from tests.conftest import PHOTOS, ROOT
+from tests.servers.ports import free_ports, preferred_port
+from tests.servers.processes import start
+from tests.servers.stack import Stack
 
 pytestmark = pytest.mark.servers
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.servers
 def development(action: str, folder: Path) -> list[str]:
     """Run the command of ``make up`` or ``make down``, and return the lines that it prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "development", action, "--folder", str(folder)],
+        [sys.executable, "-m", "tests.servers", action, "--folder", str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -91,7 +91,7 @@ def test_a_part_that_does_not_start_stops_the_others(folder: Path) -> None:
     (folder / "redis").mkdir(parents=True)
     (folder / "redis" / "appendonly.aof").write_text("no commands\n")
     done = subprocess.run(
-        [sys.executable, "-m", "development", "up", "--folder", str(folder)],
+        [sys.executable, "-m", "tests.servers", "up", "--folder", str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -126,7 +126,7 @@ def test_ports_are_free_and_not_those_of_outgoing_connections() -> None:
 
 
 def test_another_process_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
-    from development.processes import Running
+    from tests.servers.processes import Running
 
     other = start(["sleep", "1000"], tmp_path / "log", dict(os.environ), tmp_path)
     recorded = Running(other.pid, "Thu Jan 1 00:00:00 1970")

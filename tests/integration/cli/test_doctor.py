@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from development.ports import free_ports
 from ldot_milvus.doctor import Finding, examine
 from ldot_milvus.settings import Settings
 from ldot_milvus.stores import Record, open_store
+from tests.servers.ports import free_ports
 
 PARTS = ["settings", "device", "model", "store", "indexes", "recall", "region store", "broker", "journal"]
 

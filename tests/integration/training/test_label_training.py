@@ -35,7 +35,8 @@ def run(place: Path, recipe: str, out: str, **changes: object) -> LightningDOTEm
     photos = [str(place / "photos")]
     given = {"data.train": photos, "data.dev": photos, "start.model": str(place / "labelled"),
              "data.features": str(place / "features"), "trainer.mixed_precision": "no", **changes}  # fmt: skip
-    return LightningDOTEmbedder(str(train(read_recipe(recipe, given), place / out, most_steps=4)), device="cpu")
+    made = train(read_recipe(recipe, given), place / out, most_steps=4)
+    return LightningDOTEmbedder(str(made), device="cpu", dtype="float32")  # as training extracts and evaluates
 
 
 def test_other_names_need_no_training(place: Path) -> None:

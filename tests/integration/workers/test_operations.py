@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from development.ports import free_port, wait_for_port
 from ldot_milvus import open_store
 from ldot_milvus.ingest.ingestor import Ingestor
 from tests.conftest import Run, make_photo
 from tests.faulty import QuickModel
+from tests.servers.ports import free_port, wait_for_port
 from tests.unit.sources.test_sources import make_tar
 from tests.worker_process import CELERY, Worker
 

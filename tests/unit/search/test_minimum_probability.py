@@ -60,12 +60,12 @@ def test_a_page_greys_what_is_below(tmp_path: Path) -> None:
     likely, unlikely = replace(HIT, probability=0.7), replace(HIT, probability=0.2)
     write_page(page, [("dogs", [likely, unlikely]), ("cats", [unlikely, HIT]), ("none", [])], min_probability=0.5)
     dogs, cats, none = page.read_text().split("<h2>")[1:]
-    assert dogs.count("<figure>") == 1
-    assert dogs.count('<figure class="unlikely">') == 1
-    assert "70 % " in dogs
+    assert dogs.count('<li class="card" ') == 1
+    assert dogs.count('<li class="card unlikely" ') == 1
+    assert "70 %<" in dogs
     assert "Nothing found" not in dogs
-    assert cats.count('<figure class="unlikely">') == 2
+    assert cats.count('<li class="card unlikely" ') == 2
     assert "Nothing found with a probability of at least 0.5" in cats
     assert "Nothing found." in none
     write_page(page, [("dogs", [likely, unlikely, HIT])])
-    assert page.read_text().count("<figure>") == 3
+    assert page.read_text().count('<li class="card" ') == 3

@@ -1,4 +1,4 @@
-"""The Milvus server of the PyPI package ``milvus``; ``python -m development.milvus_server FOLDER PORT`` runs one."""
+"""The Milvus server of the PyPI package ``milvus``; ``python -m tests.servers.milvus_server FOLDER PORT`` runs one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from development.ports import free_ports
+from tests.servers.ports import free_ports
 
 READY = "Milvus is ready"
 """What the command prints when the server answers."""

@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from development.milvus_server import READY
-from development.ports import free_port, listens, preferred_port
-from development.processes import Running, start
-from development.redis_server import redis_command
+from tests.servers.milvus_server import READY
+from tests.servers.ports import free_port, listens, preferred_port
+from tests.servers.processes import Running, start
+from tests.servers.redis_server import redis_command
 
 PORTS = {"redis": 6379, "milvus": 19530, "service": 8080}
 """The ports of the parts, where they are free."""
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class NotStarted(Exception):
@@ -122,7 +122,7 @@ class Stack:
                  lambda: listens(redis)),
             # This version of Milvus takes minutes to react to SIGTERM, and survives SIGKILL.
             Part("milvus", f"http://127.0.0.1:{milvus}",
-                 [sys.executable, "-m", "development.milvus_server", str(self.folder / "milvus"), str(milvus)],
+                 [sys.executable, "-m", "tests.servers.milvus_server", str(self.folder / "milvus"), str(milvus)],
                  lambda: READY in self._text("milvus"), 240, signal.SIGKILL),
             # A worker finishes its chunk first.
             Part("worker", "two processes",

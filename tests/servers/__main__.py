@@ -1,4 +1,4 @@
-"""``python -m development up`` and ``python -m development down``: what ``make up`` and ``make down`` run."""
+"""``python -m tests.servers up`` and ``python -m tests.servers down``: what ``make up`` and ``make down`` run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from development.stack import ROOT, NotStarted, Stack
+from tests.servers.stack import ROOT, NotStarted, Stack
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m development", description="Redis, Milvus, a worker, the service.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.servers", description="Redis, Milvus, a worker, the service."
+    )
     parser.add_argument("action", choices=["up", "down"])
     parser.add_argument("--folder", type=Path, default=ROOT / "ldot-data" / "dev", help="for data, logs, process ids")
     options = parser.parse_args(arguments)
