@@ -28,7 +28,6 @@ def main() -> None:
             figure = Figure(figsize=size, layout="constrained")
             draw(figure.add_subplot())
             figure.savefig(PICTURES / f"speed-{name}.svg", metadata={"Date": None})
-            figure.savefig(f"/tmp/speed-{name}.png", dpi=110)
 
 
 def results(name: str) -> Any:
@@ -45,6 +44,7 @@ def headline(axes: Axes) -> None:
             ratios = [row[f"{way}_ratio"] for row in found[model]]
             axes.loglog(images, ratios, style, color=colour, label=f"{label}, {name}")
         axes.loglog(images, found["published"][label], "x:", color=GREY, label=f"{label}, published")
+        ratios = [row[f"{way}_ratio"] for row in found["base size"]]
         axes.annotate(f"{ratios[-1]:,.0f}", (images[-1], ratios[-1]), (6, -3), textcoords="offset points", color=colour)
     axes.set_xticks(images, [f"{number // 1000}K" for number in images])
     axes.minorticks_off()
