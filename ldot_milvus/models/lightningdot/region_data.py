@@ -8,10 +8,9 @@ embedded``, they are the network's embedding of it (d = its hidden size).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ldot_milvus.errors import InputError
 from ldot_milvus.models.base import Array, KeptImage
@@ -44,8 +43,7 @@ class ReadsRegionData(RerankerOfFiles):
         Raises:
             InputError: one of the three arrays is missing or has a wrong shape. The message names it.
         """
-        features, boxes, confidence = _arrays(kept)
-        Regions(features, boxes, confidence)  # which checks the shapes; a search checks 20, without converting them
+        regions_of(kept)
 
 
 def record(features: Array, regions: Regions) -> KeptImage:
@@ -66,17 +64,15 @@ def record(features: Array, regions: Regions) -> KeptImage:
 
 
 def regions_of(kept: KeptImage) -> Regions:
-    """Return region data as regions in float32.
+    """Return region data as regions, in the precision in which they are stored.
+
+    :func:`~.inputs.pad_regions` converts them, once for a search and not once more for each of its 20 photos.
 
     Raises:
         InputError: one of the three arrays is missing or has a wrong shape. The message names it.
     """
-    features, boxes, confidence = (array.astype(np.float32) for array in _arrays(kept))
-    return Regions(features, boxes, confidence)
-
-
-def _arrays(kept: KeptImage) -> list[NDArray[Any]]:
     missing = [name for name in ARRAYS if name not in kept]
     if missing:
         raise InputError(f"the region data lack {', '.join(missing)}; they contain {', '.join(kept) or 'no array'}")
-    return [kept[name] for name in ARRAYS]
+    features, boxes, confidence = (kept[name] for name in ARRAYS)
+    return Regions(features, boxes, confidence)
