@@ -110,6 +110,7 @@ GIVEN: dict[str, Callable[[pytest.FixtureRequest], Names]] = {
     "docs/extend/model.md": a_toy_model,
     "docs/extend/store.md": a_toy_store,
     "docs/filters.md": lambda _: {"datetime": datetime},
+    "docs/guides.md": langchain,
     "docs/langchain.md": langchain,
     "docs/page.md": nothing,
     "docs/reference/index.md": nothing,
