@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,25 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+def upload_through_the_worker(service: str, photo: Path) -> None:
+    """The service gives an uploaded photo to the worker, which writes it to Milvus, where the service finds it."""
+    import httpx
+
+    with httpx.Client(base_url=service, timeout=60) as client:
+        begun = client.post("/v1/ingest", files={"files": (photo.name, photo.read_bytes())}).raise_for_status()
+        deadline = time.monotonic() + 60
+        while not (state := client.get(f"/v1/runs/{begun.json()['run']}").raise_for_status().json())["complete"]:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.2)
+        assert state["sums"]["added"] == 1, state
+        found = client.post("/v1/search", json={"text": "two people riding horses on the beach", "k": 1})
+        (hit,) = found.raise_for_status().json()["hits"]
+        assert hit["id"] == hashlib.sha256(photo.read_bytes()).hexdigest()
+        assert hit["rerank_score"] is not None
+        picture = client.get(f"/v1/rows/{hit['id']}/thumbnail").raise_for_status()
+        assert picture.content.startswith(b"\xff\xd8")
+
+
 @pytest.mark.slow
 def test_everything_starts_works_and_stops(folder: Path, run) -> None:
     pytest.importorskip("ldot_milvus.serve.app", reason="pip install 'ldot-milvus[serve]'")
@@ -68,6 +89,8 @@ def test_everything_starts_works_and_stops(folder: Path, run) -> None:
                                    {"Content-Type": "application/json"})  # fmt: skip
     with urllib.request.urlopen(query, timeout=60) as answer:
         assert json.load(answer)["hits"][0]["source"].endswith("000000568290.jpg")
+
+    upload_through_the_worker(service, PHOTOS / "000000214753.jpg")
 
     # Again: what runs goes on, and a worker that was killed is replaced together with its children.
     os.kill(before["worker"][0], signal.SIGKILL)
