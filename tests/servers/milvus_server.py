@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +47,15 @@ class PackagedServer:
         from milvus import MilvusServer
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = _config(self.folder / "etcd.yaml", **self._ports)
-        config.set("authorization_enabled", self._authorization)
-        self._server = MilvusServer(config, wait_for_started=False)
-        self._server.set_base_dir(str(self.folder))
-        self._server.start()
-        names = (name for name in self._server.config_keys if name.endswith("_port"))
-        self._ports = {name: int(self._server.config.get(name)) for name in names}
-        self._wait_until_healthy()
+        with _one_at_a_time():
+            config = _config(self.folder / "etcd.yaml", **self._ports)
+            config.set("authorization_enabled", self._authorization)
+            self._server = MilvusServer(config, wait_for_started=False)
+            self._server.set_base_dir(str(self.folder))
+            self._server.start()
+            names = (name for name in self._server.config_keys if name.endswith("_port"))
+            self._ports = {name: int(self._server.config.get(name)) for name in names}
+            self._wait_until_healthy()
         return f"http://127.0.0.1:{self._server.listen_port}"
 
     def _wait_until_healthy(self) -> None:
@@ -87,6 +92,14 @@ class PackagedServer:
         """Kill the server, since this version takes minutes to react to SIGTERM."""
         if self._server is not None and self._server.server_proc is not None:
             self.kill()
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let the servers of this machine start in turn: each takes ports on which nothing listens yet."""
+    with (Path(tempfile.gettempdir()) / "ldot-milvus-start.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _config(etcd_file: Path, **options: Any) -> Any:
