@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.servers.milvus_server import READY
-from tests.servers.ports import free_port, listens, preferred_port
+from tests.servers.ports import free_port, preferred_port
 from tests.servers.processes import Running, start
 from tests.servers.redis_server import redis_command
 
@@ -24,6 +25,16 @@ PORTS = {"redis": 6379, "milvus": 19530, "service": 8080}
 """The ports of the parts, where they are free."""
 
 ROOT = Path(__file__).parents[2]
+
+
+def _pongs(port: int) -> bool:
+    """Whether a Redis answers: it listens before it reads its data, which may end it."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
 
 
 class NotStarted(Exception):
@@ -119,7 +130,7 @@ class Stack:
         health = f"http://127.0.0.1:{service}/health/ready"
         return [
             Part("redis", f"redis://127.0.0.1:{redis}/0", redis_command(self.folder / "redis", redis),
-                 lambda: listens(redis)),
+                 lambda: _pongs(redis)),
             # This version of Milvus takes minutes to react to SIGTERM, and survives SIGKILL.
             Part("milvus", f"http://127.0.0.1:{milvus}",
                  [sys.executable, "-m", "tests.servers.milvus_server", str(self.folder / "milvus"), str(milvus)],
