@@ -49,7 +49,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.headline --out benchmarks/results/headline.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.query --out benchmarks/results/query.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.encoding --out benchmarks/results/encoding.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --json benchmarks/results/serve.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serve --out benchmarks/results/serve.json
 	$(BIN)/python -m benchmarks.plots
 
 # Not part of make test, since measuring takes a fifth more time.

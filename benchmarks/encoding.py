@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.families import ROOT, processor
+from benchmarks.timing import seconds
 from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.images import decode
 from ldot_milvus.models.loading import has_fast_bfloat16
@@ -42,9 +42,9 @@ def main() -> None:
     for number in range(options.rounds + 1):
         for name, calls in stages.items():
             for stage, call in calls.items():
-                seconds = timed(call)
+                took = seconds(call)
                 if number:  # the first round does not count
-                    times[name][stage].append(seconds / len(files))
+                    times[name][stage].append(took / len(files))
     photo_ms = {
         name: {stage: round(1000 * median(values), 2) for stage, values in its.items()} for name, its in times.items()
     }
@@ -53,8 +53,8 @@ def main() -> None:
     by_torch = torch_texts(texts)
     text_seconds: dict[str, list[float]] = {"torch": [], "chosen": []}
     for _ in range(options.rounds):
-        text_seconds["torch"].append(timed(by_torch))
-        text_seconds["chosen"].append(timed(lambda: embedders["chosen"].encode_texts(texts)))
+        text_seconds["torch"].append(seconds(by_torch))
+        text_seconds["chosen"].append(seconds(lambda: embedders["chosen"].encode_texts(texts)))
     texts_a_second = {name: round(len(texts) / median(values), 1) for name, values in text_seconds.items()}
     totals = {name: sum(its.values()) for name, its in photo_ms.items()}
     result: dict[str, Any] = {
@@ -99,12 +99,6 @@ def torch_texts(texts: list[str]) -> Callable[[], object]:
                 bundle.encoder.encode_text(batch["input_ids"], batch["attention_mask"])
 
     return encode
-
-
-def timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ import transformers
 
 from benchmarks.families import ROOT, processor
 from benchmarks.families import blip as write_blip
+from benchmarks.timing import in_turns
 from ldot_milvus import Retriever, load_embedder, open_store
 from ldot_milvus.forks import cores
 from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
@@ -128,7 +127,7 @@ def measured(
             "dot_product": lambda text: retriever.search(text, rerank=0),
             "reranked": lambda text: retriever.search(text, rerank=RERANK),
         }
-        seconds = in_turns(ways, rounds)
+        seconds = in_turns(ways, rounds, TEXTS)
     everything = seconds.pop("pairs") / pairs * size
     return {
         "cross_attention_s": everything, **{f"{way}_s": value for way, value in seconds.items()},
@@ -154,21 +153,6 @@ def blip(folder: Path, rounds: int) -> Mapping[str, float]:
     }
     seconds = in_turns(ways, rounds, TEXTS[:1])
     return {f"{way}_s": value for way, value in seconds.items()} | {"ratio": seconds["from_pixels"] / seconds["stored"]}
-
-
-def in_turns(
-    ways: Mapping[str, Callable[[str], object]], rounds: int, texts: Sequence[str] = TEXTS
-) -> dict[str, float]:
-    """Return the median seconds of each way, after one run of each that does not count."""
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for text in texts if number else texts[:1]:
-            for way, call in ways.items():
-                started = time.perf_counter()
-                call(text)
-                if number:
-                    times[way].append(time.perf_counter() - started)
-    return {way: median(values) for way, values in times.items()}
 
 
 def random_regions(rng: np.random.Generator, count: int = 36, dim: int = 2048) -> Regions:

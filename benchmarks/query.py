@@ -27,6 +27,7 @@ from safetensors.numpy import load
 
 from benchmarks.families import ROOT, processor
 from benchmarks.headline import TEXTS
+from benchmarks.timing import seconds
 from ldot_milvus import Retriever, load_embedder, open_store
 from ldot_milvus.forks import cores
 from ldot_milvus.ingest.ingestor import Ingestor
@@ -102,8 +103,8 @@ def parts(retriever: Retriever, queries: int) -> dict[str, float]:
     for count in range(queries):
         number = count % len(TEXTS)
         for name, call in bare.items():
-            times[name].append(milliseconds(partial(call, number)))
-        times["search"].append(milliseconds(partial(retriever.search, TEXTS[number], k=5, rerank=RERANK)))
+            times[name].append(1000 * seconds(partial(call, number)))
+        times["search"].append(1000 * seconds(partial(retriever.search, TEXTS[number], k=5, rerank=RERANK)))
     sums = np.sum([times[name] for name in bare], axis=0)
     medians = {name: round(float(np.median(values)), 2) for name, values in times.items()}
     return {**medians, "sum of the parts": round(float(np.median(sums)), 2),
@@ -120,21 +121,15 @@ def at_once(retriever: Retriever, threads: int, queries: int) -> dict[str, float
     """Return latencies and queries a second of so many threads, each of which searches without a pause."""
 
     def search(number: int) -> float:
-        return milliseconds(lambda: retriever.search(TEXTS[number % len(TEXTS)], k=5, rerank=RERANK))
+        return 1000 * seconds(lambda: retriever.search(TEXTS[number % len(TEXTS)], k=5, rerank=RERANK))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(search, range(threads)))
         started = time.perf_counter()
         latencies = list(pool.map(search, range(queries)))
-        seconds = time.perf_counter() - started
+        took = time.perf_counter() - started
     p50, p90, p99 = np.percentile(latencies, [50, 90, 99]).round(1).tolist()
-    return {"p50": p50, "p90": p90, "p99": p99, "queries_per_second": round(queries / seconds, 1)}
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started)
+    return {"p50": p50, "p90": p90, "p99": p99, "queries_per_second": round(queries / took, 1)}
 
 
 @contextmanager

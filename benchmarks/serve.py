@@ -1,6 +1,6 @@
 """Throughput and latency of ``ldot serve``: 32 clients at once, and one, in one run with texts that are all distinct.
 
-    OMP_NUM_THREADS=1 python benchmarks/serve.py --json benchmarks/results/serve.json
+    OMP_NUM_THREADS=1 python -m benchmarks.serve --out benchmarks/results/serve.json
 
 It ingests examples/photos, starts the service, and asks it over keep-alive connections from this process, on the same
 cores. Each search re-ranks 20 hits, as by default. The rounds alternate, so that other load of the machine meets both.
@@ -105,7 +105,7 @@ def measure(port: int, pid: int, rounds: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     programs = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -130,8 +130,8 @@ def main() -> None:
     }
     text = json.dumps(result, indent=2)
     print(text)
-    if arguments.json:
-        Path(arguments.json).write_text(text + "\n")
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
 
 
 def ready(log: Path) -> int:

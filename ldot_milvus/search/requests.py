@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldot_milvus.arguments import described, shown, whole_number
-from ldot_milvus.errors import RowNotFound, UsageError
+from ldot_milvus.arguments import described, whole_number
+from ldot_milvus.errors import UsageError
 from ldot_milvus.models.base import Embedder, ImageInput, Reranker
 from ldot_milvus.models.inputs import text_list
 from ldot_milvus.search.probability import check_minimum
 from ldot_milvus.search.query import Part, RowId, check_parts, has_positive_text, photo_of
 from ldot_milvus.stores import Record
 from ldot_milvus.stores.filters import parse
+from ldot_milvus.stores.validation import row_not_found
 
 RERANK = 20
 """Default number of hits to re-rank."""
@@ -118,7 +119,7 @@ def plan_of(
     """
     for id in ids_in(query):
         if id not in rows:
-            raise RowNotFound(f"the collection has no row {shown(repr(id))}: give the id of an earlier hit")
+            raise row_not_found(id)
     k, offset = whole_number(request.k, "k", 1), whole_number(request.offset, "offset", 0)
     if isinstance(query, RowId):
         crosses = rows[query.id].kind != request.kind

@@ -28,6 +28,11 @@ async def in_search_thread(function: Callable[..., T], *args: Any, **kwargs: Any
     return await asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), call)
 
 
+def search_threads() -> int:
+    """Return how many threads of a process search at once."""
+    return min(max(LEAST, cores()), MOST)
+
+
 @lru_cache(maxsize=1)  # threads do not exist in a forked child, which needs its own
 def _threads(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(max(LEAST, cores()), MOST), "ldot-search")
+    return ThreadPoolExecutor(search_threads(), "ldot-search")

@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Form, UploadFile
 from pydantic import BaseModel, Field
 
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.serve.answers import PROBLEMS, Refused
 from ldot_milvus.serve.schemas import Collection
-from ldot_milvus.serve.service import Service, ServiceOf, in_thread
+from ldot_milvus.serve.service import Service, ServiceOf
 
 router = APIRouter(prefix="/v1/ingest", tags=["ingest"], responses=PROBLEMS)
 
@@ -34,7 +35,7 @@ async def ingest(
     if len(files) > MAX_FILES:
         raise Refused(413, "too_large", f"{len(files):,} files are more than {MAX_FILES:,}: send less at a time")
     photos = [(file.filename or "file", await file.read()) for file in files]
-    return Begun(run=await in_thread(service.uploads.ingest, photos, collection, namespace))
+    return Begun(run=await in_search_thread(service.uploads.ingest, photos, collection, namespace))
 
 
 def check_may_ingest(service: Service) -> None:

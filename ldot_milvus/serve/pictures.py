@@ -12,11 +12,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from ldot_milvus.errors import InputError
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.search.thumbnails import thumbnail
 from ldot_milvus.serve.answers import PROBLEMS, Refused
 from ldot_milvus.serve.disk_cache import DiskCache, default_folder
 from ldot_milvus.serve.rows import CollectionName, RowId, find_row
-from ldot_milvus.serve.service import Service, ServiceOf, in_thread
+from ldot_milvus.serve.service import Service, ServiceOf
 from ldot_milvus.stores import Record
 from ldot_milvus.stores.identity import content_of, is_content_id
 
@@ -113,7 +114,7 @@ async def get_picture(request: Request, id: RowId, service: ServiceOf, collectio
 
 async def _answer(request: Request, service: Service, id: str, collection: str | None, side: int) -> Response:
     service.check_ready()
-    row = await in_thread(find_row, service, id, collection)
+    row = await in_search_thread(find_row, service, id, collection)
     if row.kind != "image":
         raise Refused(404, "no_picture", "the row is a text, which has no picture")
     key = picture_key(row, side)

@@ -7,16 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 
-from ldot_milvus.arguments import shown
-from ldot_milvus.errors import RowNotFound
 from ldot_milvus.models.calibration import MatchingReranker, calibration_of
-from ldot_milvus.search.hits import Hit, hit_of
 from ldot_milvus.search.retriever import Retriever
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.search.why import can_explain
 from ldot_milvus.serve.answers import PROBLEMS
 from ldot_milvus.serve.schemas import Collection, CollectionInfo, Row
-from ldot_milvus.serve.service import Service, ServiceOf, in_thread
-from ldot_milvus.stores.base import Match, Record
+from ldot_milvus.serve.service import Service, ServiceOf
+from ldot_milvus.stores.base import Record
+from ldot_milvus.stores.validation import row_not_found
 
 router = APIRouter(prefix="/v1", tags=["collections"], responses=PROBLEMS)
 
@@ -28,14 +27,14 @@ CollectionName = Annotated[Collection, Query()]
 async def collections(service: ServiceOf) -> JSONResponse:
     """List the collections that can be searched."""
     service.check_ready()
-    return JSONResponse([info.model_dump() for info in await in_thread(_collections, service)])
+    return JSONResponse([info.model_dump() for info in await in_search_thread(_collections, service)])
 
 
 @router.get("/rows/{id}", response_model=Row)
 async def row(id: RowId, service: ServiceOf, collection: CollectionName = None) -> JSONResponse:
     """Return a row."""
     service.check_ready()
-    return JSONResponse(_as_json(await in_thread(find_row, service, id, collection)))
+    return JSONResponse(_as_json(await in_search_thread(find_row, service, id, collection)))
 
 
 def find_row(service: Service, id: str, collection: str | None) -> Record:
@@ -46,12 +45,11 @@ def find_row(service: Service, id: str, collection: str | None) -> Record:
     """
     for found in service.retriever(collection).store.get([id]):
         return found
-    raise RowNotFound(f"the collection has no row {shown(repr(id))}: give the id of a hit")
+    raise row_not_found(id)
 
 
 def _as_json(row: Record) -> dict[str, object]:
-    fields: Hit = hit_of(Match(row, 0.0))
-    return {name: value for name, value in fields.to_dict().items() if name in Row.model_fields}
+    return {name: getattr(row, name) for name in Row.model_fields}
 
 
 def _collections(service: Service) -> list[CollectionInfo]:

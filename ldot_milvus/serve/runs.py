@@ -13,10 +13,11 @@ from ldot_milvus.errors import CollectionNotFound, printable
 from ldot_milvus.ingest.journal import FailedItem, Journal, Progress, journal_of
 from ldot_milvus.ingest.retries import retries
 from ldot_milvus.redaction import masked
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.serve.answers import PROBLEMS, Refused
 from ldot_milvus.serve.ingest import check_may_ingest
 from ldot_milvus.serve.schemas import Strict
-from ldot_milvus.serve.service import Service, ServiceOf, in_thread
+from ldot_milvus.serve.service import Service, ServiceOf
 from ldot_milvus.serve.uploads import RUNS
 from ldot_milvus.workers.runs import new_run
 
@@ -82,14 +83,14 @@ class Retried(BaseModel):
 @router.get("/runs", response_model=list[RunState])
 async def runs(service: ServiceOf, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 10) -> JSONResponse:
     """List the last runs, newest first."""
-    states = await in_thread(lambda: _journal(service).last_progress(limit))
+    states = await in_search_thread(lambda: _journal(service).last_progress(limit))
     return JSONResponse([_state(state) for state in states])
 
 
 @router.get("/runs/{id}", response_model=RunState)
 async def run(id: str, service: ServiceOf) -> JSONResponse:
     """Return the state of a run."""
-    state = await in_thread(lambda: _journal(service).progress(id))
+    state = await in_search_thread(lambda: _journal(service).progress(id))
     if state is None:
         raise Refused(404, "run_not_found", f"the journal has no run {printable(id)[:80]!r}")
     return JSONResponse(_state(state))
@@ -100,7 +101,7 @@ async def failures(
     service: ServiceOf, run: Annotated[str | None, Query(max_length=64, description="Only those of this run.")] = None
 ) -> JSONResponse:
     """List what could not be ingested, with the reasons; of many failures, the last."""
-    return JSONResponse(await in_thread(_failures, service, run))
+    return JSONResponse(await in_search_thread(_failures, service, run))
 
 
 @router.post("/failures/retry", response_model=Retried, status_code=202, responses={403: PROBLEMS[403]})
@@ -109,7 +110,7 @@ async def retry(wanted: Retry, service: ServiceOf) -> JSONResponse:
     check_may_ingest(service)
     if service.runs.waiting >= RUNS:
         raise Refused(429, "queue_full", f"{RUNS} runs wait already: repeat the request", {"Retry-After": "10"})
-    return JSONResponse({"runs": await in_thread(_retry, service, wanted.keys)}, 202)
+    return JSONResponse({"runs": await in_search_thread(_retry, service, wanted.keys)}, 202)
 
 
 def _journal(service: Service) -> Journal:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, Request
 
 from ldot_milvus.errors import CollectionNotFound, LdotError
-from ldot_milvus.forks import Lock, cores
+from ldot_milvus.forks import Lock
 from ldot_milvus.ingest.clock import Clock
 from ldot_milvus.models.background import in_background
 from ldot_milvus.models.base import Embedder
@@ -21,7 +21,7 @@ from ldot_milvus.models.loading import load_embedder, load_reranker
 from ldot_milvus.search.query_vectors import QueryVectors
 from ldot_milvus.search.requests import SearchRequest
 from ldot_milvus.search.retriever import Retriever, check_model
-from ldot_milvus.search.threads import LEAST, MOST, in_search_thread
+from ldot_milvus.search.threads import search_threads
 from ldot_milvus.serve.answers import Refused
 from ldot_milvus.serve.batching import Batches
 from ldot_milvus.serve.metrics import Metrics
@@ -32,8 +32,6 @@ from ldot_milvus.stores.validation import not_found
 from ldot_milvus.workers.runs import Runs
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 QUEUE = 256
 """Searches by texts and rows that wait; one more is refused with 429."""
@@ -66,9 +64,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(lambda: len(self.texts) + len(self.photos), lambda: self._ready)
-        threads = min(max(LEAST, cores()), MOST)
         self.texts: Batches[Job, bytes] = Batches(
-            self._search, threads=threads, size=BATCH, limit=QUEUE, name="ldot-texts"
+            self._search, threads=search_threads(), size=BATCH, limit=QUEUE, name="ldot-texts"
         )
         self.photos: Batches[Job, bytes] = Batches(
             self._search, threads=1, size=PHOTO_BATCH, limit=PHOTO_QUEUE, name="ldot-photos"
@@ -217,11 +214,6 @@ class Service:
             except LdotError as error:
                 answers.update(dict.fromkeys(numbers, error))
         return [answers[number] for number in range(len(jobs))]
-
-
-async def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a function that reads a store or computes in a thread, without blocking the event loop."""
-    return await in_search_thread(function, *args, **kwargs)
 
 
 async def _service(request: Request) -> Service:  # not in a thread, as FastAPI calls other functions

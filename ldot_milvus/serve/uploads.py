@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ldot_milvus.serve.answers import Refused
 from ldot_milvus.settings import Settings
 from ldot_milvus.sources import Source
 from ldot_milvus.stores.registry import DEFAULT_FOLDER, absolute_path, parse_address
+from ldot_milvus.stores.writing import write_file
 from ldot_milvus.workers.runs import Runs, new_run
 
 RUNS = 16
@@ -73,16 +72,8 @@ class Uploads:
         name = content_id(data)
         path = self._folder / name[:2] / f"{name}{suffix}"
         try:
-            if path.exists() and path.stat().st_size == len(data):
-                return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-            try:
-                temporary.write_bytes(data)
-                temporary.replace(path)
-            finally:
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
+            if not (path.exists() and path.stat().st_size == len(data)):
+                write_file(str(path), data)
         except OSError as error:
             raise StoreError(
                 f"the upload cannot be kept in {self._folder} ({error.strerror}): check the folder"

@@ -7,11 +7,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from ldot_milvus.models.explanation import Explanation
+from ldot_milvus.search.threads import in_search_thread
 from ldot_milvus.search.why import why
 from ldot_milvus.serve.answers import PROBLEMS
 from ldot_milvus.serve.rows import RowId, find_row
 from ldot_milvus.serve.schemas import Collection, Strict, Text
-from ldot_milvus.serve.service import Service, ServiceOf, in_thread
+from ldot_milvus.serve.service import Service, ServiceOf
 
 router = APIRouter(prefix="/v1/rows", tags=["search"], responses=PROBLEMS)
 
@@ -46,7 +47,7 @@ class Reasons(BaseModel):
 async def reasons(id: RowId, question: Question, service: ServiceOf) -> JSONResponse:
     """Tell which regions of a photo each word of a text found, where ``words`` of the collection is true."""
     service.check_ready()
-    explanation = await in_thread(_explain, service, id, question)
+    explanation = await in_search_thread(_explain, service, id, question)
     return JSONResponse(explanation.to_dict())
 
 

@@ -26,7 +26,7 @@ from ldot_milvus.filesystems import call, open_filesystem
 from ldot_milvus.redaction import without_secrets
 from ldot_milvus.stores.region_precision import from_int8, to_int8
 from ldot_milvus.stores.registry import absolute_path
-from ldot_milvus.stores.writing import check_folder
+from ldot_milvus.stores.writing import check_folder, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -276,24 +276,8 @@ class RegionStore:
                 call(self._fs, "makedirs", path.rpartition("/")[0], exist_ok=True)
                 call(self._fs, "pipe_file", path, data)
             return
-        folder = os.path.dirname(path)
-        temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
-        try:
-            try:
-                file = open(temporary, "xb")  # noqa: SIM115  (tempfile makes files that only their owner may read)
-            except FileNotFoundError:
-                os.makedirs(folder, exist_ok=True)
-                file = open(temporary, "xb")  # noqa: SIM115
-            with file:
-                file.write(data)
-                if durable:  # not region data: it would cost more than computing the regions of a lost file again
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.remove(temporary)
-            raise
+        # Not durable: that would cost more than computing the regions of a lost file again.
+        write_file(path, data, durable=durable)
 
     def _size(self, path: str) -> int:
         with suppress(FileNotFoundError):

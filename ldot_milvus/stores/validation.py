@@ -14,8 +14,8 @@ from uuid import UUID
 
 import numpy as np
 
-from ldot_milvus.arguments import described, listed, to_array, whole_number
-from ldot_milvus.errors import CollectionNotFound, ModelMismatch, UsageError
+from ldot_milvus.arguments import described, listed, shown, to_array, whole_number
+from ldot_milvus.errors import CollectionNotFound, ModelMismatch, RowNotFound, UsageError
 from ldot_milvus.json_values import json_value
 from ldot_milvus.settings import COLLECTION_NAME
 from ldot_milvus.stores.base import KINDS, MODEL_SOURCE, Array, Filter, Record, VectorStore
@@ -106,6 +106,11 @@ def not_found(store: VectorStore, names: Iterable[str]) -> CollectionNotFound:
         f"{store.address} has no collection {store.collection!r} yet: ingest into it first"
         + (f" (existing collections: {existing})" if existing else "")
     )
+
+
+def row_not_found(id: str) -> RowNotFound:
+    """Return the error for an id that no row of a collection has."""
+    return RowNotFound(f"the collection has no row {shown(repr(id))}: give the id of an earlier hit")
 
 
 def existing_dim(store: VectorStore) -> int:

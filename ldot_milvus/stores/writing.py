@@ -1,15 +1,48 @@
-"""A check that a folder can be written, which leaves nothing behind."""
+"""Files that are written as a whole, and a check that a folder can be written, which leaves nothing behind."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
+from contextlib import suppress
 from tempfile import TemporaryFile
 
 from ldot_milvus.errors import StoreError
 
 ROOM = 2**20
 """Bytes that are written to find out whether there is room: a disk or a quota that is full refuses them."""
+
+
+def write_file(path: str, data: bytes, *, durable: bool = False) -> None:
+    """Write or replace a file atomically, and create its folder if it is missing.
+
+    Args:
+        path: of the file.
+        data: its content.
+        durable: whether it must survive a power failure from now on.
+
+    Raises:
+        OSError: it cannot be written; what was there is unchanged.
+    """
+    folder = os.path.dirname(path)
+    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            file = open(temporary, "xb")  # noqa: SIM115  (tempfile makes files that only their owner may read)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            file = open(temporary, "xb")  # noqa: SIM115
+        with file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise
 
 
 def check_folder(folder: str, what: str, remedy: str) -> None:

@@ -167,6 +167,11 @@ def row(record: Record, vector: Array) -> dict[str, Any]:
     return {**{name: getattr(record, name) for name in FIELDS}, VECTOR: vector.tolist()}
 
 
+def output_fields(with_embeddings: bool = False) -> list[str]:
+    """Return the names of the fields that :func:`record` reads."""
+    return [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
+
+
 def record(entity: Mapping[str, Any]) -> Record:
     """Return the record for an entity in the response of a query or a search."""
     metadata = entity["metadata"]

@@ -26,13 +26,13 @@ from ldot_milvus.stores.milvus.messages import PAGE, among, page_size, requests
 from ldot_milvus.stores.milvus.probing import check_creation, settle_index
 from ldot_milvus.stores.milvus.ranking import filtered, ranked
 from ldot_milvus.stores.milvus.schema import (
-    FIELDS,
     MODEL,
     PREFIX,
     VECTOR,
     Described,
     creation,
     next_name,
+    output_fields,
     read_description,
     record,
 )
@@ -343,13 +343,7 @@ class MilvusStore(VectorStore):
         if limit < k:
             return None
         found = self._search(described, queries, limit, expression)
-        results = filtered(found, predicate(node), k)
-        if all(len(result) == k for result in results):
-            return results
-        if max(map(len, found)) == limit:
-            return None
-        rows = self._count(expression)  # an approximate index may have found too few
-        return results if all(len(line) == rows for line in found) else None
+        return filtered(found, predicate(node), k, limit, lambda: self._count(expression))
 
     # ---- records
 
@@ -362,7 +356,7 @@ class MilvusStore(VectorStore):
                 anns_field=VECTOR,
                 limit=k,
                 filter=expression,
-                output_fields=list(FIELDS),
+                output_fields=output_fields(),
                 search_params={"metric_type": "IP", "params": described.index.search_params(k)},
                 consistency_level=self._consistency(),
             )
@@ -379,7 +373,7 @@ class MilvusStore(VectorStore):
         return "Session" if self._wrote else "Bounded"
 
     def _query(self, expression: str, limit: int, with_embeddings: bool = False) -> list[Record]:
-        fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
+        fields = output_fields(with_embeddings)
         return [record(entity) for entity in self._strongly(expression, output_fields=fields, limit=limit)]
 
     def _count(self, expression: str) -> int:
@@ -395,8 +389,7 @@ class MilvusStore(VectorStore):
             return
         expression, matches = self._expression(node), predicate(node)
         size = min(size, page_size(described.dim)) if with_embeddings else size
-        fields = [*FIELDS, VECTOR] if with_embeddings else list(FIELDS)
-        for page in self.server.pages(self.collection, expression.text, size, fields):
+        for page in self.server.pages(self.collection, expression.text, size, output_fields(with_embeddings)):
             for read in map(record, page):
                 if expression.exact or matches(read):
                     yield read
