@@ -1,12 +1,15 @@
 #!/bin/sh
-# RabbitMQ for the tests (20 seconds), where there is apt and we are root. Elsewhere its tests are skipped and say so.
-# Nothing is started: the tests start a server of their own.
-[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && exit 0
+# RabbitMQ and Chromium for the tests (a minute), where there is apt and we are root. Elsewhere their tests are skipped
+# and say so. Nothing is started: the tests start a server and a browser of their own.
+missing=""
+[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing="rabbitmq-server"
+command -v chromium >/dev/null || missing="$missing chromium"
+[ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "RabbitMQ is not installed, and installing it needs root and apt-get: its tests will be skipped."
+    echo "Not installed, which needs root and apt-get: $missing. Their tests will be skipped."
     exit 0
 fi
-echo "Installing RabbitMQ for the tests ..."
+echo "Installing for the tests: $missing ..."
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 log=$(mktemp)
 if [ ! -e /usr/sbin/policy-rc.d ]; then # without it the package would start its server at once
@@ -14,6 +17,9 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then # without it the package would start its
     chmod +x /usr/sbin/policy-rc.d
     trap 'rm -f /usr/sbin/policy-rc.d "$log"' EXIT
 fi
-{ apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends rabbitmq-server; } >"$log" 2>&1 ||
-    { tail -3 "$log"; echo "RabbitMQ could not be installed: its tests will be skipped."; }
+apt-get update -qq >"$log" 2>&1
+for package in $missing; do # Ubuntu's chromium, for instance, needs snap: the other one is installed all the same
+    timeout 300 apt-get install -y -qq --no-install-recommends "$package" >"$log" 2>&1 ||
+        { tail -3 "$log"; echo "$package could not be installed: its tests will be skipped."; }
+done
 exit 0

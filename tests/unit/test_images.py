@@ -71,7 +71,7 @@ def test_content_id_is_the_sha256_and_needs_no_pillow() -> None:
 
 
 def heic(image: Image.Image, **options: object) -> bytes:
-    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is in the extra heic")
     out = io.BytesIO()
     pillow_heif.from_pillow(image).save(out, quality=90, **options)
     return out.getvalue()

@@ -110,7 +110,7 @@ def test_the_examples_answer_from_what_they_see(run: Callable[..., Any]) -> None
 
 
 def test_a_variable_gives_the_examples_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat_models = pytest.importorskip("langchain.chat_models")
+    chat_models = pytest.importorskip("langchain.chat_models", reason="langchain is in the extra examples")
     monkeypatch.setattr(chat_models, "init_chat_model", lambda name: f"model {name}")
     monkeypatch.syspath_prepend(str(PHOTOS.parent))
     import local_model
