@@ -127,6 +127,16 @@ def joined_ids(tokenize: Tokenize, texts: Sequence[Text], limit: int) -> list[li
     return [tokenized[text] if isinstance(text, str) else [*text[:limit][:-1], text[-1]] for text in texts]
 
 
+def distinct_texts(tokens: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Return the distinct texts among the token ids of texts, and the index of each text among these.
+
+    A search compares one text with many photos: what depends on the text alone is computed once.
+    """
+    keys = [tuple(row) for row in tokens]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return list(numbers), [numbers[key] for key in keys]
+
+
 def load_tokens(folder: Path) -> Tokens | None:
     """Load ``tokenizer.json`` without transformers; None if the folder has none.
 

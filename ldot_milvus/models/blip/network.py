@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from ldot_milvus.models.lightningdot.layers import attention_weights
+from ldot_milvus.models.attention import attention_weights
 
 
 def vision_states(vision_model: Any, pixels: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ import torch
 from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, ModelError
 from ldot_milvus.forks import computation
+from ldot_milvus.models.attention import ATTENTION_LAYERS
 from ldot_milvus.models.base import Array, Embedder, ImageInput, KeptImage, Text
 from ldot_milvus.models.blip.network import text_state
 from ldot_milvus.models.explanation import Explanation, explanation
 from ldot_milvus.models.inputs import words_only
-from ldot_milvus.models.lightningdot.layers import ATTENTION_LAYERS
 from ldot_milvus.models.loading import device_of
 from ldot_milvus.models.patches import PatchFeatures
 from ldot_milvus.regions.grid import grid_boxes

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
+from ldot_milvus.models.attention import ATTENTION_LAYERS, attention_weights
 from ldot_milvus.weights import QuantizedStorage
-
-ATTENTION_LAYERS = 3
-"""Last layers whose attention tells which regions a word found."""
 
 
 class BertBasedModel(QuantizedStorage, BertPreTrainedModel):
@@ -115,25 +113,6 @@ class BertBody(nn.Module):
                 weights.append(attention_weights(layer.attention.self, embeddings, embeddings))
             embeddings = layer(embeddings, None)
         return torch.stack(weights).mean(0)
-
-
-def attention_weights(attention: Any, states: Tensor, attended: Tensor) -> Tensor:
-    """Compute how much each of ``states`` (B, T, H) attends to each of ``attended`` (B, N, W).
-
-    Args:
-        attention: an attention of transformers' BERT, with ``query`` and ``key``.
-        states: they ask.
-        attended: they are attended to.
-
-    Returns:
-        float32 (B, T, N), the mean over the heads; a row sums to 1.
-    """
-    heads = attention.num_attention_heads
-    query, key = (
-        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (attention.query(states), attention.key(attended))
-    )
-    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    return logits.float().softmax(-1).mean(1)
 
 
 def text_body(config: PretrainedConfig, *, pooler: bool = True) -> nn.Module:

@@ -14,6 +14,7 @@ from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, record, regions_of
 from ldot_milvus.models.network_reranker import NetworkReranker
 from ldot_milvus.models.texts import TextTokens, by_length
+from ldot_milvus.models.tokens import distinct_texts
 from ldot_milvus.regions import Regions
 
 if TYPE_CHECKING:
@@ -85,9 +86,8 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
         regions = {id(one): regions_of(one) for one in kept}
 
         def score(pairs: list[int]) -> torch.Tensor:
-            # A search compares one text with many photos: encode_words runs once for each distinct text.
-            distinct = list(dict.fromkeys(tuple(tokens[pair]) for pair in pairs))
-            text_of_pair = torch.tensor([distinct.index(tuple(tokens[pair])) for pair in pairs], device=self._device)
+            distinct, numbers = distinct_texts([tokens[pair] for pair in pairs])
+            text_of_pair = torch.tensor(numbers, device=self._device)
             ids, mask = self._texts.padded(distinct)
             words = self.model.encode_words(ids, mask)[text_of_pair]
             features, boxes, region_mask = self._padded([regions[id(kept[pair])] for pair in pairs])

@@ -26,7 +26,7 @@ from ldot_milvus.models.lightningdot.files import (
 from ldot_milvus.models.lightningdot.inputs import pad_regions
 from ldot_milvus.models.lightningdot.region_data import ReadsRegionData, regions_of
 from ldot_milvus.models.onnx_graph import Graph, load_graph
-from ldot_milvus.models.tokens import Tokens, by_length, load_tokens
+from ldot_milvus.models.tokens import Tokens, by_length, distinct_texts, load_tokens
 
 if TYPE_CHECKING:
     from ldot_milvus.models.lightningdot.reranker import LightningDOTReranker
@@ -120,15 +120,16 @@ class GraphReranker(ReadsRegionData):
         regions = {id(one): regions_of(one) for one in kept}
 
         def score(pairs: list[int]) -> Array:
-            # A search compares one text with many photos: each distinct text is encoded once.
-            keys = [tuple(tokens[pair]) for pair in pairs]
-            distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            ids, mask = self._tokens.arrays(list(distinct))
+            distinct, text_of_pair = distinct_texts([tokens[pair] for pair in pairs])
+            ids, mask = self._tokens.arrays(distinct)
             features, _, region_mask = pad_regions([regions[id(kept[pair])] for pair in pairs])
-            text_of_pair = np.array([distinct[key] for key in keys], np.int64)
             scores = self._graph(
-                ids=ids, mask=mask, text_of_pair=text_of_pair, regions=features, region_mask=region_mask
-            )
+                ids=ids,
+                mask=mask,
+                text_of_pair=np.array(text_of_pair, np.int64),
+                regions=features,
+                region_mask=region_mask,
+            )  # fmt: skip
             return scores[:, None]
 
         return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]

@@ -13,8 +13,8 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from ldot_milvus import LightningDOTEmbedder, UsageError, load_embedder
 from ldot_milvus.errors import InputError
 from ldot_milvus.model import CrossAttentionReranker, RerankerConfig
+from ldot_milvus.models.attention import attention_weights
 from ldot_milvus.models.explanation import Explains, Explanation
-from ldot_milvus.models.lightningdot.layers import attention_weights
 from tests import families
 from tests.unit.models.test_pixels import jpeg
 from tests.unit.models.test_reranker import regions
