@@ -79,7 +79,8 @@ def parts(retriever: Retriever, queries: int) -> dict[str, float]:
     regions = retriever.region_store
     assert regions is not None
     paths = [regions._path(hit.id) for hit in hits]
-    features, _, mask = pad_regions([regions_of(one) for one in regions.get([hit.id for hit in hits]).values()])
+    stored = [regions_of(one) for one in regions.get([hit.id for hit in hits]).values()]
+    features, _, mask = pad_regions(stored, np.float16)
     texts = [tokens.arrays(tokens.ids([query], 60, None)) for query in TEXTS]
     import faiss
 

@@ -59,7 +59,7 @@ def _checked(text: Any, where: str, vocabulary: int) -> Text:
     if isinstance(text, str):
         if not text.strip():
             raise UsageError("the text is empty: describe what to look for")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(f"{where} has half a surrogate pair, which is no character: {shown(repr(text))}")
         return str(text)  # NumPy has a subclass
     if isinstance(text, (bytes, bytearray)):

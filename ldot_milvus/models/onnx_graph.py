@@ -39,11 +39,13 @@ class Graph:
 
     Attributes:
         outputs: names of all outputs.
+        halves: names of the inputs in half precision.
     """
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self.outputs = frozenset(output.name for output in session.get_outputs())
+        self.halves = frozenset(one.name for one in session.get_inputs() if one.type == "tensor(float16)")
 
     def __call__(self, name: str | None = None, /, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network on arrays by the names of its inputs, and return an output; None for :data:`OUTPUT`."""

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ldot_milvus.models.base import Array
 from ldot_milvus.regions import Regions
 
 
-def pad_regions(regions: Sequence[Regions]) -> tuple[Array, Array, NDArray[np.bool_]]:
+def pad_regions(
+    regions: Sequence[Regions], dtype: DTypeLike = np.float32
+) -> tuple[NDArray[Any], Array, NDArray[np.bool_]]:
     """Pad the regions of B photos.
 
+    Args:
+        regions: of the photos.
+        dtype: of the features that are returned.
+
     Returns:
-        float32 features (B, R, d), float32 boxes (B, R, 7) and a bool mask (B, R), True = region.
+        Features (B, R, d), float32 boxes (B, R, 7) and a bool mask (B, R), True = region.
     """
     shape = len(regions), max(map(len, regions))
-    features = np.zeros((*shape, regions[0].features.shape[1]), np.float32)
+    features = np.zeros((*shape, regions[0].features.shape[1]), dtype)
     boxes, mask = np.zeros((*shape, 7), np.float32), np.zeros(shape, bool)
     for photo, its in enumerate(regions):
         features[photo, : len(its)], boxes[photo, : len(its)], mask[photo, : len(its)] = its.features, its.boxes, True

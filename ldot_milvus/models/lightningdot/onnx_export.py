@@ -46,7 +46,7 @@ class _Pairs(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor, text_of_pair: Tensor, regions: Tensor, region_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        words = self.model.encode_words(ids, mask)[text_of_pair]
+        words, regions = self.model.encode_words(ids, mask)[text_of_pair], regions.float()
         scores = self.model.score(words, mask[text_of_pair], regions, region_mask)
         return scores, self.model.word_weights(words, regions)
 
@@ -74,7 +74,7 @@ def export_graphs(folder: Path) -> list[Path]:
         with QuietTransformers():
             reranker = CrossAttentionReranker.from_pretrained(own).float().eval()
         if reranker.alignment is not None and reranker.config.region_input == "embedded":
-            regions = torch.randn(3, 5, reranker.config.bert_config.hidden_size)
+            regions = torch.randn(3, 5, reranker.config.bert_config.hidden_size).half()  # as region data are stored
             region_mask = torch.ones(3, 5, dtype=torch.bool)
             region_mask[0, 3:] = False
             inputs = (ids, mask, torch.tensor([0, 1, 1]), regions, region_mask)

@@ -66,7 +66,7 @@ def record(features: Array, regions: Regions) -> KeptImage:
 def regions_of(kept: KeptImage) -> Regions:
     """Return region data as regions, in the precision in which they are stored.
 
-    :func:`~.inputs.pad_regions` converts them, once for a search and not once more for each of its 20 photos.
+    They are converted where they are computed with, once for a search and not once more for each of its 20 photos.
 
     Raises:
         InputError: one of the three arrays is missing or has a wrong shape. The message names it.
