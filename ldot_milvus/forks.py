@@ -161,6 +161,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def compute_threads() -> int:
+    """Return how many threads one call may compute with: ``OMP_NUM_THREADS``, or as many as there are cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(given), cores()) if given.isdecimal() and int(given) else cores()
+
+
 def _turns() -> int:
     """Return how many threads may compute at once: as many as keep every core busy with torch's own threads."""
     torch = _torch()

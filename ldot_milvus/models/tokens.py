@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,9 @@ def load_tokens(folder: Path) -> Tokens | None:
     return Tokens(tokenize, encode, tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0)
 
 
-def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], Array]) -> Array:
+def by_length(
+    tokens: Sequence[Sequence[int]], size: int, width: int, compute: Callable[[list[int]], Array], *, threads: int = 1
+) -> Array:
     """Run ``compute`` on batches of texts of similar length, so that little padding is computed.
 
     Args:
@@ -175,17 +178,28 @@ def by_length(tokens: Sequence[Sequence[int]], size: int, width: int, compute: C
         size: texts in a batch.
         width: of the result.
         compute: called with the indices of a batch's texts; returns an array (batch, width).
+        threads: number of batches that are computed at once, for a network that uses one thread.
 
     Returns:
         float32 (n, width), in the order of ``tokens``.
     """
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     result = np.empty((len(tokens), width), np.float32)
+    batches: list[list[int]] = []
     start = 0
     while start < len(order):
         least = LEAST_SHARE * len(tokens[order[start]])
-        rows = [row for row in order[start : start + size] if len(tokens[row]) >= least]
+        batches.append([row for row in order[start : start + size] if len(tokens[row]) >= least])
+        start += len(batches[-1])
+
+    def run(rows: list[int]) -> None:
         with computation:
             result[rows] = compute(rows)
-        start += len(rows)
+
+    if min(threads, len(batches)) < 2:
+        for rows in batches:
+            run(rows)
+    else:
+        with ThreadPoolExecutor(threads, "ldot-compute") as pool:
+            list(pool.map(run, batches))
     return result

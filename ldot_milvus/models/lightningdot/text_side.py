@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldot_milvus.forks import computation
+from ldot_milvus.forks import computation, compute_threads
 from ldot_milvus.models.base import Array, FilesOnDisk, ImageFeatures, KeptImage, Text
 from ldot_milvus.models.explanation import Explanation, explanation
 from ldot_milvus.models.lightningdot.files import (
@@ -71,7 +71,7 @@ class GraphTexts:
             ids, mask = self.tokens.arrays([tokens[row] for row in rows])
             return self._graph(ids=ids, mask=mask)
 
-        return by_length(tokens, TEXT_BATCH, self._dim, encode)
+        return by_length(tokens, TEXT_BATCH, self._dim, encode, threads=compute_threads())
 
 
 class GraphReranker(ReadsRegionData):
@@ -135,7 +135,7 @@ class GraphReranker(ReadsRegionData):
             )  # fmt: skip
             return scores[:, None]
 
-        return by_length(tokens, PAIR_BATCH, 1, score)[:, 0]
+        return by_length(tokens, PAIR_BATCH, 1, score, threads=compute_threads())[:, 0]
 
 
 def load_texts(files: LightningDOTFiles, device: str | None, dtype: str | None) -> GraphTexts | None:
