@@ -46,6 +46,11 @@ from ldot_milvus.cli.output import say, say_json
 @click.option(
     "--curve", metavar="OUT.png", help="Plot R@1 against the number of re-ranked candidates, 0 to 100, as .png or .svg."
 )
+@click.option(
+    "--cache",
+    metavar="DIR",
+    help="Keep the encoded photos in DIR, where the next evaluation of the same model finds them (40 kB each).",
+)
 @click.option("--model", metavar="NAME", help=MODEL_HELP)
 @click.option("--reranker", metavar="NAME", help=RERANKER_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
@@ -61,6 +66,7 @@ def evaluate(
     folds: int,
     rerank: int,
     curve: str | None,
+    cache: str | None,
     model: str | None,
     reranker: str | None,
     as_json: bool,
@@ -100,6 +106,7 @@ def evaluate(
         embedder_of(settings), evaluated.pairs, reranker=settings.reranker, rerank=rerank,
         curve=NUMBERS if curve else (), folds=folds,
         pool=distractors.pairs, vocabulary=evaluated.vocabulary or distractors.vocabulary,
+        cache=cache, precision=f"{settings.device} {settings.dtype}",
     )  # fmt: skip
     if curve is not None:
         name = evaluated.name or ", ".join(Path(path).name for path in (*data, *more))

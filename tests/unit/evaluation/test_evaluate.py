@@ -181,3 +181,35 @@ def test_an_invalid_picture_is_refused_before_the_evaluation(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'ldot-milvus\[plot\]'"):
         curve.check_picture(tmp_path / "curve.png")
+
+
+def test_photos_in_a_cache_are_not_encoded_again(
+    tiny: LightningDOTEmbedder, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache keeps the photos of one model in one precision; photos that are new or damaged are added."""
+    encoded: list[int] = []
+    encode = tiny.encode_features
+
+    def counting(features: Any) -> Any:
+        encoded.append(len(features))
+        return encode(features)
+
+    def measured(some: list[Pair], rerank: int = 5, **options: Any) -> tuple[dict[str, Any], int]:
+        encoded.clear()
+        result = evaluate(tiny, some, rerank=rerank, **options)
+        result.pop("seconds")
+        return result, sum(encoded)
+
+    monkeypatch.setattr(tiny, "encode_features", counting)
+    cache = tmp_path / "encoded"
+    expected, count = measured(pairs)
+    assert count == 24
+    assert measured(pairs[:10], cache=cache)[1] == 10
+    assert measured(pairs, cache=cache) == (expected, 14)
+    assert measured(pairs, cache=cache) == (expected, 0)
+    assert measured(pairs, cache=cache, precision="cpu float16")[1] == 24
+    assert measured(pairs, 0, cache=cache)[1] == 24, "without the re-ranker, nothing is known of it"
+    damaged, *_ = sorted(cache.rglob("*.safetensors"))
+    for path in cache.rglob(damaged.name):
+        path.write_bytes(damaged.read_bytes()[:100])
+    assert measured(pairs, cache=cache) == (expected, 1)
