@@ -59,15 +59,19 @@ class Explains(Protocol):
         ...
 
 
-def explanation(words: Sequence[Word], weights: NDArray[Any], regions: NDArray[Any]) -> Explanation:
+def explanation(
+    words: Sequence[Word], weights: NDArray[Any], regions: NDArray[Any], names: Sequence[str | None] | None = None
+) -> Explanation:
     """Return the explanation of a text, given the weights of its tokens.
 
     Args:
         words: the words of the text, with their tokens.
         weights: (tokens, n), from 0 to 1. A word has the largest weight of its tokens in each region.
         regions: (n, 4) or more columns, x0, y0, x1, y1 first.
+        names: of the regions; None where they have none.
     """
     shown = [word for word in words if any(map(str.isalnum, word.text))]
     rows = [weights[list(word.tokens)].max(0) for word in shown]
     table = np.array(rows, np.float32).reshape(len(shown), len(regions)).clip(0, 1)
-    return Explanation(tuple(shown), np.asarray(regions[:, :4], np.float32), table, (None,) * len(regions))
+    named = (None,) * len(regions) if names is None else tuple(names)
+    return Explanation(tuple(shown), np.asarray(regions[:, :4], np.float32), table, named)

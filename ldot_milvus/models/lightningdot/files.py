@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from ldot_milvus.errors import ModelError
+from ldot_milvus.errors import ModelError, first_line
 from ldot_milvus.models.base import Embedder, ModelFiles, RerankerFiles, read_config
 from ldot_milvus.models.calibration import CALIBRATION
 from ldot_milvus.models.registry import find_model
@@ -105,6 +105,16 @@ class LightningDOTFiles(ModelFiles):
         return self._digest(json.dumps(self.config, sort_keys=True), self._weights)
 
     @cached_property
+    def labels(self) -> list[str]:
+        """The names of the classifier's labels, in its order; none for a model without label names."""
+        file = self.folder / LABELS / LABEL_NAMES
+        try:
+            names = json.loads(file.read_text(encoding="utf-8")) if self.has_labels else []
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} cannot be read ({first_line(error)}): copy it again") from error
+        return [str(name) for name in names]
+
+    @cached_property
     def features_fingerprint(self) -> str:
         """Hash of the region extractor alone, 32 hex digits.
 
@@ -181,6 +191,11 @@ class LightningDOTRerankerFiles(RerankerFiles):
             f"re-ranker {self.name!r} reads LightningDOT's regions, and model {model!r} has none: use it with a "
             "LightningDOT model, or take a BLIP retrieval model as the re-ranker"
         )
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the labels of the model whose regions it reads."""
+        return self.model.labels if isinstance(self.model, LightningDOTFiles) else []
 
     @property
     def keeps_features(self) -> bool:

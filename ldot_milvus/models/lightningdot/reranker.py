@@ -108,7 +108,7 @@ class LightningDOTReranker(ReadsRegionData, NetworkReranker):
         features, boxes, _ = self._padded([regions])
         images = features if self._embedded else self.model.embed_regions(features, boxes)
         weights = self.model.word_weights(self.model.encode_words(*self._texts.padded([tokens])), images)
-        return explanation(words, weights[0].float().cpu().numpy(), regions.boxes)
+        return explanation(words, weights[0].float().cpu().numpy(), regions.boxes, self.names(kept))
 
     def _padded(self, regions: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         features, boxes, mask = map(torch.from_numpy, pad_regions(regions))

@@ -115,7 +115,7 @@ class GraphReranker(ReadsRegionData):
                 WEIGHTS, ids=ids, mask=mask, text_of_pair=np.zeros(1, np.int64), regions=features,
                 region_mask=region_mask,
             )  # fmt: skip
-        return explanation(words, weights[0], regions.boxes)
+        return explanation(words, weights[0], regions.boxes, self.names(kept))
 
     def score(self, texts: Iterable[Text], kept: Sequence[KeptImage]) -> Array:
         """Score text i with photo i, see :meth:`.reranker.LightningDOTReranker.score`."""

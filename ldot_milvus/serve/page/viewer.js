@@ -141,7 +141,7 @@ function told(word, { regions, names }, weights, any) {
   const row = third((y0 + y1) / 2, ["top", "", "bottom"]);
   const column = third((x0 + x1) / 2, ["left", "", "right"]);
   const place = row || column ? `at the ${[row, column].filter(Boolean).join(" ")}` : "in the middle";
-  return `“${word}” matches most ${place}${names[best] ? `: ${names[best]}` : ""}.`;
+  return `“${word}” matches most ${place}${names[best] ? `, which looks like “${names[best]}”` : ""}.`;
 }
 
 function showScores(hit) {

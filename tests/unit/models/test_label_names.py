@@ -157,3 +157,24 @@ def test_a_classifier_of_other_labels_is_refused(folders: tuple[Path, Path], tmp
     build_classifier(tmp_path / "model" / "labels", names=["dog", "cat"])
     with pytest.raises(ModelError, match=r"names of 5 labels, and the classifier in .* knows 2"):
         LightningDOTEmbedder(str(tmp_path / "model"), device="cpu").encode_images([make_photo(1)])
+
+
+def test_regions_are_named_by_what_the_classifier_sees_around_their_centre(
+    folders: tuple[Path, Path], embedder: LightningDOTEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert embedder.reranker is not None
+    (regions,) = embedder.image_features([make_photo(1)])
+    probabilities = np.full((5, len(NAMES)), 0.05, np.float32)  # the whole photo and 2 x 2 cells
+    probabilities[[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]] = [0.99, 0.9, 0.8, 0.7, 0.5]
+    boxes = np.zeros((4, 7), np.float32)
+    boxes[:, :4] = [[0, 0, 0.4, 0.4], [0.6, 0, 1, 0.9], [0, 0.5, 0.5, 1], [0.9, 0.9, 1, 1]]
+    placed = replace(regions.select(np.arange(4)), boxes=boxes, label_probabilities=probabilities)
+    (kept,) = embedder.reranker.keep([placed])
+    expected = [NAMES[1], NAMES[2], NAMES[3], None]
+    assert list(embedder.reranker.explain("a dog", kept).names) == expected, "the fourth cell is not sure"
+    embedder.reranker.check(kept)
+    earlier = {name: kept[name] for name in ("features", "boxes", "confidence")}
+    assert set(embedder.reranker.explain("a dog", earlier).names) == {None}
+    np.testing.assert_array_equal(
+        embedder.reranker.score(["a dog"] * 2, [kept, earlier]), embedder.reranker.score(["a dog"] * 2, [earlier] * 2)
+    )
