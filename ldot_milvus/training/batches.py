@@ -30,7 +30,7 @@ from ldot_milvus.training.recipe import Stage
 Tokens = list[list[list[int]]]
 """Token ids of every photo's captions."""
 PairIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Index of each pair's photo, and index of its caption among the photo's captions."""
+"""Index of each pair's photo, and index of its caption among the photo's captions; pairs of a photo are neighbours."""
 FirstStageVectors = tuple[NDArray[np.float32], NDArray[np.float32]]
 """The first stage's vectors of all captions, in order of photo (C, dim), and of all photos (N, dim)."""
 
@@ -40,20 +40,20 @@ CAPTIONS, ORDER, NEGATIVES, PAIR, TURN = range(5)
 
 @dataclass
 class Batch:
-    """B pairs of text i and photo i.
+    """B photos with n captions each: text i belongs to photo i // n.
 
     Attributes:
-        ids: int64 (B, T), token ids.
-        mask: bool (B, T), True = token, False = padding.
+        ids: int64 (B n, T), token ids.
+        mask: bool (B n, T), True = token, False = padding.
         features: float32 (B, R, d), the regions' features.
         boxes: float32 (B, R, 7), the regions' boxes.
         region_mask: bool (B, R), True = region, False = padding.
         label_probabilities: float32 (B, places, labels), for a model with label names.
         objective: the objective of pre-training; "cmr" in other tasks.
         caption_embeddings: (B, dim), the meaning of each photo's captions, for soft targets.
-        similarities: float32 (B, B), the first stage's dot product of text i and photo j.
+        similarities: float32 (B n, B), the first stage's dot product of text i and photo j.
         complete: the same pairs without dropped words and features, for the teacher of distillation.
-        labels: int64 (B, T), the original ids of masked tokens.
+        labels: int64 (B n, T), the original ids of masked tokens.
         masked_regions: bool (B, R), True = masked region.
         soft_labels: float32 (N, classes), the detector's class probabilities of the N masked regions.
     """
@@ -85,8 +85,8 @@ class Batch:
 class Batches(Dataset["Batch | LdotError"]):
     """The batches of this process, by number, with words, regions and features dropped at random as the stage requires.
 
-    The pairs of a batch have different photos and captions of all lengths: with batches of one length, the model would
-    never learn to compare a short caption with a long one.
+    A batch has the stage's number of captions of each of its photos. They have all lengths: with batches of one length,
+    the model would never learn to compare a short caption with a long one.
 
     Args:
         photos: the photos with their captions.
@@ -102,7 +102,7 @@ class Batches(Dataset["Batch | LdotError"]):
             see :mod:`.hard_negatives`. If set, a batch consists of groups of a pair and its hard negatives.
 
     Raises:
-        UsageError: there are fewer photos than pairs in a batch of all processes.
+        UsageError: there are too few photos for a batch of all processes, or a photo has too few captions.
     """
 
     hard: NDArray[np.int32] | None = None
@@ -117,14 +117,18 @@ class Batches(Dataset["Batch | LdotError"]):
         self._first_stage = first_stage
         self._first_caption = np.cumsum([0, *map(len, tokens)])
         self._pairs = stage.batch_size * processes
-        self._seeds = self._pairs // (1 + stage.hard_negatives)
-        self._rounds = min(map(len, tokens))
+        self._captions = stage.captions_per_photo
+        self._seeds = self._pairs // (1 + stage.hard_negatives) // self._captions
+        fewest = min(map(len, tokens))
+        self._rounds = fewest // self._captions
         self._pass_length = len(photos) // self._seeds
-        if len(photos) < self._pairs:
+        if len(photos) < self._pairs // self._captions:
             raise UsageError(
-                f"{len(photos)} photos are too few for batches of {self._pairs} pairs of different photos: "
+                f"{len(photos)} photos are too few for batches of {self._pairs // self._captions} different photos: "
                 "lower batch_size"
             )
+        if not self._rounds:
+            raise UsageError(f"a photo has {fewest} captions, fewer than captions_per_photo: set it to {fewest}")
         self._epoch_turns = lru_cache(2)(self._draw_turns)
         self._pass_order = lru_cache(2)(self._draw_order)
 
@@ -147,7 +151,10 @@ class Batches(Dataset["Batch | LdotError"]):
         """Return the pairs of batch ``number``, of all processes."""
         past_passes, place = divmod(number, self._pass_length)
         rows = self._pass_order(past_passes)[place * self._seeds : (place + 1) * self._seeds]
-        turns = self._epoch_turns(past_passes // self._rounds)[past_passes % self._rounds, rows]
+        drawn = self._epoch_turns(past_passes // self._rounds)
+        first = past_passes % self._rounds * self._captions
+        turns = drawn[first : first + self._captions, rows].T.ravel()
+        rows = rows.repeat(self._captions)
         if self._stage.hard_negatives == 0:
             return rows, turns
         return self._with_negatives(rows, turns, self._rng(NEGATIVES, number))
@@ -165,7 +172,8 @@ class Batches(Dataset["Batch | LdotError"]):
 
     def _draw_turns(self, epoch: int) -> NDArray[np.int64]:
         rng = self._rng(CAPTIONS, epoch)
-        return np.stack([rng.permutation(len(captions))[: self._rounds] for captions in self._tokens], axis=1)
+        drawn = self._rounds * self._captions
+        return np.stack([rng.permutation(len(captions))[:drawn] for captions in self._tokens], axis=1)
 
     def _draw_order(self, past_passes: int) -> NDArray[np.int64]:
         return self._rng(ORDER, past_passes).permutation(len(self._photos))
@@ -199,42 +207,52 @@ class Batches(Dataset["Batch | LdotError"]):
         own = slice(first, first + self._stage.batch_size)
         rows, turns = (indices[own] for indices in self.pair_indices(number))
         objective = self.objective(number)
-        pairs = [
-            _Pair(self._photos, self._tokens[row][turn], int(row), self._stage, self._rng(PAIR, number, first + place))
-            for place, (row, turn) in enumerate(zip(rows.tolist(), turns.tolist(), strict=True))
+        photos = [
+            _Photo(
+                self._photos,
+                [self._tokens[row][turn] for turn in turns[place : place + self._captions]],
+                int(row),
+                self._stage,
+                self._rng(PAIR, number, first + place),
+            )
+            for place, row in list(enumerate(rows.tolist()))[:: self._captions]
         ]
-        ids, mask = pad([pair.disturbed_words for pair in pairs])
-        views = [pair.disturbed for pair in pairs]
+        ids, mask = pad([words for photo in photos for words in photo.disturbed_words])
+        views = [photo.disturbed for photo in photos]
         batch = Batch(ids, mask, *region_tensors(views), objective, label_tensor(views))
         if self._stage.soft_targets and self._caption_embeddings is not None:
-            batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows)]
+            batch.caption_embeddings = self._caption_embeddings[torch.from_numpy(rows[:: self._captions])]
         if self._first_stage is not None:
             texts, images = self._first_stage
             batch.similarities = torch.from_numpy(texts[self._first_caption[rows] + turns] @ images[rows].T)
         if self._stage.distilled:
             batch.complete = Batch(
-                *pad([pair.words for pair in pairs]), *region_tensors([pair.regions for pair in pairs])
+                *pad([words for photo in photos for words in photo.words]),
+                *region_tensors([photo.regions for photo in photos]),
             )
         if objective == "vmlm":
             masked = [
-                mask_words(pair.disturbed_words, self._stage.masked, self._vocabulary, pair.rng) for pair in pairs
+                mask_words(photo.disturbed_words[0], self._stage.masked, self._vocabulary, photo.rng)
+                for photo in photos
             ]
             batch.ids = pad([ids for ids, _ in masked])[0]
             batch.labels = pad([labels for _, labels in masked], IGNORE_INDEX)[0]
         elif objective.startswith("smrm"):
-            marks = [torch.from_numpy(mask_regions(len(pair.regions), self._stage.masked, pair.rng)) for pair in pairs]
+            marks = [
+                torch.from_numpy(mask_regions(len(photo.regions), self._stage.masked, photo.rng)) for photo in photos
+            ]
             batch.masked_regions = nn.utils.rnn.pad_sequence(marks, batch_first=True)
             if objective != "smrm_features":
-                labels = [pair.soft_labels()[marked.numpy()] for pair, marked in zip(pairs, marks, strict=True)]
+                labels = [photo.soft_labels()[marked.numpy()] for photo, marked in zip(photos, marks, strict=True)]
                 batch.soft_labels = torch.from_numpy(np.concatenate(labels))
         return batch
 
 
-class _Pair:
-    """A caption and a random view of its photo, complete and with the stage's random dropout (``disturbed``)."""
+class _Photo:
+    """A random view of a photo and its captions, complete and with the stage's random dropout (``disturbed``)."""
 
     def __init__(
-        self, photos: CaptionedPhotos, words: list[int], row: int, stage: Stage, rng: np.random.Generator
+        self, photos: CaptionedPhotos, words: list[list[int]], row: int, stage: Stage, rng: np.random.Generator
     ) -> None:
         self.words, self.rng = words, rng
         self._name = photos.names[row]
@@ -246,7 +264,7 @@ class _Pair:
         if stage.feature_dropout:
             factors = drop_features(regions.features.shape, stage.feature_dropout, rng)
             self.disturbed = replace(regions, features=regions.features * factors)
-        self.disturbed_words = drop_words(words, stage.words_dropped, rng)
+        self.disturbed_words = [drop_words(caption, stage.words_dropped, rng) for caption in words]
 
     def soft_labels(self) -> NDArray[np.float32]:
         """Return the soft labels (n, classes) of the regions."""

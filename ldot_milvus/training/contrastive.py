@@ -67,9 +67,13 @@ class ContrastiveObjective(nn.Module):
         self._teacher = (teacher,)  # a tuple hides it from nn.Module
 
     def forward(self, batch: Batch) -> Tensor:
-        """Compute the mean loss of the pairs of all processes, which is the same in each process."""
+        """Compute the mean loss of the pairs of all processes, which is the same in each process.
+
+        In the direction from an image to texts, the n captions of an image share the target.
+        """
         logits = all_scores(self.scorer, batch)
-        loss = both_directions(logits, self._target(batch, logits))
+        captions_per_photo = len(logits) // logits.shape[1]
+        loss = both_directions(logits, self._target(batch, logits).repeat_interleave(captions_per_photo, 0))
         (teacher,) = self._teacher
         if teacher is None:
             return loss
@@ -80,13 +84,14 @@ class ContrastiveObjective(nn.Module):
         return (1 - self._stage.distilled) * loss + self._stage.distilled * distilled
 
     def _target(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the target (B, B) of one caption of each photo."""
         if batch.caption_embeddings is None:
-            return torch.eye(len(logits), device=logits.device)
+            return torch.eye(logits.shape[1], device=logits.device)
         return soft_targets(gathered(batch.caption_embeddings), self._stage.soft_targets, self._stage.soft_temperature)
 
 
 def all_scores(scorer: Scorer, batch: Batch) -> Tensor:
-    """Compute the logits (B, B) of all texts with all images of the joint batch, with gradients to every process."""
+    """Compute the logits (B n, B) of all texts with all images of the joint batch, with gradients to every process."""
     images = scorer.encode_images(batch.features, batch.boxes, batch.region_mask, batch.label_probabilities)
     all_images = gathered(images) if images.dim() == 2 else gathered_sequences(images)
     regions = gathered_sequences(batch.region_mask.float()).bool()
@@ -121,7 +126,7 @@ def both_directions(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Compute the distillation loss of both directions (Hinton et al., 2015); logits are (B, B)."""
+    """Compute the distillation loss of both directions (Hinton et al., 2015); logits are (B n, B)."""
     student, teacher = logits / temperature, teacher_logits / temperature
     losses = cross_entropy(student, teacher.softmax(1)) + cross_entropy(student.T, teacher.T.softmax(1))
     return temperature**2 * losses / 2

@@ -102,6 +102,7 @@ class Stage(_Section):
     patience: PositiveInt | None = None  # end after this number of consecutive evaluations without a better dev recall
     evaluate_every: PositiveInt | None = None  # steps; unset: an epoch
     batch_size: PositiveInt = 64  # pairs per process; a text is compared with the photos of all processes
+    captions_per_photo: PositiveInt = 1  # in a batch, for which the photo is encoded once
     hard_negatives: NonNegativeInt = 0  # hard negatives of each pair in a batch
     negative_pool: PositiveInt = 30  # number of nearest wrong answers from which they are drawn
     gradient_accumulation: PositiveInt = 1
@@ -139,6 +140,15 @@ class Stage(_Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of {1 + self.hard_negatives}: "
                 f"a pair and its {self.hard_negatives} hard negatives"
+            )
+        if self.captions_per_photo > 1 and (self.task == "pretrain" or self.hard_negatives):
+            raise ValueError(
+                "captions_per_photo: pre-training and hard negatives have pairs of one caption, set it to 1"
+            )
+        if self.batch_size % self.captions_per_photo:
+            raise ValueError(
+                f"batch_size {self.batch_size} counts pairs: give a multiple of captions_per_photo, "
+                f"{self.captions_per_photo}"
             )
         if (self.task == "pretrain") != bool(self.mix):
             raise ValueError("mix (the frequency of each objective) belongs to the task 'pretrain', which requires it")
@@ -184,6 +194,11 @@ class Recipe(_Section):
     finish: Finish = Finish()
     trainer: Trainer = Trainer()
 
+    @property
+    def changes_vectors(self) -> bool:
+        """True if the run changes the dual encoder: by a stage, or by label names."""
+        return self.start.labels is not None or any(stage.task != "rerank" for stage in self.stages)
+
     @model_validator(mode="before")
     @classmethod
     def _with_every_stage(cls, content: Any) -> Any:
@@ -222,8 +237,11 @@ class Recipe(_Section):
                 raise ValueError(
                     f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
                 )
-            if self.start.trains_edje and stage.soft_targets:
-                raise ValueError(f"{stage.name}: soft_targets: not supported for a compressed re-ranker, remove it")
+            if self.start.trains_edje and (stage.soft_targets or stage.captions_per_photo > 1):
+                raise ValueError(
+                    f"{stage.name}: a compressed re-ranker supports neither soft_targets nor captions_per_photo: "
+                    "remove them"
+                )
         return self
 
 

@@ -48,6 +48,12 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ("epochs = 2", "epochs = 2\nsteps = 3", "stages.0: give either epochs or steps"),
         ("epochs = 2", "epochs = 0", r"stages\.0\.epochs: .*greater than or equal to 1"),
         ("epochs = 2", "epochs = 2\nbatch_size = 9\nhard_negatives = 1", "batch_size 9 is not a multiple of 2"),
+        ("epochs = 2", "epochs = 2\ncaptions_per_photo = 3", "batch_size 64 counts pairs: give a multiple"),
+        (
+            "epochs = 2",
+            "epochs = 2\ncaptions_per_photo = 2\nhard_negatives = 1",
+            "captions_per_photo: pre-training and",
+        ),
         ("epochs = 2", "epochs = 2\nmix = { cmr = 1 }", "mix .* belongs to the task 'pretrain'"),
         ('"retrieval"', '"pretrain"', "mix .* belongs to the task 'pretrain', which requires it"),
         ('"retrieval"', '"pretrain"\nmix = { cmr = 0 }', "mix requires weights of at least 0, one of them above 0"),
@@ -67,7 +73,7 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         (
             '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
             '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\nsoft_targets = 0.1',
-            "soft_targets: not supported for a compressed",
+            "a compressed re-ranker supports neither soft_targets",
         ),
         (
             '"ldot-mini"\n[[stages]]\ntask = "retrieval"',

@@ -33,12 +33,15 @@ def batches(**stage: object) -> Batches:
                    WORDS)  # fmt: skip
 
 
-def test_an_epoch_shows_every_caption_once_and_photos_of_a_batch_differ() -> None:
-    some = batches()
+@pytest.mark.parametrize("captions", [1, 2])
+def test_an_epoch_shows_every_caption_once_and_photos_of_a_batch_differ(captions: int) -> None:
+    some = batches(captions_per_photo=captions)
     seen = []
     for number in range(some.epoch_length):
         rows, turns = some.pair_indices(number)
-        assert len(set(rows.tolist())) == 8
+        assert len(rows) == 8
+        assert len(set(rows[::captions].tolist())) == 8 // captions
+        assert (rows.reshape(-1, captions) == rows[::captions, None]).all()
         seen += zip(rows.tolist(), turns.tolist(), strict=True)
     assert sorted(seen) == [(row, turn) for row in range(40) for turn in range(2)]
     assert (
@@ -55,6 +58,38 @@ def test_a_batch_depends_on_its_number_alone() -> None:
     for name in ("ids", "mask", "features", "boxes", "region_mask"):
         assert torch.equal(getattr(ours, name), getattr(expected, name))
     assert ours.features.shape == (8, 2, WIDTH)
+
+
+def test_the_captions_of_a_photo_share_its_regions() -> None:
+    some = batches(captions_per_photo=2)
+    batch, (rows, turns) = some[0], some.pair_indices(0)
+    assert (len(batch.features), len(batch.ids)) == (4, 8)
+    for text, (row, turn) in enumerate(zip(rows.tolist(), turns.tolist(), strict=True)):
+        assert batch.ids[text][batch.mask[text]].tolist() == [[101, 104 + row % 20, 102], [101, 105, 106, 102]][turn]
+        regions = batch.features[text // 2][batch.region_mask[text // 2]]
+        assert torch.equal(regions, torch.from_numpy(photos().regions(row).features))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 9, "captions_per_photo": 3}, "a photo has 2 captions, fewer than captions_per_photo"),
+        ({"batch_size": 82, "captions_per_photo": 2}, "40 photos are too few for batches of 41 different photos"),
+    ],
+)
+def test_batches_that_the_photos_cannot_fill_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        batches(**options)
+
+
+def test_the_loss_of_several_captions_of_a_photo() -> None:
+    """A text has one photo; a photo shares its target among its captions, as if each were a photo's only one."""
+    logits = torch.randn(6, 3)
+    ours = both_directions(logits, torch.eye(3).repeat_interleave(2, 0))
+    texts = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0, 1, 1, 2, 2]))
+    images = logits.T.log_softmax(1)
+    own = torch.stack([images[0, :2], images[1, 2:4], images[2, 4:]])
+    torch.testing.assert_close(ours, (texts - own.mean()) / 2)
 
 
 def test_processes_share_a_batch() -> None:
