@@ -49,7 +49,7 @@ from ldot_milvus.cli.output import say, say_json
 @click.option(
     "--cache",
     metavar="DIR",
-    help="Keep the encoded photos in DIR, where the next evaluation of the same model finds them (40 kB each).",
+    help="Keep the encoded pairs in DIR, where the next evaluation of the same model finds them (50 kB a photo).",
 )
 @click.option("--model", metavar="NAME", help=MODEL_HELP)
 @click.option("--reranker", metavar="NAME", help=RERANKER_HELP)

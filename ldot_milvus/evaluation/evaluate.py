@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ldot_milvus.batches import batched
 from ldot_milvus.errors import InputError, UsageError, printable
-from ldot_milvus.evaluation.encoded_photos import EncodedPhotos
+from ldot_milvus.evaluation.encoded_pairs import EncodedPair, LoadedPair, PairCache
 from ldot_milvus.evaluation.photos import Caption, Pair
 from ldot_milvus.evaluation.ranking import Indices, Scores, search_both_ways
-from ldot_milvus.images import content_id, decode
+from ldot_milvus.images import decode
 from ldot_milvus.models.loading import load_reranker
 from ldot_milvus.models.passes import image_features, least_side
 from ldot_milvus.regions import Regions
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PHOTO_BLOCK, PAIR_BLOCK = 32, 2000
+PAIRS, PAIR_BLOCK = 32, 2000
 
 Recall = dict[str, dict[str, float]]
 """Recall of each direction in percent: ``{"text_to_image": {"R@1": ...}, "image_to_text": {...}}``."""
@@ -50,8 +51,8 @@ def evaluate(
             folds of the 5,000 photos).
         pool: further photos and captions that are searched, but are not queries.
         vocabulary: size of the vocabulary if captions are token ids, to be compared with the model's.
-        cache: a folder that keeps the encoded photos, from which a later evaluation reads them.
-        precision: device and dtype of the models; photos in the cache are used for the same ones only.
+        cache: a folder that keeps the encoded pairs, from which a later evaluation reads them.
+        precision: device and dtype of the models; pairs in the cache are used for the same ones only.
 
     Returns:
         ``{"images", "captions", "text_to_image", "image_to_text", "reranked"?, "curve"?, "folds"?, "pool"?,
@@ -81,8 +82,8 @@ def evaluate(
         if pair.name in known:
             raise UsageError(f"{printable(pair.name)} is both a query and in the pool: remove it from one of the two")
     started = time.perf_counter()
-    photos = None if cache is None else EncodedPhotos(cache, embedder, loaded_reranker, precision)
-    encoded = _encode(embedder, [*pairs, *pool], loaded_reranker, photos)
+    stored = None if cache is None else PairCache(cache, embedder, loaded_reranker, precision)
+    encoded = _encode(embedder, [*pairs, *pool], loaded_reranker, stored)
     captions = sum(len(pair.captions) for pair in pairs)
     size = (len(pairs) + len(pool)) // folds
     queries = (captions, len(pairs)) if pool else None
@@ -129,40 +130,28 @@ class _Encoded:
                         self.images[start:stop], self.kept[start:stop])  # fmt: skip
 
 
-def _encode(
-    embedder: Embedder, pairs: Sequence[Pair], reranker: Reranker | None, cache: EncodedPhotos | None
-) -> _Encoded:
-    captions = [caption for pair in pairs for caption in pair.captions]
-    owner = np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
-    images = np.empty((len(pairs), embedder.dim), np.float32)
-    kept: list[KeptImage] = []
-    for start in range(0, len(pairs), PHOTO_BLOCK):
-        block = [(pair, pair.load()) for pair in pairs[start : start + PHOTO_BLOCK]]
-        vectors, own = _encode_photos(embedder, reranker, block, cache)
-        images[start : start + len(block)] = vectors
-        kept += own
-        if start % (10 * PHOTO_BLOCK) == 0:
-            log.info("photos: %d of %d", start, len(pairs))
-    log.info("texts: %d", len(captions))
-    return _Encoded(captions, owner, embedder.encode_texts(captions), images, kept)
+def _encode(embedder: Embedder, pairs: Sequence[Pair], reranker: Reranker | None, cache: PairCache | None) -> _Encoded:
+    def encode(some: Sequence[LoadedPair]) -> list[EncodedPair]:
+        features, own = image_features(embedder, reranker, [_image(embedder, reranker, *one) for one in some])
+        images = embedder.encode_features(features)
+        kept = [None] * len(some) if reranker is None else reranker.keep(own)
+        texts = embedder.encode_texts([caption for pair, _ in some for caption in pair.captions])
+        ends = np.cumsum([len(pair.captions) for pair, _ in some])
+        return list(map(EncodedPair, images, np.split(texts, ends[:-1]), kept))
 
-
-def _encode_photos(
-    embedder: Embedder, reranker: Reranker | None, block: Sequence[tuple[Pair, bytes | Regions]],
-    cache: EncodedPhotos | None,
-) -> tuple[Scores, list[KeptImage]]:  # fmt: skip
-    """Return the vectors of photos, and their region data, which are empty without a re-ranker."""
-    if cache is None or not all(isinstance(loaded, bytes) for _, loaded in block):
-        features, own = image_features(embedder, reranker, [_image(embedder, reranker, *one) for one in block])
-        return embedder.encode_features(features), [] if reranker is None else reranker.keep(own)
-    ids = [content_id(loaded) for _, loaded in block if isinstance(loaded, bytes)]
-    known = cache.read(ids)
-    missing = {id: one for id, one in zip(ids, block, strict=True) if id not in known}
-    if missing:
-        vectors, kept = _encode_photos(embedder, reranker, list(missing.values()), None)
-        cache.write(list(missing), vectors, kept)
-        known |= {id: (vectors[row], kept[row] if kept else {}) for row, id in enumerate(missing)}
-    return np.stack([known[id][0] for id in ids]), [known[id][1] for id in ids] if reranker is not None else []
+    encoded: list[EncodedPair] = []
+    for number, block in enumerate(batched(pairs, PAIRS)):
+        loaded = [(pair, pair.load()) for pair in block]
+        encoded += encode(loaded) if cache is None else cache.encoded(loaded, encode)
+        if number % 10 == 0:
+            log.info("photos: %d of %d", len(encoded), len(pairs))
+    return _Encoded(
+        [caption for pair in pairs for caption in pair.captions],
+        np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs]),
+        np.concatenate([one.texts for one in encoded]),
+        np.stack([one.image for one in encoded]),
+        [one.kept for one in encoded if one.kept is not None],
+    )
 
 
 def _image(embedder: Embedder, reranker: Reranker | None, pair: Pair, loaded: bytes | Regions) -> Image | Regions:

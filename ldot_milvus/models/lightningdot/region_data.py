@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ARRAYS = ("features", "boxes", "confidence")
 
 SURE = 0.6
-"""Least probability of a label that names a region. 39 % of the cells of the sample photos have one; two thirds are right."""
+"""Least probability of a label that names a region. 39 % of the sample photos' cells have one; 2 of 3 are right."""
 
 
 class ReadsRegionData(RerankerOfFiles):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,16 +184,17 @@ def test_an_invalid_picture_is_refused_before_the_evaluation(tmp_path: Path, mon
         curve.check_picture(tmp_path / "curve.png")
 
 
-def test_photos_in_a_cache_are_not_encoded_again(
-    tiny: LightningDOTEmbedder, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["encode_features", "encode_texts"])
+def test_what_a_cache_has_is_not_encoded_again(
+    tiny: LightningDOTEmbedder, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """A cache keeps the photos of one model in one precision; photos that are new or damaged are added."""
+    """A cache keeps the pairs of one model in one precision; pairs that are new, changed or damaged are added."""
     encoded: list[int] = []
-    encode = tiny.encode_features
+    encode = getattr(tiny, method)
 
-    def counting(features: Any) -> Any:
-        encoded.append(len(features))
-        return encode(features)
+    def counting(values: Any) -> Any:
+        encoded.append(len(values))
+        return encode(values)
 
     def measured(some: list[Pair], rerank: int = 5, **options: Any) -> tuple[dict[str, Any], int]:
         encoded.clear()
@@ -200,16 +202,22 @@ def test_photos_in_a_cache_are_not_encoded_again(
         result.pop("seconds")
         return result, sum(encoded)
 
-    monkeypatch.setattr(tiny, "encode_features", counting)
+    def size(some: list[Pair]) -> int:
+        return sum(len(pair.captions) for pair in some) if method == "encode_texts" else len(some)
+
+    monkeypatch.setattr(tiny, method, counting)
     cache = tmp_path / "encoded"
     expected, count = measured(pairs)
-    assert count == 24
-    assert measured(pairs[:10], cache=cache)[1] == 10
-    assert measured(pairs, cache=cache) == (expected, 14)
+    assert count == size(pairs)
+    assert measured(pairs[:10], cache=cache)[1] == size(pairs[:10])
+    assert measured(pairs, cache=cache) == (expected, size(pairs[10:]))
     assert measured(pairs, cache=cache) == (expected, 0)
-    assert measured(pairs, cache=cache, precision="cpu float16")[1] == 24
-    assert measured(pairs, 0, cache=cache)[1] == 24, "without the re-ranker, nothing is known of it"
+    assert measured(pairs, cache=cache, precision="cpu float16")[1] == size(pairs)
+    assert measured(pairs, 0, cache=cache)[1] == size(pairs), "without the re-ranker, nothing is known of it"
+    changed = [replace(pairs[0], captions=["another caption"]), *pairs[1:]]
+    assert measured(changed, cache=cache)[1] == size(changed[:1])
     damaged, *_ = sorted(cache.rglob("*.safetensors"))
     for path in cache.rglob(damaged.name):
         path.write_bytes(damaged.read_bytes()[:100])
-    assert measured(pairs, cache=cache) == (expected, 1)
+    assert measured(pairs, cache=cache)[0] == expected
+    assert measured(pairs, cache=cache)[1] == 0
