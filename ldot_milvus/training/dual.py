@@ -114,7 +114,7 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
     calibrated = _recalibrated(bundle.encoder, len(rows))
     assert calibrated.text_calibration is not None
     assert calibrated.image_calibration is not None
-    width = bundle.encoder.config.projection_dim  # without the block of label names
+    width = bundle.encoder.config.compared_dim  # without the coordinates of an earlier calibration
     calibrated.text_calibration.anchors.copy_(images[:, :width])
     calibrated.image_calibration.anchors.copy_(texts[:, :width])
     return calibrated

@@ -25,31 +25,38 @@ from ldot_milvus.weights import save_quantized
 log = logging.getLogger(__name__)
 
 
+def anchors_of(recipe: Recipe, origin: Path) -> int:
+    """Return the number of anchors of the result's hubness calibration; 0 = none.
+
+    Args:
+        recipe: of the run.
+        origin: folder of the run's initial model; by default, the result is calibrated if that model is.
+    """
+    given = recipe.finish.calibration_anchors
+    return int(find_lightningdot(str(origin)).config.get("calibration_anchors", 0)) if given is None else given
+
+
 def finish(
-    recipe: Recipe, origin: Path, best: Path, target: Path, train: CaptionedPhotos | None, dev: CaptionedPhotos
+    recipe: Recipe, origin: Path, best: Path, target: Path, train: CaptionedPhotos, dev: CaptionedPhotos
 ) -> None:
     """Write the model in ``best`` to ``target``, as the recipe's ``finish`` table says.
 
     Args:
         recipe: of the run.
-        origin: folder of the run's initial model; by default, the result is calibrated if that model is.
+        origin: folder of the run's initial model.
         best: folder of the best model of the last stage.
         target: folder of the result.
-        train: source of the calibration anchors; None for a recipe without stages, whose vectors keep theirs.
+        train: source of the calibration anchors.
         dev: data on which the weight of the dot product is selected and probabilities are fitted.
     """
     settings = recipe.finish
     copy_folder(best, target)
     bundle = load_model(str(best), device=None, dtype="float32")
     encoder, reranker = bundle.encoder, bundle.reranker
-    if train is not None and any(stage.task != "rerank" for stage in recipe.stages):
-        anchors = settings.calibration_anchors
-        if anchors is None:
-            anchors = find_lightningdot(str(origin)).config.get("calibration_anchors", 0)
-        if anchors:
-            plain = replace(bundle, reranker=None)
-            encoder = nn.Module.to(calibrate(plain, train, anchors), bundle.device)
-            encoder.save_pretrained(target)
+    if recipe.changes_vectors and (anchors := anchors_of(recipe, origin)):
+        plain = replace(bundle, reranker=None)
+        encoder = nn.Module.to(calibrate(plain, train, anchors), bundle.device)
+        encoder.save_pretrained(target)
     if settings.dot_weight and reranker is not None:
         reranker.config.dot_weight = best_dot_weight(replace(bundle, encoder=encoder), dev)
         reranker.save_pretrained(target / "reranker")

@@ -89,22 +89,20 @@ def _with_layers(model: LightningDOT, labels: Labels, count: int, sentence_encod
         config.label_shared_layers = labels.shared_layers
     try:
         result = LightningDOT(LightningDOTConfig(**config.to_dict()))
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("label_names.")}
-        if own:
-            present = model.state_dict().items()
-            state |= {name: tensor for name, tensor in present if name.startswith("label_names.layers.")}
-        else:
-            assert sentence_encoder is not None
+        kept = ("label_names.layers.",) if own else ()
+        state = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name.startswith(kept) or not (name.startswith("label_names.") or name.endswith("_calibration.anchors"))
+        }
+        if sentence_encoder is not None:
             state |= _sentence_layers(model, sentence_encoder, labels.shared_layers)
-        result.load_state_dict(state | {f"label_names.{name}": tensor for name, tensor in _unplaced(result).items()})
+        # The buffers are set later: the names' vectors by place(), the calibration's anchors by finish().
+        buffers = result.state_dict().keys() - dict(result.named_parameters()).keys()
+        result.load_state_dict({name: result.state_dict()[name] for name in buffers} | state)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"start.labels: these settings do not fit ({str(error).splitlines()[0]})") from error
     return result.eval()
-
-
-def _unplaced(model: LightningDOT) -> dict[str, Tensor]:
-    assert model.label_names is not None
-    return dict(model.label_names.named_buffers(recurse=False))
 
 
 def _sentence_layers(model: LightningDOT, source: str, shared: int) -> dict[str, Tensor]:

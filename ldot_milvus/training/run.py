@@ -37,7 +37,7 @@ from ldot_milvus.training.batches import Batches, tokenize
 from ldot_milvus.training.checkpoints import copy_folder, newest, read_progress, recovered, replace_folder
 from ldot_milvus.training.data import CaptionedPhotos, cache_name, evenly, photos_of
 from ldot_milvus.training.dual import caption_embeddings
-from ldot_milvus.training.finish import finish
+from ldot_milvus.training.finish import anchors_of, finish
 from ldot_milvus.training.labels import add_labels
 from ldot_milvus.training.masking import Vocabulary
 from ldot_milvus.training.recipe import Recipe, Stage
@@ -159,12 +159,16 @@ class Run:
         self._read_regions(load_model(str(self._origin), device="cpu", dtype="float32"))
 
     def _read_regions(self, bundle: Bundle) -> None:
-        if self._recipe.stages:
-            self._train = self._photos("train", bundle, self._recipe.data.extraction, views=self._recipe.data.views)
+        extraction, views = self._recipe.data.extraction, self._recipe.data.views
+        if not self._recipe.stages:  # the photos of the calibration's anchors alone
+            pairs = self._pairs["train"]
+            rows = evenly(len(pairs), max(1, anchors_of(self._recipe, self._origin)))
+            self._pairs["train"], extraction, views = [pairs[row] for row in rows], {}, 1
+        self._train = self._photos("train", bundle, extraction, views=views)
         self._dev = self._photos("dev", bundle, {})
 
     def _finish(self, best: Path, target: Path) -> None:
-        finish(self._recipe, self._origin, best, target, self._train if self._recipe.stages else None, self._dev)
+        finish(self._recipe, self._origin, best, target, self._train, self._dev)
 
     def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> CaptionedPhotos:
         pairs, model = self._pairs[split], bundle.encoder.config

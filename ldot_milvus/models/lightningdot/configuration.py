@@ -138,11 +138,14 @@ class LightningDOTConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def compared_dim(self) -> int:
+        """Width of what a text and a photo are compared by: the projections, and the block of label names."""
+        return self.projection_dim + (self.label_dim if self.label_count else 0)
+
+    @property
     def embedding_dim(self) -> int:
-        """Width of the encoders' output, with calibration coordinates and the block of label names."""
-        return (
-            self.projection_dim + (2 if self.calibration_anchors else 0) + (self.label_dim if self.label_count else 0)
-        )
+        """Width of the encoders' output, with calibration coordinates."""
+        return self.compared_dim + (2 if self.calibration_anchors else 0)
 
 
 class RerankerConfig(PretrainedConfig):

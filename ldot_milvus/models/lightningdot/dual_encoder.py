@@ -44,7 +44,7 @@ class LightningDOT(BertBasedModel):
         self.image_projection = projection(config.image_config.hidden_size, config.projection_dim)
         self.text_calibration = self.image_calibration = None
         if config.calibration_anchors:
-            arguments = (config.calibration_anchors, config.projection_dim,
+            arguments = (config.calibration_anchors, config.compared_dim,
                          config.calibration_weight, config.calibration_temperature)  # fmt: skip
             self.text_calibration = HubnessCalibration(*arguments)
             self.image_calibration = HubnessCalibration(*arguments)
@@ -76,12 +76,11 @@ class LightningDOT(BertBasedModel):
             states = self.text_model.encode(shared, mask.bool(), self._text_layers[self.config.label_shared_layers :])
             sentences = self.label_names.sentences(self.text_model, shared, mask)
         vectors = self._scaled(self.text_projection(pool(states, mask, self.config.pooling)))
-        parts = [vectors]
-        if self.text_calibration is not None:
-            parts += [self.text_calibration(vectors), torch.ones_like(vectors[:, :1])]
         if self.label_names is not None and sentences is not None:
-            parts.append(self.label_names.text_block(sentences))
-        return torch.cat(parts, dim=1)
+            vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
+        if self.text_calibration is not None:
+            vectors = torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
+        return vectors
 
     def encode_image(
         self,
@@ -109,15 +108,14 @@ class LightningDOT(BertBasedModel):
         mask = _region_mask(region_features, region_mask)
         states = self.image_states(region_features, region_boxes, mask)
         vectors = self._scaled(self.image_projection(pool(states, _with_cls(mask), self.config.pooling)))
-        parts = [vectors]
-        if self.image_calibration is not None:
-            # In the dot product, each modality's correction is multiplied by the other's 1.
-            parts += [torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)]
         if self.label_names is not None:
             if label_probabilities is None:
                 raise ValueError("a model with label names requires label_probabilities")
-            parts.append(self.label_names.image_block(label_probabilities))
-        return torch.cat(parts, dim=1)
+            vectors = torch.cat([vectors, self.label_names.image_block(label_probabilities)], dim=1)
+        if self.image_calibration is not None:
+            # In the dot product, each modality's correction is multiplied by the other's 1.
+            vectors = torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
+        return vectors
 
     def encode_sentences(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode sentences with the sentence encoder of the label names as vectors (B, H) of length 1.

@@ -104,24 +104,28 @@ def test_captions_find_their_photos_better_than_chance(retriever: Retriever) -> 
     assert found >= 30  # of 51; chance finds five
 
 
-def test_vectors_are_384_values_of_length_1_a_correction_and_label_names(mini) -> None:
+LABELS = slice(384, 510)
+"""The label names in a vector."""
+
+
+def test_vectors_are_384_values_of_length_1_label_names_and_a_correction(mini) -> None:
     texts = mini.encode_texts(["a dog", "a man on a horse"])
     images = mini.encode_images([PHOTOS / "000000377575.jpg"])
     assert mini.dim == texts.shape[1] == images.shape[1] == 512
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, images])[:, :384], axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(texts[:, 385], 1)
-    np.testing.assert_allclose(images[:, 384], 1)
-    dogs, riders = texts[:, 386:] @ images[0, 386:]  # the photo shows a dog, which the classifier knows
+    np.testing.assert_allclose(texts[:, 511], 1)
+    np.testing.assert_allclose(images[:, 510], 1)
+    dogs, riders = texts[:, LABELS] @ images[0, LABELS]  # the photo shows a dog, which the classifier knows
     assert dogs > riders
 
 
 def test_label_names_find_what_flickr8k_does_not_show(mini) -> None:
     """By their block alone, one word finds its photo among all sample photos."""
     photos = sorted(PHOTOS.glob("*.jpg"))
-    blocks = mini.encode_images(photos)[:, 386:]
+    blocks = mini.encode_images(photos)[:, LABELS]
     expected = {"an elephant": "000000519208.jpg", "broccoli": "000000062554.jpg",
                 "a passenger plane": "000000125870.jpg", "a scooter": "000000165518.jpg"}  # fmt: skip
-    first = (mini.encode_texts(list(expected))[:, 386:] @ blocks.T).argmax(1)
+    first = (mini.encode_texts(list(expected))[:, LABELS] @ blocks.T).argmax(1)
     assert [photos[row].name for row in first] == list(expected.values())
 
 

@@ -64,6 +64,26 @@ def test_other_names_need_no_training(place: Path) -> None:
     np.testing.assert_allclose(small.encode_images(photo)[0, learned:], blocks[1], atol=0.05)
 
 
+@pytest.mark.parametrize("recipe", ["labels", "finetune"])
+def test_hubness_is_that_of_both_parts(place: Path, recipe: str) -> None:
+    """A text that is near many photos by its names is corrected as one that is near them by its learned vector."""
+    changes = {"stages.0.batch_size": 8} if recipe == "finetune" else {
+        "start.labels.classifier": str(place / "labelled"), "start.labels.cells": 2, "start.labels.dim": 8}  # fmt: skip
+    made = run(place, recipe, f"calibrated-{recipe}", **changes, **{"finish.calibration_anchors": 6})
+    config = made.bundle.encoder.config
+    assert (config.compared_dim, made.dim) == (config.projection_dim + 8, config.projection_dim + 10)
+    paths = sorted((place / "photos").glob("*.jpg"))
+    anchors = [paths[row] for row in np.linspace(0, 11, 6).astype(int)]
+    captions = [json.loads(path.with_suffix(".json").read_text())["captions"][0] for path in anchors]
+    texts, photos = made.encode_texts(captions), made.encode_images(anchors)
+    plain = (texts[:, : config.compared_dim] @ photos[:, : config.compared_dim].T).astype(float)
+    temperature = config.calibration_temperature
+    hubness = [np.logaddexp.reduce(plain / temperature, axis=axis) - np.log(6) for axis in (1, 0)]
+    expected = plain - config.calibration_weight * temperature * (hubness[0][:, None] + hubness[1][None])
+    # The anchors' regions were stored in half precision.
+    np.testing.assert_allclose(texts @ photos.T, expected, rtol=1e-3, atol=1e-2)
+
+
 def test_training_leaves_the_sentence_encoder_as_it_is(place: Path) -> None:
     before = LightningDOTEmbedder(str(place / "labelled"), device="cpu")
     after = run(place, "finetune", "tuned", **{"stages.0.batch_size": 8, "stages.0.learning_rate": 1e-2})
