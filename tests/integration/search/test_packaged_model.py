@@ -10,6 +10,7 @@ import pytest
 
 from ldot_milvus import InputError, Retriever, UsageError, open_store
 from ldot_milvus.ingest.ingestor import Ingestor
+from ldot_milvus.models.lightningdot.text_side import load_pairs, load_texts
 from ldot_milvus.models.registry import PACKAGED, find_model
 from ldot_milvus.search.why import can_explain, why
 from ldot_milvus.sources import expand
@@ -127,6 +128,14 @@ def test_label_names_find_what_flickr8k_does_not_show(mini) -> None:
                 "a passenger plane": "000000125870.jpg", "a scooter": "000000165518.jpg"}  # fmt: skip
     first = (mini.encode_texts(list(expected))[:, LABELS] @ blocks.T).argmax(1)
     assert [photos[row].name for row in first] == list(expected.values())
+
+
+def test_queries_run_by_onnx(mini) -> None:
+    """A graph of another configuration, such as one of another dot_weight, would be left aside without a word."""
+    texts = load_texts(mini.bundle.files, "cpu", None)
+    assert texts is not None
+    reranker = mini.bundle.files.own_reranker()
+    assert load_pairs(reranker, texts.tokens, lambda: mini.reranker) is not None
 
 
 def test_package_keeps_its_size_and_its_card() -> None:
