@@ -178,7 +178,8 @@ def by_length(
         size: texts in a batch.
         width: of the result.
         compute: called with the indices of a batch's texts; returns an array (batch, width).
-        threads: number of batches that are computed at once, for a network that uses one thread.
+        threads: number of batches that are computed at once, for a network that uses one thread. Above 1, the caller
+            must not be in a computation, since each batch takes its own turn.
 
     Returns:
         float32 (n, width), in the order of ``tokens``.
