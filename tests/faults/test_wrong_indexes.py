@@ -60,13 +60,10 @@ def rows() -> list[Record]:
     return [Record(f"{n:05d}", row) for n, row in enumerate(vectors)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "left"),
-    [
-        pytest.param(set(), "GPU_BRUTE_FORCE", marks=pytest.mark.slow),
-        ({"GPU_BRUTE_FORCE"}, "HNSW"),
-        pytest.param({"GPU_BRUTE_FORCE", "HNSW"}, "FLAT", marks=pytest.mark.slow),
-    ],
+    [(set(), "GPU_BRUTE_FORCE"), ({"GPU_BRUTE_FORCE"}, "HNSW"), ({"GPU_BRUTE_FORCE", "HNSW"}, "FLAT")],
     ids=["none is wrong", "that on a GPU is wrong", "the graph is wrong too"],
 )
 def test_auto_takes_the_next_type_and_says_so(

@@ -198,12 +198,13 @@ def test_a_wrong_suffix_is_refused() -> None:
 
 
 def test_a_bomb_costs_nothing() -> None:
-    start = time.perf_counter()
+    """Its pixels would take more than ten seconds to decode."""
+    start = time.process_time()
     message = refusal(png_claiming(50_000, 50_000))
     assert message == "photos/x: 2,500,000,000 pixels are more than the limit of 178,956,970 pixels"
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + encoded(noise(), "GIF")[10:]
     assert "more than the limit" in refusal(gif)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("limit", [None, 10**12])

@@ -217,7 +217,7 @@ def test_photos_are_extracted_once_and_the_model_works(
 def test_a_run_without_a_checkpoint_can_be_changed(place: Path) -> None:
     failed = ldot(*arguments(place, "out", "--max-steps", "1", "--set", "stages.0.batch_size=64"))
     assert failed.exit_code == 2
-    assert "48 photos are too few for batches of 64 pairs" in failed.output
+    assert "48 photos are too few for batches of 64 different photos" in failed.output
     done = ldot(*arguments(place, "out", "--max-steps", "1"))
     assert done.exit_code == 0, done.output
 
@@ -225,7 +225,7 @@ def test_a_run_without_a_checkpoint_can_be_changed(place: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages.0.batch_size": 64}, "48 photos are too few for batches of 64 pairs"),
+        ({"stages.0.batch_size": 64}, "48 photos are too few for batches of 64 different photos"),
         ({"stages.0.distilled": 0.5}, "train: distilled requires a model with a re-ranker of scoring alignment"),
         ({"stages.0.task": "rerank", "start.reranker": {"scoring": "joint"}, "stages.0.hard_negatives": 0},
          "joint scoring requires hard_negatives: give 1 or more"),
