@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.families import ROOT, processor
+from benchmarks.report import report
 from benchmarks.timing import seconds
 from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.images import decode
@@ -66,9 +67,7 @@ def main() -> None:
         "texts_a_second": texts_a_second,
         "texts_chosen_to_torch": round(texts_a_second["chosen"] / texts_a_second["torch"], 2),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, options.out)
 
 
 def photo_stages(embedder: LightningDOTEmbedder, files: list[bytes]) -> dict[str, Callable[[], object]]:

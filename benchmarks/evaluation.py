@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.families import ROOT, processor
+from benchmarks.report import report
 from ldot_milvus.forks import cores
 
 
@@ -60,9 +61,7 @@ def main() -> None:
         "old_to_cached": round(medians["old"] / medians["new, cached"], 2),
         "same_figures": all(one == figures[0] for one in figures),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ that computes without end. Latencies in milliseconds.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -27,6 +26,7 @@ from safetensors.numpy import load
 
 from benchmarks.families import ROOT, processor
 from benchmarks.headline import TEXTS
+from benchmarks.report import report
 from benchmarks.timing import seconds
 from ldot_milvus import Retriever, load_embedder, open_store
 from ldot_milvus.forks import cores
@@ -61,9 +61,7 @@ def main() -> None:
                 }
         quiet, busy_ = result["quiet"]["1 at once"], result["beside a busy process"]["1 at once"]
         result["busy_p90_to_quiet_p50"] = round(busy_["p90"] / quiet["p50"], 2)
-    print(json.dumps(result, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, options.out)
 
 
 def parts(retriever: Retriever, queries: int) -> dict[str, float]:

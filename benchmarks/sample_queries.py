@@ -10,11 +10,11 @@ probability of at most 0.5. Searches re-rank 20 photos.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 from benchmarks.families import ROOT
+from benchmarks.report import report
 from ldot_milvus import Retriever, load_embedder, open_store
 from ldot_milvus.ingest.ingestor import Ingestor
 from ldot_milvus.sources import expand
@@ -85,9 +85,7 @@ def main() -> None:
         "places": {query: {"place": place, "probability of the first": p} for query, place, p in rows},
         "found without an answer": {query: {"first": photo, "probability": p} for query, photo, p in nothing},
     }
-    print(json.dumps(result, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

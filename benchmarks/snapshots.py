@@ -1,7 +1,7 @@
 """Compare two versions of the local store: first answer of a new process, searches with and without a filter, memory.
 
     git worktree add /tmp/before v0.1.0
-    python benchmarks/snapshots.py --old /tmp/before --rows 1000000 --out benchmarks/results/snapshots.json
+    python -m benchmarks.snapshots --old /tmp/before --rows 1000000 --out benchmarks/results/snapshots.json
 
 Each version has its own copy of the same store. New processes of the two versions take turns, so that a busy machine
 slows both. The first process of the new version writes the snapshot; it is measured apart.
@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from indexes import vectors
-from stores import BATCH, load
 
+from benchmarks.indexes import vectors
+from benchmarks.report import report
+from benchmarks.stores import BATCH, load
 from ldot_milvus.stores import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -111,9 +112,7 @@ def main():
         "new_to_old": {key: round(medians["new"][key] / medians["old"][key], 3) for key in medians["new"]},
         "search_to_bare": round(medians["new"]["search_ms"] / medians["new"]["bare_ms"], 3),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, options.out)
 
 
 if __name__ == "__main__":

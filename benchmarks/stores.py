@@ -1,6 +1,6 @@
 """Measure loading and searching of whole stores: rows per second, ms per search with and without a filter, recall@10.
 
-    python benchmarks/stores.py --rows 10000 100000 1000000 --dim 768 --out benchmarks/results/stores.json
+    python -m benchmarks.stores --rows 10000 100000 1000000 --dim 768 --out benchmarks/results/stores.json
 
 Measures the local store and the Milvus server of the PyPI package, each in a temporary folder, with the vectors of
 ``indexes.py``. Recall is relative to the local store's exact index. A server is measured twice: fresh, right after the
@@ -12,18 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from indexes import K, vectors
 
+from benchmarks.indexes import K, vectors
 from ldot_milvus.stores import Record, open_store
 from ldot_milvus.stores.milvus.schema import VECTOR
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.servers.milvus_server import PackagedServer
 
 BATCH = 2000

@@ -116,16 +116,15 @@ class Batches(Dataset["Batch | LdotError"]):
         self._process, self._caption_embeddings = process, caption_embeddings
         self._first_stage = first_stage
         self._first_caption = np.cumsum([0, *map(len, tokens)])
-        self._pairs = stage.batch_size * processes
         self._captions = stage.captions_per_photo
-        self._seeds = self._pairs // (1 + stage.hard_negatives) // self._captions
+        different = stage.batch_size * processes // self._captions
+        self._seeds = different // (1 + stage.hard_negatives)
         fewest = min(map(len, tokens))
         self._rounds = fewest // self._captions
         self._pass_length = len(photos) // self._seeds
-        if len(photos) < self._pairs // self._captions:
+        if len(photos) < different:
             raise UsageError(
-                f"{len(photos)} photos are too few for batches of {self._pairs // self._captions} different photos: "
-                "lower batch_size"
+                f"{len(photos)} photos are too few for batches of {different} different photos: lower batch_size"
             )
         if not self._rounds:
             raise UsageError(f"a photo has {fewest} captions, fewer than captions_per_photo: set it to {fewest}")
@@ -210,12 +209,12 @@ class Batches(Dataset["Batch | LdotError"]):
         photos = [
             _Photo(
                 self._photos,
-                [self._tokens[row][turn] for turn in turns[place : place + self._captions]],
-                int(row),
+                [self._tokens[rows[place]][turn] for turn in turns[place : place + self._captions]],
+                int(rows[place]),
                 self._stage,
                 self._rng(PAIR, number, first + place),
             )
-            for place, row in list(enumerate(rows.tolist()))[:: self._captions]
+            for place in range(0, len(rows), self._captions)
         ]
         ids, mask = pad([words for photo in photos for words in photo.disturbed_words])
         views = [photo.disturbed for photo in photos]

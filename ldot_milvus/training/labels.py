@@ -89,17 +89,15 @@ def _with_layers(model: LightningDOT, labels: Labels, count: int, sentence_encod
         config.label_shared_layers = labels.shared_layers
     try:
         result = LightningDOT(LightningDOTConfig(**config.to_dict()))
-        kept = ("label_names.layers.",) if own else ()
-        state = {
-            name: tensor
-            for name, tensor in model.state_dict().items()
-            if name.startswith(kept) or not (name.startswith("label_names.") or name.endswith("_calibration.anchors"))
-        }
-        if sentence_encoder is not None:
+        fresh = result.state_dict()
+        # Buffers are set later: the names' vectors by place(), the calibration's anchors by finish().
+        later = fresh.keys() - dict(result.named_parameters()).keys()
+        state = {name: tensor for name, tensor in model.state_dict().items() if name not in later}
+        if not own:
+            assert sentence_encoder is not None
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("label_names.")}
             state |= _sentence_layers(model, sentence_encoder, labels.shared_layers)
-        # The buffers are set later: the names' vectors by place(), the calibration's anchors by finish().
-        buffers = result.state_dict().keys() - dict(result.named_parameters()).keys()
-        result.load_state_dict({name: result.state_dict()[name] for name in buffers} | state)
+        result.load_state_dict(state | {name: fresh[name] for name in later})
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"start.labels: these settings do not fit ({str(error).splitlines()[0]})") from error
     return result.eval()

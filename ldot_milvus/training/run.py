@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from ldot_milvus.errors import UsageError
-from ldot_milvus.evaluation.datasets import read_pairs
+from ldot_milvus.evaluation.datasets import Pair, read_pairs
 from ldot_milvus.models.lightningdot.bundle import Bundle, load_extractor
 from ldot_milvus.models.lightningdot.files import find_lightningdot
 from ldot_milvus.models.loading import load_model
@@ -159,19 +159,21 @@ class Run:
         self._read_regions(load_model(str(self._origin), device="cpu", dtype="float32"))
 
     def _read_regions(self, bundle: Bundle) -> None:
-        extraction, views = self._recipe.data.extraction, self._recipe.data.views
-        if not self._recipe.stages:  # the photos of the calibration's anchors alone
-            pairs = self._pairs["train"]
+        data, pairs = self._recipe.data, self._pairs["train"]
+        if self._recipe.stages:
+            self._train = self._photos(pairs, bundle, data.extraction, views=data.views)
+        else:  # the photos of the calibration's anchors alone
             rows = evenly(len(pairs), max(1, anchors_of(self._recipe, self._origin)))
-            self._pairs["train"], extraction, views = [pairs[row] for row in rows], {}, 1
-        self._train = self._photos("train", bundle, extraction, views=views)
-        self._dev = self._photos("dev", bundle, {})
+            self._train = self._photos([pairs[row] for row in rows], bundle, {})
+        self._dev = self._photos(self._pairs["dev"], bundle, {})
 
     def _finish(self, best: Path, target: Path) -> None:
         finish(self._recipe, self._origin, best, target, self._train, self._dev)
 
-    def _photos(self, split: str, bundle: Bundle, extraction: dict[str, Any], views: int = 1) -> CaptionedPhotos:
-        pairs, model = self._pairs[split], bundle.encoder.config
+    def _photos(
+        self, pairs: Sequence[Pair], bundle: Bundle, extraction: dict[str, Any], views: int = 1
+    ) -> CaptionedPhotos:
+        model = bundle.encoder.config
         extractor, name = None, "given"
         if not isinstance(pairs[0].load(), Regions):
             extractor = load_extractor(bundle.files, self._accelerator.device, torch.float32, extraction)

@@ -157,8 +157,8 @@ def test_every_command_ends_with_one_line(
                 "OMP_NUM_THREADS": "1",
                 "LDOT_STORE": f"faiss:{store}",
             }
-            # A worker waits for its broker without end, and says so.
-            seconds = 40.0 if name == "worker" else kind.seconds  # 10 on a quiet machine
+            # A worker waits for its broker without end, and says so: after 10 s on a quiet machine.
+            seconds = 30.0 if name == "worker" else kind.seconds
             command = list(COMMANDS[name])
             cells.append({"command": command, "env": {**env, **given}, "folder": str(place), "seconds": seconds})
             about.append((f"{name} with {given} ({kind.server!r})", name, kind))

@@ -204,7 +204,7 @@ def test_a_bomb_costs_nothing() -> None:
     assert message == "photos/x: 2,500,000,000 pixels are more than the limit of 178,956,970 pixels"
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + encoded(noise(), "GIF")[10:]
     assert "more than the limit" in refusal(gif)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize("limit", [None, 10**12])

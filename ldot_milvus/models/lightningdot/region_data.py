@@ -83,9 +83,9 @@ def record(features: Array, regions: Regions) -> KeptImage:
         "confidence": np.ascontiguousarray(regions.confidence, np.float16),
     }
     if regions.label_probabilities is not None:
-        probabilities = regions.label_probabilities[places_of(regions)]
-        kept["labels"] = probabilities.argmax(1).astype(np.int16)
-        kept["label_probabilities"] = probabilities.max(1).astype(np.float16)
+        places = places_of(regions)
+        kept["labels"] = regions.label_probabilities.argmax(1).astype(np.int16)[places]
+        kept["label_probabilities"] = regions.label_probabilities.max(1).astype(np.float16)[places]
     return kept
 
 

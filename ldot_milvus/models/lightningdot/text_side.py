@@ -96,7 +96,7 @@ class GraphReranker(ReadsRegionData):
         self._graph, self._tokens, self._network = graph, tokens, network
         # ONNX Runtime converts half precision 20 times as fast as NumPy: 0.05 ms for 20 photos, and not 1. The graphs
         # of earlier versions read float32.
-        self._stored = np.float16 if "regions" in graph.halves else np.float32
+        self._region_dtype = np.float16 if "regions" in graph.halves else np.float32
 
     def keep(self, features: Sequence[ImageFeatures]) -> list[KeptImage]:
         """Convert regions to region data, see :meth:`.reranker.LightningDOTReranker.keep`."""
@@ -109,7 +109,7 @@ class GraphReranker(ReadsRegionData):
         regions = regions_of(kept)
         tokens, words = self._tokens.words(text, _text_limit(self._files))
         ids, mask = self._tokens.arrays([tokens])
-        features, _, region_mask = pad_regions([regions], self._stored)
+        features, _, region_mask = pad_regions([regions], self._region_dtype)
         with computation:
             weights = self._graph(
                 WEIGHTS, ids=ids, mask=mask, text_of_pair=np.zeros(1, np.int64), regions=features,
@@ -125,7 +125,7 @@ class GraphReranker(ReadsRegionData):
         def score(pairs: list[int]) -> Array:
             distinct, text_of_pair = distinct_texts([tokens[pair] for pair in pairs])
             ids, mask = self._tokens.arrays(distinct)
-            features, _, region_mask = pad_regions([regions[id(kept[pair])] for pair in pairs], self._stored)
+            features, _, region_mask = pad_regions([regions[id(kept[pair])] for pair in pairs], self._region_dtype)
             scores = self._graph(
                 ids=ids,
                 mask=mask,
