@@ -40,8 +40,13 @@ def build_classifier(folder: Path, size: int = 36, names: list[str] | None = Non
     return folder
 
 
-def build_labelled_model(folder: Path, tiny_model: str) -> tuple[Path, Path]:
+def build_labelled_model(folder: Path, tiny_model: str, *, features: bool = False) -> tuple[Path, Path]:
     """Save a tiny model of two text layers that gets label names, and the sentence encoder that shares the first.
+
+    Args:
+        folder: of the model.
+        tiny_model: the model without label names.
+        features: the model's regions have the classifier's features and the names' vectors too.
 
     Returns:
         The model's folder, and the sentence encoder's.
@@ -49,7 +54,7 @@ def build_labelled_model(folder: Path, tiny_model: str) -> tuple[Path, Path]:
     import torch
     from transformers import BertModel
 
-    from ldot_milvus.model import LightningDOT, LightningDOTConfig
+    from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
     from ldot_milvus.training.checkpoints import copy_folder
     from ldot_milvus.training.labels import add_labels
     from ldot_milvus.training.recipe import Labels
@@ -57,6 +62,11 @@ def build_labelled_model(folder: Path, tiny_model: str) -> tuple[Path, Path]:
     copy_folder(Path(tiny_model), folder)
     config = LightningDOTConfig.from_pretrained(folder)
     config.text_config.num_hidden_layers = 2
+    if features:
+        config.region_dim += 24 + 2 * 8
+        reranker = RerankerConfig.from_pretrained(folder / "reranker")
+        reranker.region_dim = config.region_dim
+        CrossAttentionReranker(reranker).save_pretrained(folder / "reranker")
     torch.manual_seed(5)
     model = LightningDOT(config)
     for name, weight in model.named_parameters():
@@ -72,7 +82,9 @@ def build_labelled_model(folder: Path, tiny_model: str) -> tuple[Path, Path]:
     encoder = folder.with_name(f"{folder.name}-sentences")
     sentences.save_pretrained(encoder)
     classifier = build_classifier(folder.with_name(f"{folder.name}-classifier"))
-    labels = Labels(classifier=str(classifier), dim=8, shared_layers=1, weight=0.25, temperature=0.7, cells=2)
+    labels = Labels(
+        classifier=str(classifier), dim=8, shared_layers=1, weight=0.25, temperature=0.7, cells=2, features=features
+    )
     add_labels(labels, str(encoder), folder, CAPTIONS)
     return folder, encoder
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAIRS, PAIR_BLOCK = 32, 2000
+PHOTO_BLOCK, PAIR_BLOCK = 32, 2000
 
 Recall = dict[str, dict[str, float]]
 """Recall of each direction in percent: ``{"text_to_image": {"R@1": ...}, "image_to_text": {...}}``."""
@@ -140,7 +140,7 @@ def _encode(embedder: Embedder, pairs: Sequence[Pair], reranker: Reranker | None
         return list(map(EncodedPair, images, np.split(texts, ends[:-1]), kept))
 
     encoded: list[EncodedPair] = []
-    for number, block in enumerate(batched(pairs, PAIRS)):
+    for number, block in enumerate(batched(pairs, PHOTO_BLOCK)):
         loaded = [(pair, pair.load()) for pair in block]
         encoded += encode(loaded) if cache is None else cache.encoded(loaded, encode)
         if number % 10 == 0:

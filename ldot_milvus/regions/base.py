@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -66,6 +67,18 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def label_places(self) -> Ids:
+        """For each region, the row of ``label_probabilities`` of the cell in which its centre is, (n,)."""
+        assert self.label_probabilities is not None
+        cells = math.isqrt(len(self.label_probabilities) - 1)
+        if not cells:
+            return np.zeros(len(self), np.int64)
+        centres = (self.boxes[:, :2] + self.boxes[:, 2:4]) / 2
+        x, y = np.clip((centres * cells).astype(np.int64), 0, cells - 1).T
+        places: Ids = 1 + y * cells + x  # row 0 is the whole photo
+        return places
 
     def first(self, count: int) -> Regions:
         """Return the first ``count`` regions, or all regions if there are fewer."""

@@ -6,7 +6,6 @@ The network is MobileNetV2's inverted residuals (Sandler et al., CVPR 2018) in E
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -160,20 +159,26 @@ class EfficientNetLite(QuantizedStorage, PreTrainedModel):
         return self
 
 
-def cell_means(features: Tensor, cells: int) -> Tensor:
-    """Average a feature map over a grid of cells.
+def box_means(features: Tensor, corners: Tensor) -> Tensor:
+    """Average a feature map over boxes, each position by the share of it that lies in the box.
 
     Args:
-        features: (B, C, H, W) with H, W >= cells.
-        cells: number of cells along each side.
+        features: (B, C, H, W).
+        corners: (R, 4): x1, y1, x2, y2 as fractions of the map's sides, with x1 < x2 and y1 < y2.
 
     Returns:
-        (B, cells * cells, C), row by row. The edges are at ``round(i * H / cells)``.
+        (B, R, C).
     """
-    edges = [[round(i * side / cells) for i in range(cells + 1)] for side in features.shape[-2:]]
-    means = [
-        features[:, :, top:bottom, left:right].mean((2, 3))
-        for top, bottom in pairwise(edges[0])
-        for left, right in pairwise(edges[1])
-    ]
-    return torch.stack(means, dim=1)
+    left, top, right, bottom = corners.to(features.device).T
+    rows, columns = (
+        _overlaps(first, last, side).to(features.dtype)
+        for first, last, side in zip((top, left), (bottom, right), features.shape[-2:], strict=True)
+    )
+    return torch.einsum("bchw,rh,rw->brc", features, rows, columns)
+
+
+def _overlaps(first: Tensor, last: Tensor, positions: int) -> Tensor:
+    """Return the weights (R, positions) of a side's positions in the intervals from ``first`` to ``last``."""
+    edges = torch.arange(positions + 1, device=first.device) / positions
+    shares = (torch.minimum(last[:, None], edges[1:]) - torch.maximum(first[:, None], edges[:-1])).clamp_min(0)
+    return shares / shares.sum(1, keepdim=True)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BertModel
@@ -14,10 +15,10 @@ from transformers import BertModel
 from ldot_milvus.errors import ModelError, UsageError
 from ldot_milvus.evaluation.photos import Caption
 from ldot_milvus.models.base import read_config
-from ldot_milvus.models.lightningdot.bundle import Bundle
+from ldot_milvus.models.lightningdot.bundle import Bundle, load_extractor
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
-from ldot_milvus.models.lightningdot.files import LABEL_NAMES, LABELS, find_lightningdot
+from ldot_milvus.models.lightningdot.files import LABEL_NAMES, LABEL_VECTORS, LABELS, find_lightningdot
 from ldot_milvus.models.loading import QuietTransformers, load_model
 from ldot_milvus.models.texts import by_length
 from ldot_milvus.training.checkpoints import copy_folder
@@ -46,9 +47,37 @@ def add_labels(labels: Labels, sentence_encoder: str | None, folder: Path, capti
     encoder = _with_layers(bundle.encoder, labels, len(names), sentence_encoder)
     assert encoder.label_names is not None
     encoder.label_names.place(
-        _sentences(encoder, bundle, [SENTENCE.format(name) for name in names]), _sentences(encoder, bundle, captions)
+        _sentences(encoder, bundle, [SENTENCE.format(name) for name in names]),
+        _sentences(encoder, bundle, captions),
+        _directions(bundle.encoder, labels),
     )
     encoder.save_pretrained(folder)
+    if encoder.config.label_features:
+        np.save(folder / LABELS / LABEL_VECTORS, encoder.label_names.vectors.numpy().astype(np.float16))
+        _check_width(labels, folder)
+
+
+def _directions(model: LightningDOT, labels: Labels) -> Tensor | None:
+    """Return the directions in which the model's networks have learned to read names; None if they read none."""
+    if model.label_names is None or not model.config.label_features:
+        return None
+    if labels.dim != model.config.label_dim:
+        raise UsageError(
+            f"start.labels.dim is {labels.dim}, and the model has learned to read names of width "
+            f"{model.config.label_dim}: give that"
+        )
+    return model.label_names.directions
+
+
+def _check_width(labels: Labels, folder: Path) -> None:
+    """Refuse a model that does not read as many features as its regions have with those of the classifier."""
+    try:
+        load_extractor(find_lightningdot(str(folder)), torch.device("cpu"), torch.float32)
+    except ModelError as error:
+        raise UsageError(
+            f"start.labels.features adds features of {labels.classifier} and two vectors of {labels.dim} values to a "
+            f"region's, for which region_dim must be set: {error}"
+        ) from error
 
 
 def _copy_classifier(labels: Labels, target: Path) -> list[str]:
@@ -73,6 +102,7 @@ def _copy_classifier(labels: Labels, target: Path) -> list[str]:
         )
     if source.resolve() != target.resolve():
         copy_folder(source, target)
+    (target / LABEL_VECTORS).unlink(missing_ok=True)  # of other names
     (target / LABEL_NAMES).write_text(json.dumps(names, ensure_ascii=False, indent=0), encoding="utf-8")
     return names
 
@@ -84,6 +114,7 @@ def _with_layers(model: LightningDOT, labels: Labels, count: int, sentence_encod
     if not own and sentence_encoder is None:
         raise UsageError("start.labels.text: name the sentence encoder of the label names, the model has none yet")
     config.label_count, config.label_dim, config.label_weight = count, labels.dim, labels.weight
+    config.label_features = config.label_features or labels.features
     config.label_classifier = {"temperature": labels.temperature, "cells": labels.cells}
     if not own:
         config.label_shared_layers = labels.shared_layers

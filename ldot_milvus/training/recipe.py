@@ -62,6 +62,7 @@ class Labels(_Section):
     weight: PositiveFloat = 0.3  # of the label names in the score
     temperature: PositiveFloat = 0.7  # of the classifier's softmax
     cells: PositiveInt = 3  # along each side of a photo
+    features: bool = False  # a region's features are followed by the classifier's and by the names' vectors in it
 
 
 class Start(_Section):

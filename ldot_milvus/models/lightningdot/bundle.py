@@ -184,12 +184,14 @@ def load_extractor(
     except (OSError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"the region extractor of model {files.name!r} cannot be loaded: {first}") from error
+    if files.has_labels:
+        extractor = _with_labels(files, extractor, device, convolution_dtype)
     if extractor.dim != files.config.get("region_dim"):
         raise ModelError(
             f"model {files.name!r} reads regions of {files.config.get('region_dim')} features, and the extractor in "
             f"{weights} returns {extractor.dim}: use the extractor that the model was trained with"
         )
-    return _with_labels(files, extractor, device, convolution_dtype) if files.has_labels else extractor
+    return extractor
 
 
 def _with_labels(
@@ -210,4 +212,4 @@ def _with_labels(
             f"model {files.name!r} has the names of {count} labels, and the classifier in {folder} knows "
             f"{classifier.count}: use the classifier that the model was made with"
         )
-    return LabelledExtractor(extractor, classifier)
+    return LabelledExtractor(extractor, classifier, files.label_vectors)

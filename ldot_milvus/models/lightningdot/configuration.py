@@ -53,6 +53,8 @@ class LightningDOTConfig(PretrainedConfig):
         label_weight: weight of this block's dot product in the score.
         label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
             names; training leaves them, and the word embeddings, as they are.
+        label_features: a region's features are followed by those of the classifier and by the vectors of the label
+            names in it (:class:`~ldot_milvus.regions.labels.LabelledExtractor`); ``region_dim`` includes them.
         label_classifier: options of the classifier (:class:`~ldot_milvus.regions.labels.LabelClassifier`), whose
             weights and label names are in the model's folder ``labels``.
         pooler: include BERT's pooler layers, which the published checkpoints contain for their matching head.
@@ -87,6 +89,7 @@ class LightningDOTConfig(PretrainedConfig):
         label_dim: int = 126,
         label_weight: float = 0.3,
         label_shared_layers: int = 0,
+        label_features: bool = False,
         label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
         max_text_length: int = 60,
@@ -130,6 +133,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.label_dim = label_dim
         self.label_weight = label_weight
         self.label_shared_layers = label_shared_layers
+        self.label_features = label_features
         self.label_classifier = label_classifier
         self.pooler = pooler
         self.max_text_length = max_text_length
@@ -157,6 +161,7 @@ class RerankerConfig(PretrainedConfig):
         scoring: "joint" (published: UNITER's image-text matching) runs the transformer over words and regions
             together and scores the pooled first position. "alignment" runs it over the words alone and compares each
             word with the regions (``alignment.WordRegionAlignment``), which learns from far fewer pairs.
+        region_alignment: an "alignment" compares each region with the words too, not only each word with the regions.
         region_input: what ingestion stores for re-ranking. "features" is the region extractor's output (published).
             "embedded" is the output of ``CrossAttentionReranker.embed_regions``: the scores are the same, with less to
             store and less to compute in a query.
@@ -176,6 +181,7 @@ class RerankerConfig(PretrainedConfig):
         bert_config: BertConfig | dict[str, Any] | None = None,
         region_dim: int = 2048,
         scoring: str = "joint",
+        region_alignment: bool = False,
         region_input: str = "features",
         dot_weight: float = 0.0,
         max_text_length: int = 60,
@@ -188,6 +194,7 @@ class RerankerConfig(PretrainedConfig):
         self.bert_config = _bert_config(bert_config)
         self.region_dim = region_dim
         self.scoring = scoring
+        self.region_alignment = region_alignment
         self.region_input = region_input
         self.dot_weight = dot_weight
         self.max_text_length = max_text_length

@@ -34,7 +34,7 @@ class CrossAttentionReranker(BertBasedModel):
         self.bert = BertBody(config.bert_config, region_dim=config.region_dim, pooler=joint)
         self.rank_output = nn.Linear(width, 1) if joint else None
         self.region_projection = None if joint else projection(width, width)
-        self.alignment = None if joint else WordRegionAlignment(width)
+        self.alignment = None if joint else WordRegionAlignment(width, both=config.region_alignment)
         self.post_init()
 
     def forward(

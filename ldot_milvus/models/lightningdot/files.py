@@ -5,7 +5,8 @@
     config.json, model.safetensors      the dual encoder
     tokenizer.json, ...                 its tokenizer
     regions/                            the region extractor's weights, unless the configuration names another folder
-    labels/                             a classifier and the names of its labels, of a model with label names
+    labels/                             a classifier and the names of its labels, of a model with label names; and the
+                                        names' vectors, if regions have them among their features
     reranker/                           the cross-attention re-ranker (optional)
     calibration.json                    probabilities of the dot product, and in reranker/ of its scores (optional)
     text.onnx, reranker/score.onnx      the networks of a query for ONNX Runtime (optional, models/onnx_graph.py)
@@ -18,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from ldot_milvus.errors import ModelError, first_line
@@ -40,6 +43,9 @@ WEIGHTS = "weights"
 LABELS = "labels"
 LABEL_NAMES = "labels.json"
 """In the folder ``labels``: the names of the classifier's labels in its order, a JSON list of texts."""
+
+LABEL_VECTORS = "vectors.npy"
+"""In the folder ``labels``: the vectors of the names, float16 (labels, width), for the features of regions."""
 
 HUB_FILES = (
     "config.json", "model.safetensors", CALIBRATION, f"{TEXT_GRAPH}*", "tokenizer.json", "tokenizer_config.json",
@@ -114,14 +120,34 @@ class LightningDOTFiles(ModelFiles):
             raise ModelError(f"{file} cannot be read ({first_line(error)}): copy it again") from error
         return [str(name) for name in names]
 
+    @property
+    def label_vectors(self) -> NDArray[np.float32] | None:
+        """The vectors of the labels' names (labels, width); None if regions do not have them among their features.
+
+        Raises:
+            ModelError: the file cannot be read, or is not a matrix with a row for each label.
+        """
+        if not self.config.get("label_features"):
+            return None
+        file = self.folder / LABELS / LABEL_VECTORS
+        try:
+            vectors = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ModelError(f"{file} cannot be read ({first_line(error)}): copy it again") from error
+        if vectors.ndim != 2 or len(vectors) != self.config["label_count"]:
+            raise ModelError(f"{file} has the shape {vectors.shape}: the model has {self.config['label_count']} labels")
+        return vectors.astype(np.float32)
+
     @cached_property
     def features_fingerprint(self) -> str:
-        """Hash of the region extractor alone, 32 hex digits.
+        """Hash of everything that determines the features of regions, 32 hex digits.
 
         Region data therefore stay valid for another dual encoder over the same regions.
         """
-        about = [self.extractor_config, self.config.get("region_dim")]
-        return self._digest(json.dumps(about, sort_keys=True), self.extractor_files)
+        about, files = [self.extractor_config, self.config.get("region_dim")], self.extractor_files
+        if self.config.get("label_features"):
+            about, files = [*about, self.config.get("label_classifier")], [*files, *self.label_files]
+        return self._digest(json.dumps(about, sort_keys=True), files)
 
     @property
     def fitted_for(self) -> dict[str, Any]:

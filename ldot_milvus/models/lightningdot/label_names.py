@@ -66,15 +66,17 @@ class LabelNames(nn.Module):
         return self.weight * (probabilities[:, 0].float() @ self.vectors.float())
 
     @torch.no_grad()
-    def place(self, labels: Tensor, texts: Tensor) -> None:
+    def place(self, labels: Tensor, texts: Tensor, directions: Tensor | None = None) -> None:
         """Set the labels' vectors, their directions, and the mean of texts.
 
         Args:
             labels: (count, H), the names' vectors by :meth:`sentences`.
             texts: (N, H), vectors of texts like those that will be searched.
+            directions: (dim, H), of length 1, to be kept; None: those in which the names differ most.
         """
         centred = labels - labels.mean(0)
-        directions = torch.linalg.svd(centred, full_matrices=True).Vh[: len(self.directions)]
+        if directions is None:
+            directions = torch.linalg.svd(centred, full_matrices=True).Vh[: len(self.directions)]
         self.directions.copy_(directions)
         self.vectors.copy_(centred @ directions.T)
         self.mean.copy_(texts.mean(0))

@@ -10,7 +10,6 @@ classifier sees most probably in the part of the photo where each region is. No 
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -83,25 +82,10 @@ def record(features: Array, regions: Regions) -> KeptImage:
         "confidence": np.ascontiguousarray(regions.confidence, np.float16),
     }
     if regions.label_probabilities is not None:
-        places = places_of(regions)
+        places = regions.label_places
         kept["labels"] = regions.label_probabilities.argmax(1).astype(np.int16)[places]
         kept["label_probabilities"] = regions.label_probabilities.max(1).astype(np.float16)[places]
     return kept
-
-
-def places_of(regions: Regions) -> NDArray[np.int64]:
-    """Return the row of ``label_probabilities`` for each region, (n,): the cell in which its centre is.
-
-    Row 0 is the whole photo; cells follow row by row.
-    """
-    assert regions.label_probabilities is not None
-    cells = math.isqrt(len(regions.label_probabilities) - 1)
-    if not cells:
-        return np.zeros(len(regions), np.int64)
-    centres = (regions.boxes[:, :2] + regions.boxes[:, 2:4]) / 2
-    x, y = np.clip((centres * cells).astype(np.int64), 0, cells - 1).T
-    places: NDArray[np.int64] = 1 + y * cells + x
-    return places
 
 
 def regions_of(kept: KeptImage) -> Regions:

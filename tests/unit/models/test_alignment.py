@@ -15,10 +15,10 @@ from ldot_milvus.models.lightningdot.alignment import WordRegionAlignment
 TEXTS, IMAGES, WIDTH = 3, 4, 8
 
 
-@pytest.fixture(scope="module")
-def alignment() -> WordRegionAlignment:
+@pytest.fixture(scope="module", params=[False, True], ids=["from words", "both directions"])
+def alignment(request: pytest.FixtureRequest) -> WordRegionAlignment:
     torch.manual_seed(0)
-    return WordRegionAlignment(WIDTH).eval()
+    return WordRegionAlignment(WIDTH, both=request.param).eval()
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +32,29 @@ def sides() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def by_hand(alignment: WordRegionAlignment, words: np.ndarray, regions: np.ndarray) -> float:
-    """SCAN (Lee et al., ECCV 2018), text to image: equations 1 to 3, then a weighted mean over the words."""
-    unit = [v / np.linalg.norm(v) for v in regions]
-    cosine = np.array([[w @ v / np.linalg.norm(w) for v in unit] for w in words])
+    """SCAN (Lee et al., ECCV 2018), text to image, and the mean with image to text."""
+    sharpness = math.exp(alignment.log_sharpness)
+    score = one_direction(alignment.importance, sharpness, words, regions)
+    if alignment.region_importance is not None:
+        score = (score + one_direction(alignment.region_importance, sharpness, regions, words)) / 2
+    return score * math.exp(alignment.log_scale)
+
+
+def one_direction(importance: torch.nn.Linear, sharpness: float, queries: np.ndarray, context: np.ndarray) -> float:
+    """Equations 1 to 3, then a weighted mean over the queries."""
+    unit = [v / np.linalg.norm(v) for v in context]
+    cosine = np.array([[q @ v / np.linalg.norm(q) for v in unit] for q in queries])
     positive = np.maximum(cosine, 0)
     shown = positive / np.maximum(np.sqrt((positive**2).sum(0)), 1e-6)
     found = []
-    for word, row in zip(words, shown, strict=True):
-        attention = np.exp(row * math.exp(alignment.log_sharpness))
+    for query, row in zip(queries, shown, strict=True):
+        attention = np.exp(row * sharpness)
         attention /= attention.sum()
         attended = sum(a * v for a, v in zip(attention, unit, strict=True))
-        found.append(word @ attended / np.linalg.norm(word) / np.linalg.norm(attended))
-    importance = words @ alignment.importance.weight[0].numpy() + alignment.importance.bias.numpy()
-    weights = np.exp(importance) / np.exp(importance).sum()
-    return float(weights @ np.array(found)) * math.exp(alignment.log_scale)
+        found.append(query @ attended / np.linalg.norm(query) / np.linalg.norm(attended))
+    logits = queries @ importance.weight[0].numpy() + importance.bias.numpy()
+    weights = np.exp(logits) / np.exp(logits).sum()
+    return float(weights @ np.array(found))
 
 
 @torch.inference_mode()
@@ -69,12 +78,14 @@ def test_single_pairs_score_as_all_pairs(alignment: WordRegionAlignment, sides: 
 
 
 @torch.inference_mode()
-def test_text_and_image_encoded_separately_have_the_same_score() -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_text_and_image_encoded_separately_have_the_same_score(both: bool) -> None:
     """Words and regions encoded separately score as the complete model does, and padding changes nothing."""
     torch.manual_seed(2)
     body = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
             "vocab_size": 200, "max_position_embeddings": 16}  # fmt: skip
-    model = CrossAttentionReranker(RerankerConfig(bert_config=body, region_dim=24, scoring="alignment")).eval()
+    config = RerankerConfig(bert_config=body, region_dim=24, scoring="alignment", region_alignment=both)
+    model = CrossAttentionReranker(config).eval()
     ids, features, boxes = torch.randint(1, 200, (3, 7)), torch.randn(3, 5, 24), torch.rand(3, 5, 7)
     mask = torch.arange(7) < torch.tensor([7, 4, 2])[:, None]
     present = torch.arange(5) < torch.tensor([2, 5, 3])[:, None]

@@ -35,6 +35,12 @@ def embedder(folders: tuple[Path, Path]) -> LightningDOTEmbedder:
     return LightningDOTEmbedder(str(folders[0]), device="cpu")
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Path:
+    """A model whose regions have the classifier's features and the names' vectors."""
+    return build_labelled_model(tmp_path_factory.mktemp("models") / "seeing", tiny_model, features=True)[0]
+
+
 def sentences(folder: Path, texts: list[str]) -> np.ndarray:
     """Vectors of a sentence encoder, one text at a time: the mean of the last states, of length 1."""
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
@@ -178,3 +184,75 @@ def test_regions_are_named_by_what_the_classifier_sees_around_their_centre(
     np.testing.assert_array_equal(
         embedder.reranker.score(["a dog"] * 2, [kept, earlier]), embedder.reranker.score(["a dog"] * 2, [earlier] * 2)
     )
+
+
+def test_regions_have_the_vectors_by_which_the_block_compares(seeing: Path) -> None:
+    embedder = LightningDOTEmbedder(str(seeing), device="cpu")
+    (regions,) = embedder.image_features([make_photo(1)])
+    names = embedder.bundle.encoder.label_names
+    assert names is not None
+    assert regions.label_probabilities is not None
+    whole = regions.label_probabilities[0] @ names.vectors.numpy()
+    np.testing.assert_allclose(regions.features[0, -DIM:], whole, atol=1e-3)  # stored in half precision
+    np.testing.assert_allclose(
+        embedder.encode_features([regions])[0], embedder.encode_images([make_photo(1)])[0], atol=1e-5
+    )
+    assert embedder.reranker is not None
+    (kept,) = embedder.reranker.keep([regions])
+    assert np.isfinite(embedder.reranker.score(["a dog"], [kept])).all()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "labels.json", "vectors.npy"])
+def test_region_data_depend_on_the_classifier_whose_features_they_have(seeing: Path, tmp_path: Path, name: str) -> None:
+    copy_folder(seeing, tmp_path / "model")
+    changed = tmp_path / "model" / "labels" / name
+    data = bytearray(changed.read_bytes())
+    data[-3] ^= 1
+    changed.write_bytes(data)
+    before, after = find_model(str(seeing)), find_model(str(tmp_path / "model"))
+    assert after.fingerprint != before.fingerprint
+    assert after.own_reranker().fingerprint != before.own_reranker().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(None, "cannot be read"), (b"no array", "cannot be read"), (np.ones((3, 8), np.float16), "shape .3, 8."),
+     (np.ones(5, np.float16), "shape .5,.")],
+)  # fmt: skip
+def test_damaged_vectors_are_refused(seeing: Path, tmp_path: Path, data: object, message: str) -> None:
+    copy_folder(seeing, tmp_path / "model")
+    file = tmp_path / "model" / "labels" / "vectors.npy"
+    file.unlink()
+    if isinstance(data, bytes):
+        file.write_bytes(data)
+    elif data is not None:
+        np.save(file, data)
+    with pytest.raises(ModelError, match=message):
+        LightningDOTEmbedder(str(tmp_path / "model"), device="cpu").encode_images([make_photo(1)])
+
+
+def test_other_names_keep_the_directions_that_the_networks_have_learned(seeing: Path, tmp_path: Path) -> None:
+    """With directions of their own, the same names in another order would be other features."""
+    copy_folder(seeing, tmp_path / "model")
+    before = LightningDOTEmbedder(str(seeing), device="cpu").bundle.encoder.label_names
+    (tmp_path / "names.json").write_text(json.dumps(NAMES[::-1]))
+    labels = Labels(classifier=str(seeing), names=str(tmp_path / "names.json"), dim=DIM, cells=2)
+    add_labels(labels, None, tmp_path / "model", CAPTIONS)
+    embedder = LightningDOTEmbedder(str(tmp_path / "model"), device="cpu")
+    after = embedder.bundle.encoder.label_names
+    assert before is not None
+    assert after is not None
+    np.testing.assert_allclose(after.directions, before.directions, atol=1e-6)
+    np.testing.assert_allclose(after.vectors, before.vectors.flip(0), atol=1e-5)
+    stored = np.load(tmp_path / "model" / "labels" / "vectors.npy")
+    np.testing.assert_allclose(stored, after.vectors, atol=1e-3)
+    embedder.encode_images([make_photo(1)])
+    with pytest.raises(UsageError, match="learned to read names of width 8"):
+        add_labels(Labels(classifier=str(seeing), dim=4, cells=2), None, tmp_path / "model", CAPTIONS)
+
+
+def test_features_need_a_model_that_reads_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    copy_folder(folders[0], tmp_path / "model")
+    labels = Labels(classifier=str(folders[0]), dim=DIM, cells=2, features=True)
+    with pytest.raises(UsageError, match=r"for which region_dim must be set: .* reads regions of 32 features"):
+        add_labels(labels, None, tmp_path / "model", CAPTIONS)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ldot_milvus.errors import InputError
 from ldot_milvus.regions import Regions
-from ldot_milvus.regions.efficientnet import EfficientNetLite, cell_means
+from ldot_milvus.regions.efficientnet import EfficientNetLite, box_means
 from ldot_milvus.regions.labels import LabelClassifier, LabelledExtractor
 from ldot_milvus.regions.records import decode_record, encode_msgpack, encode_npz
 from tests.conftest import PHOTOS
@@ -72,14 +72,28 @@ def test_network_equals_its_reference(classifier: Path, size: int) -> None:
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_cells_are_the_means_of_their_positions() -> None:
-    features = torch.arange(81.0).view(1, 1, 9, 9)
-    cells = cell_means(features, 3)
-    assert cells.shape == (1, 9, 1)
-    assert cells[0, 5, 0] == features[0, 0, 3:6, 6:9].mean()
-    assert cell_means(features, 1)[0, 0, 0] == features.mean()
-    uneven = cell_means(torch.randn(2, 4, 8, 5), 3)  # each position belongs to one cell
-    assert uneven.shape == (2, 9, 4)
+def test_boxes_are_the_means_of_the_positions_in_them() -> None:
+    features = torch.arange(162.0).view(1, 2, 9, 9)
+    third = 1 / 3
+    boxes = torch.tensor(
+        [[0, 0, 1, 1], [2 * third, third, 1, 2 * third], [0, 0, 1.5 / 9, 1 / 9], [0.5, 0.25, 0.51, 1.0]]
+    )
+    means = box_means(features, boxes)
+    assert means.shape == (1, 4, 2)
+    torch.testing.assert_close(means[0, 0], features[0].mean((1, 2)))
+    torch.testing.assert_close(means[0, 1], features[0, :, 3:6, 6:9].mean((1, 2)))
+    torch.testing.assert_close(means[0, 2], (features[0, :, 0, 0] + features[0, :, 0, 1] / 2) / 1.5)
+    column = features[0, :, 2:, 4] * torch.tensor([0.75, 1, 1, 1, 1, 1, 1])  # a box smaller than a position
+    torch.testing.assert_close(means[0, 3], column.sum(1) / 6.75, rtol=1e-4, atol=1e-3)
+
+
+def test_a_map_of_one_value_has_that_mean_in_every_box() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.9, (50, 2))
+    corners = np.concatenate([low, low + rng.uniform(0.01, 1, (50, 2)) * (1 - low)], axis=1).astype(np.float32)
+    for sides in ((9, 9), (8, 5), (1, 1)):
+        means = box_means(torch.full((2, 3, *sides), 7.0), torch.from_numpy(corners))
+        torch.testing.assert_close(means, torch.full((2, 50, 3), 7.0))
 
 
 @pytest.mark.parametrize("size", [(36, 36), (640, 480), (10, 4000), (1, 1)])
@@ -126,6 +140,30 @@ def test_regions_keep_the_photos_labels_through_selection_and_files(tiny, classi
     assert decode_record(encode_npz(plain), "record").label_probabilities is None
     with pytest.raises(InputError, match="label_probabilities"):
         Regions(plain.features, plain.boxes, plain.confidence, label_probabilities=np.ones(5, np.float32))
+
+
+def test_features_are_followed_by_what_the_classifier_sees_in_each_region(tiny, classifier: Path) -> None:
+    network = EfficientNetLite.from_pretrained(classifier).eval()
+    names = np.random.default_rng(4).normal(size=(5, 3)).astype(np.float32)
+    classify = LabelClassifier.from_pretrained(str(classifier), cells=2)
+    extractor = LabelledExtractor(tiny.bundle.extractor, classify, names)
+    rng = np.random.default_rng(5)
+    images = [Image.fromarray(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)) for _ in range(9)]
+    plain, extended = tiny.bundle.extractor(images), extractor(images)
+    width = tiny.bundle.extractor.dim
+    assert extractor.dim == extended[0].features.shape[1] == width + 24 + 2 * 3
+    pixels = (torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.inference_mode():
+        maps = network.feature_map(pixels)
+    for number in (0, 8):
+        regions, labels = extended[number], extended[number].label_probabilities
+        parts = np.split(regions.features, [width, width + 24, width + 27], axis=1)
+        np.testing.assert_allclose(parts[0], plain[number].features, atol=1e-5)
+        expected = box_means(maps[number : number + 1], torch.from_numpy(regions.boxes[:, :4]))[0]
+        np.testing.assert_allclose(parts[1], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(parts[2], (labels @ names)[regions.label_places], atol=1e-5)
+        np.testing.assert_allclose(parts[3], np.tile(labels[0] @ names, (len(regions), 1)), atol=1e-5)
+    assert extractor([]) == []
 
 
 def test_the_real_network_names_sample_photos(mini) -> None:
