@@ -1,6 +1,6 @@
 """The worst errors on the sample photos: captions whose right photo is far below the first answer, as a picture.
 
-    python -m benchmarks.worst_errors --out benchmarks/results/worst-errors.json --picture errors.png
+    python -m benchmarks.worst_errors --out benchmarks/results/worst-errors.json --picture errors.jpg
 
 Each of the 255 captions of ``examples/photos`` is searched among the 51 photos, with the first 20 re-ranked. Of the
 captions whose first answer is wrong, those are shown whose right photo is furthest behind in score, one for each

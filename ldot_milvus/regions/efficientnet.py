@@ -164,7 +164,7 @@ def box_means(features: Tensor, corners: Tensor) -> Tensor:
 
     Args:
         features: (B, C, H, W).
-        corners: (R, 4): x1, y1, x2, y2 as fractions of the map's sides, with x1 < x2 and y1 < y2.
+        corners: (R, 4): x1, y1, x2, y2 as fractions of the map's sides. An empty box has the value of its position.
 
     Returns:
         (B, R, C).
@@ -179,6 +179,8 @@ def box_means(features: Tensor, corners: Tensor) -> Tensor:
 
 def _overlaps(first: Tensor, last: Tensor, positions: int) -> Tensor:
     """Return the weights (R, positions) of a side's positions in the intervals from ``first`` to ``last``."""
+    first = first.clamp(0, 1 - 1e-4)
+    last = torch.maximum(last, first + 1e-4)
     edges = torch.arange(positions + 1, device=first.device) / positions
     shares = (torch.minimum(last[:, None], edges[1:]) - torch.maximum(first[:, None], edges[:-1])).clamp_min(0)
     return shares / shares.sum(1, keepdim=True)

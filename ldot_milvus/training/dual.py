@@ -58,7 +58,7 @@ class DualScorer(Scorer):
 
     @override
     def is_text(self, parameter: str) -> bool:
-        return ".text_model." in f".{parameter}"
+        return ".text_model." in f".{parameter}" or ".text_layers." in parameter
 
 
 def vectors(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -121,8 +121,9 @@ def _with_layers(model: LightningDOT, labels: Labels, count: int, sentence_encod
     try:
         result = LightningDOT(LightningDOTConfig(**config.to_dict()))
         fresh = result.state_dict()
-        # Buffers are set later: the names' vectors by place(), the calibration's anchors by finish().
-        later = fresh.keys() - dict(result.named_parameters()).keys()
+        # These buffers are set later: the names' vectors by place(), the calibration's anchors by finish().
+        buffers = fresh.keys() - dict(result.named_parameters()).keys()
+        later = {name for name in buffers if name.startswith("label_names.") or name.endswith("_calibration.anchors")}
         state = {name: tensor for name, tensor in model.state_dict().items() if name not in later}
         if not own:
             assert sentence_encoder is not None

@@ -99,6 +99,7 @@ class Stage(_Section):
     task: Literal["pretrain", "retrieval", "rerank"]
     epochs: PositiveInt | None = None  # of the learning rate's schedule; an epoch shows every caption once
     steps: PositiveInt | None = None  # of the schedule, instead of epochs
+    fresh: bool = False  # start as the run began: a further member of the dual encoder, or another re-ranker
     stop: PositiveInt | None = None  # end after this number of epochs: a high final rate can generalise better
     patience: PositiveInt | None = None  # end after this number of consecutive evaluations without a better dev recall
     evaluate_every: PositiveInt | None = None  # steps; unset: an epoch
@@ -151,6 +152,8 @@ class Stage(_Section):
                 f"batch_size {self.batch_size} counts pairs: give a multiple of captions_per_photo, "
                 f"{self.captions_per_photo}"
             )
+        if self.task == "pretrain" and self.fresh:
+            raise ValueError("fresh: pre-training has no members, remove it")
         if (self.task == "pretrain") != bool(self.mix):
             raise ValueError("mix (the frequency of each objective) belongs to the task 'pretrain', which requires it")
         if min(self.mix.values(), default=0) < 0 or (self.mix and sum(self.mix.values()) == 0):

@@ -20,11 +20,13 @@ from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.layers import BertBody
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
+from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
 from ldot_milvus.training.hard_negatives import mine_hard_negatives
+from ldot_milvus.training.members import with_member
 from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
 from ldot_milvus.training.recipe import Stage, Start
 from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
@@ -52,7 +54,13 @@ class Task:
 
 
 def task_of(
-    stage: Stage, start: Start, bundle: Bundle, train: CaptionedPhotos, dev: CaptionedPhotos, device: torch.device
+    stage: Stage,
+    start: Start,
+    bundle: Bundle,
+    train: CaptionedPhotos,
+    dev: CaptionedPhotos,
+    device: torch.device,
+    origin: Path,
 ) -> Task:
     """Create the task of a stage.
 
@@ -63,18 +71,25 @@ def task_of(
         train: photos to train on.
         dev: photos to evaluate on.
         device: of the model in training.
+        origin: folder of the run's initial model, from which a fresh stage starts.
 
     Raises:
         UsageError: the model or the data do not support the stage.
     """
     scorer: Scorer
+    member = stage.fresh and stage.task == "retrieval"
     if stage.task == "rerank":
-        scorer = RerankScorer(starting_reranker(start, bundle.files.folder))
+        scorer = RerankScorer(starting_reranker(start, origin if stage.fresh else bundle.files.folder))
         if scorer.model.alignment is None and not stage.hard_negatives:
             raise UsageError(f"{stage.name}: a re-ranker with joint scoring requires hard_negatives: give 1 or more")
     elif stage.task == "retrieval":
-        scorer = DualScorer(without_calibration(bundle.encoder))
+        first = load_model(str(origin), device="cpu", dtype="float32").encoder if member else bundle.encoder
+        if member and first.members is not None:
+            raise UsageError(f"{stage.name}: fresh: the run's initial model has several members already, remove it")
+        scorer = DualScorer(without_calibration(first))
     else:
+        if bundle.encoder.members is not None:
+            raise UsageError(f"{stage.name}: pre-training has no members: train the model before it has several")
         labels = train.regions(0).soft_labels
         check_mix(stage, bundle.encoder, None if labels is None else labels.shape[1])
         scorer = DualScorer(_with_heads(bundle))
@@ -86,8 +101,8 @@ def task_of(
     if stage.standardise:
         train, dev = standardised(train, dev)
         for each in (scorer, teacher):
-            if each is not None:
-                unfold_scale(_region_input(each), train)
+            for linear in () if each is None else _region_inputs(each):
+                unfold_scale(linear, train)
     prepare(scorer, stage, device)
     objective: nn.Module
     if stage.task == "pretrain":
@@ -116,9 +131,12 @@ def task_of(
 
     def write(scorer: Scorer, target: Path) -> None:
         scorer = copy.deepcopy(scorer).cpu()
-        if stage.standardise:
-            fold_scale(_region_input(scorer), train)
+        for linear in _region_inputs(scorer) if stage.standardise else ():
+            fold_scale(linear, train)
         scorer.model.set_attn_implementation("sdpa")
+        if member:
+            assert isinstance(scorer, DualScorer)
+            scorer = DualScorer(with_member(bundle, scorer.encoder.eval(), original))
         rerank = isinstance(scorer, RerankScorer)
         copy_folder(bundle.files.folder, target, CARD, *(["reranker"] if rerank else []))
         weights = bundle.files.extractor_weights
@@ -136,9 +154,12 @@ def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
     if stage.gradient_checkpointing:
         checkpoint_activations(scorer.model)
     frozen = stage.frozen_text_layers
-    if isinstance(scorer, DualScorer) and scorer.encoder.label_names is not None:
-        scorer.encoder.label_names.requires_grad_(False)
-        frozen = max(frozen or 0, scorer.encoder.config.label_shared_layers)  # the sentence encoder reads them too
+    if isinstance(scorer, DualScorer):
+        encoder = scorer.encoder
+        if encoder.label_names is not None:
+            encoder.label_names.requires_grad_(False)
+        if stage.fresh or encoder.label_names is not None or encoder.members is not None:
+            frozen = max(frozen or 0, encoder.config.label_shared_layers)  # others read them too
     if frozen is not None:
         # Frozen layers make a step cheaper, and preserve more of the pre-trained model.
         body = _text_body(scorer)
@@ -156,11 +177,15 @@ def _text_body(scorer: Scorer) -> BertBody:
     return scorer.encoder.text_model if isinstance(scorer, DualScorer) else scorer.model.bert
 
 
-def _region_input(scorer: Scorer) -> nn.Linear:
-    """Return the layer that reads region features."""
-    body: BertBody = scorer.encoder.image_model if isinstance(scorer, DualScorer) else scorer.model.bert
-    assert body.img_embeddings is not None
-    return body.img_embeddings.img_linear
+def _region_inputs(scorer: Scorer) -> list[nn.Linear]:
+    """Return the layers that read region features: one, or one of each member."""
+    bodies: list[BertBody]
+    if isinstance(scorer, DualScorer):
+        encoder = scorer.encoder
+        bodies = [encoder.image_model, *(member.image_model for member in encoder.members or [])]
+    else:
+        bodies = [scorer.model.bert]
+    return [body.img_embeddings.img_linear for body in bodies if body.img_embeddings is not None]
 
 
 def _with_heads(bundle: Bundle) -> LightningDOTForPreTraining:

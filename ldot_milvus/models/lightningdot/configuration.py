@@ -52,7 +52,8 @@ class LightningDOTConfig(PretrainedConfig):
         label_dim: width of this block, at most that of the text encoder.
         label_weight: weight of this block's dot product in the score.
         label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
-            names; training leaves them, and the word embeddings, as they are.
+            names and with further members; training leaves them, and the word embeddings, as they are.
+        members: number of dual encoders that are trained separately and searched as one (``members.Member``).
         label_features: a region's features are followed by those of the classifier and by the vectors of the label
             names in it (:class:`~ldot_milvus.regions.labels.LabelledExtractor`); ``region_dim`` includes them.
         label_classifier: options of the classifier (:class:`~ldot_milvus.regions.labels.LabelClassifier`), whose
@@ -89,6 +90,7 @@ class LightningDOTConfig(PretrainedConfig):
         label_dim: int = 126,
         label_weight: float = 0.3,
         label_shared_layers: int = 0,
+        members: int = 1,
         label_features: bool = False,
         label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
@@ -108,9 +110,14 @@ class LightningDOTConfig(PretrainedConfig):
                 f"project_text=False needs projection_dim ({projection_dim}) to equal the text encoder's "
                 f"hidden_size ({self.text_config.hidden_size})"
             )
-        if label_count and type(self.text_config) is not BertConfig:
-            raise ValueError(f"label names need a text encoder of type bert, not {self.text_config.model_type}")
-        if label_count and not 0 <= label_shared_layers <= self.text_config.num_hidden_layers:
+        if members < 1:
+            raise ValueError(f"members is {members}; a model has at least one")
+        shares = label_count or members > 1
+        if shares and type(self.text_config) is not BertConfig:
+            raise ValueError(
+                f"label names and members need a text encoder of type bert, not {self.text_config.model_type}"
+            )
+        if shares and not 0 <= label_shared_layers <= self.text_config.num_hidden_layers:
             raise ValueError(
                 f"label_shared_layers is {label_shared_layers}, and the text encoder has "
                 f"{self.text_config.num_hidden_layers} layers"
@@ -133,6 +140,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.label_dim = label_dim
         self.label_weight = label_weight
         self.label_shared_layers = label_shared_layers
+        self.members = members
         self.label_features = label_features
         self.label_classifier = label_classifier
         self.pooler = pooler

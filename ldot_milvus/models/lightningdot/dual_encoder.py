@@ -18,6 +18,7 @@ from ldot_milvus.models.lightningdot.layers import (
     projection,
     text_body,
 )
+from ldot_milvus.models.lightningdot.members import Members
 
 
 class LightningDOT(BertBasedModel):
@@ -54,6 +55,7 @@ class LightningDOT(BertBasedModel):
                 config.text_config, config.label_count, config.label_dim,
                 config.label_shared_layers, config.label_weight,
             )  # fmt: skip
+        self.members = Members(config) if config.members > 1 else None
         self.post_init()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -68,16 +70,14 @@ class LightningDOT(BertBasedModel):
             The published models do none of this.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        sentences = None
-        if self.label_names is None:
-            states = self.text_states(input_ids, mask)
+        if self.label_names is None and self.members is None:
+            vectors = self._text_vectors(self.text_states(input_ids, mask), mask, self.text_projection)
         else:
             shared = self._shared_states(input_ids, mask)
-            states = self.text_model.encode(shared, mask.bool(), self._text_layers[self.config.label_shared_layers :])
-            sentences = self.label_names.sentences(self.text_model, shared, mask)
-        vectors = self._scaled(self.text_projection(pool(states, mask, self.config.pooling)))
-        if self.label_names is not None and sentences is not None:
-            vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
+            vectors = self._joined(self._texts(shared, mask))
+            if self.label_names is not None:
+                sentences = self.label_names.sentences(self.text_model, shared, mask)
+                vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
         if self.text_calibration is not None:
             vectors = torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
         return vectors
@@ -105,9 +105,7 @@ class LightningDOT(BertBasedModel):
         Raises:
             ValueError: the model has label names, and there are no probabilities of them.
         """
-        mask = _region_mask(region_features, region_mask)
-        states = self.image_states(region_features, region_boxes, mask)
-        vectors = self._scaled(self.image_projection(pool(states, _with_cls(mask), self.config.pooling)))
+        vectors = self._joined(self._images(region_features, region_boxes, _region_mask(region_features, region_mask)))
         if self.label_names is not None:
             if label_probabilities is None:
                 raise ValueError("a model with label names requires label_probabilities")
@@ -147,11 +145,21 @@ class LightningDOT(BertBasedModel):
             region_features, region_boxes, region_mask: see :meth:`encode_image`.
             masked_regions: (B, R), True = region that masked region modelling masks; None masks nothing.
         """
-        body = self.image_model
-        cls_ids = torch.full((len(region_features), 1), CLS_TOKEN_ID, device=region_features.device)
-        regions = body.embed_regions(region_features, region_boxes, masked_regions)
-        embeddings = torch.cat([body.embeddings(cls_ids), regions], dim=1)
-        return body.encode(embeddings, _with_cls(_region_mask(region_features, region_mask)))
+        return _image_states(
+            self.image_model, region_features, region_boxes, _region_mask(region_features, region_mask), masked_regions
+        )
+
+    def member_vectors(
+        self, input_ids: Tensor, attention_mask: Tensor,
+        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Encode texts and images by each member alone: two tensors (B, members * projection_dim).
+
+        The arguments are those of :meth:`forward`; there may be more texts than images.
+        """
+        texts = self._texts(self._shared_states(input_ids, attention_mask), attention_mask)
+        images = self._images(region_features, region_boxes, region_mask.bool())
+        return torch.cat(texts, dim=1), torch.cat(images, dim=1)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None,
@@ -173,8 +181,44 @@ class LightningDOT(BertBasedModel):
         shared = self._text_layers[: self.config.label_shared_layers]
         return self.text_model.encode(self.text_model.embeddings(input_ids), mask.bool(), shared)
 
+    def _texts(self, shared: Tensor, mask: Tensor) -> list[Tensor]:
+        """Return the members' vectors of texts (B, projection_dim), given the states after the shared layers."""
+        encoders: list[tuple[Any, nn.Module]] = [
+            (self._text_layers[self.config.label_shared_layers :], self.text_projection)
+        ]
+        encoders += [(member.text_layers, member.text_projection) for member in self.members or []]
+        return [
+            self._text_vectors(self.text_model.encode(shared, mask.bool(), layers), mask, project)
+            for layers, project in encoders
+        ]
+
+    def _text_vectors(self, states: Tensor, mask: Tensor, project: nn.Module) -> Tensor:
+        return self._scaled(project(pool(states, mask, self.config.pooling)))
+
+    def _images(self, features: Tensor, boxes: Tensor, mask: Tensor) -> list[Tensor]:
+        """Return the members' vectors of images (B, projection_dim)."""
+        encoders: list[tuple[BertBody, nn.Module]] = [(self.image_model, self.image_projection)]
+        encoders += [(member.image_model, member.image_projection) for member in self.members or []]
+        return [
+            self._scaled(
+                project(pool(_image_states(body, features, boxes, mask), _with_cls(mask), self.config.pooling))
+            )
+            for body, project in encoders
+        ]
+
+    def _joined(self, vectors: list[Tensor]) -> Tensor:
+        return vectors[0] if self.members is None else self.members.joined(vectors)
+
     def _scaled(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors.float(), dim=-1) if self.config.normalize else vectors
+
+
+def _image_states(
+    body: BertBody, features: Tensor, boxes: Tensor, mask: Tensor, masked_regions: Tensor | None = None
+) -> Tensor:
+    cls_ids = torch.full((len(features), 1), CLS_TOKEN_ID, device=features.device)
+    regions = body.embed_regions(features, boxes, masked_regions)
+    return body.encode(torch.cat([body.embeddings(cls_ids), regions], dim=1), _with_cls(mask))
 
 
 def _region_mask(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldot_milvus import LightningDOTEmbedder
+from ldot_milvus import LightningDOTEmbedder, UsageError
 from ldot_milvus.evaluation.datasets import Pair, read_pairs
 from ldot_milvus.evaluation.evaluate import evaluate
 from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
@@ -131,6 +131,44 @@ def test_the_dual_encoder_learns_from_a_new_reranker(world: tuple[Path, Path], t
     taught = [embedder.reranker.score([text] * len(kept), kept) for text in texts]
     assert np.corrcoef(dot.flatten(), np.concatenate(taught))[0, 1] > 0.3
     assert measured(model, world)[0] > 1.5 * CHANCE
+
+
+def test_members_and_another_reranker(world: tuple[Path, Path], tiny_model: str, tmp_path: Path) -> None:
+    """A fresh stage starts as the run began: its dual encoder joins the others, its re-ranker replaces the teacher."""
+    start = write_start(tmp_path / "start", tiny_model)
+    stages: list[dict[str, Any]] = [
+        {"name": "teacher", "task": "rerank", "epochs": 2},
+        {"name": "dual", "task": "retrieval", "distilled": 0.5, "standardise": True},
+        {"name": "dual-2", "task": "retrieval", "standardise": True, "fresh": True, "seed": 5},
+        {"name": "reranker", "task": "rerank", "epochs": 1, "fresh": True, "seed": 6},
+        {"name": "tuned", "task": "retrieval", "standardise": True, "epochs": 1, "learning_rate": 1e-4},
+    ]
+    stages = [{"frozen_text_layers": 0, **stage} for stage in stages]
+    out = tmp_path / "out"
+    chosen = recipe(world, start, *stages, finish={"calibration_anchors": 10, "storage": "int8"})
+    chosen = chosen.model_copy(update={"start": chosen.start.model_copy(update={"reranker": {"scoring": "alignment"}})})
+    model = train(chosen, out)
+    assert LightningDOTConfig.from_pretrained(model).members == 2
+    before, after = (LightningDOT.from_pretrained(out / name / "best").state_dict() for name in ("dual", "dual-2"))
+    kept = [name for name in before if not name.startswith("label_names.")]
+    assert all(np.array_equal(before[name], after[name]) for name in kept), "the first member is as it was"
+    layer = "image_projection.0.weight"
+    assert not np.array_equal(after[layer], after[f"members.0.{layer}"])
+    networks = [
+        (out / name / "best" / "reranker" / "model.safetensors").read_bytes() for name in ("dual-2", "reranker")
+    ]
+    assert networks[0] != networks[1]
+    singles = [max(entry["mean"] for entry in logged(out, name) if "dev" in entry) for name in ("dual", "dual-2")]
+    together, _ = measured(out / "dual-2" / "best", world)
+    assert together > np.mean(singles) - 3, (together, singles)
+    tuned = max((entry for entry in logged(out, "tuned") if "dev" in entry), key=lambda entry: entry["mean"])
+    embedder, pairs = LightningDOTEmbedder(str(out / "tuned" / "best"), device="cpu"), asked(world)
+    texts = embedder.encode_texts([caption for pair in pairs for caption in pair.captions])
+    images = embedder.encode_images([pair.load() for pair in pairs])
+    assert_recall(tuned["dev"], both_bounds(texts @ images.T, np.repeat(np.arange(PHOTOS), 2), near=1e-4))
+    assert measured(model, world)[0] > 1.5 * CHANCE
+    with pytest.raises(UsageError, match="has several members already"):
+        train(recipe(world, model, {"task": "retrieval", "fresh": True, "frozen_text_layers": 0}), tmp_path / "more")
 
 
 def test_the_authors_files(tiny_model: str, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 
 def test_every_stage_sets_defaults() -> None:
     recipe = read_recipe("ldot-mini", DATA)
-    assert [stage.batch_size for stage in recipe.stages] == [256] * 2
-    assert [stage.distilled for stage in recipe.stages] == [0, 0.7], "a stage's own value"
+    assert [stage.batch_size for stage in recipe.stages] == [128] * 3
+    assert [stage.learning_rate for stage in recipe.stages] == [5e-4, 5e-4, 4e-4]
 
 
 def test_values_of_the_command_line(tmp_path: Path) -> None:
