@@ -13,7 +13,7 @@ help:
 	@echo "make up        start Redis, Milvus, a worker and the service on this machine, without containers"
 	@echo "make down      stop them"
 	@echo "make test      run ruff, mypy and all tests but the slow ones (starts the servers that they need)"
-	@echo "make test-all  run ruff, mypy and all tests, with more random calls and index types (20 minutes)"
+	@echo "make test-all  run ruff, mypy and all tests, with the slow ones (half an hour)"
 	@echo "make bench     measure what docs/speed.md shows, and draw its plots (half an hour on a quiet machine)"
 	@echo "make coverage  run the tests of make test and fail if coverage is below the limit in pyproject.toml"
 	@echo "make docs      build the documentation with the API reference in site/ (warnings are errors)"

@@ -104,6 +104,7 @@ def test_the_worker(tree: ReadOnlyTree, redis_url: str) -> None:
     assert (status, "No nodes replied" in output) == (69, True), output
 
 
+@pytest.mark.slow
 def test_the_api(tree: ReadOnlyTree, redis_url: str) -> None:
     pytest.importorskip("ldot_milvus.serve.app", reason="pip install 'ldot-milvus[serve]'")
     port = str(free_port())

@@ -108,6 +108,7 @@ print(in_children(torch.get_num_threads))
         assert output.splitlines()[1] == "[2]"  # as in the parent
 
 
+@pytest.mark.slow
 def test_a_retriever_that_threads_use_during_the_fork(store: str, tiny_model: str) -> None:
     code = """
 expected, stop = use(), False
@@ -126,6 +127,7 @@ for thread in threads: thread.join()
     assert output == str([True] * 5)
 
 
+@pytest.mark.slow
 def test_one_thread_where_openmp_cannot_be_paused(store: str, tiny_model: str) -> None:
     """As with GNU's library before GCC 9, or where another program forks in C."""
     code = """

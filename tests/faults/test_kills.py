@@ -26,7 +26,10 @@ from tests.worker_process import CELERY, Worker
 pytestmark = [pytest.mark.servers]
 
 
-@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))])
+RABBIT = pytest.param("rabbitmq", marks=[pytest.mark.xdist_group("rabbitmq"), pytest.mark.slow])
+
+
+@pytest.fixture(params=["redis", RABBIT])
 def broker(request: pytest.FixtureRequest) -> str:
     url: str = request.getfixturevalue(f"{request.param}_url")
     if request.param == "redis":

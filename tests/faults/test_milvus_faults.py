@@ -87,6 +87,7 @@ def test_killed_in_the_middle_of_writing_and_started_again(tmp_path: Path) -> No
         server.stop()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_ingestion(
     tmp_path: Path, tiny_model: str, photo_folder: Callable[[int], Path]
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_server_that_accepts_and_never_answers() -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 def test_a_wrong_token(tmp_path: Path) -> None:
     server = PackagedServer(tmp_path, authorization=True)
     try:
@@ -358,6 +360,7 @@ def test_an_idle_connection_to_milvus_lite_is_kept(tmp_path: Path, capfd: pytest
     assert "GOAWAY" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_a_message(store: MilvusStore) -> None:
     """Rows of 5 times the size of a request, each with 60 KB of metadata."""
     count = 5 * REQUEST_BYTES // 60_000

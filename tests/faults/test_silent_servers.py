@@ -134,7 +134,7 @@ def servers() -> Iterator[ExitStack]:
 
 # The others mostly wait: each takes 40 to 60 seconds.
 @pytest.mark.parametrize("group", [
-    name if name in ("broker", "journal") else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS
+    name if name == "journal" else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS
 ])  # fmt: skip
 def test_every_command_ends_with_one_line(
     group: str, filled: Path, tiny_model: str, servers: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

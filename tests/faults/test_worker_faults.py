@@ -105,6 +105,7 @@ def test_killed_between_reading_and_acknowledging(
     assert marks == {fault} | ({"die_after_ending"} if fault == "die_before_acknowledging" else set())
 
 
+@pytest.mark.slow
 def test_a_poison_chunk_is_split_until_the_bad_photo_is_found(
     run: Run, env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
 ) -> None:
@@ -352,6 +353,7 @@ def test_a_chunk_for_another_store_is_refused(
     assert sources(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_no_worker_listens_to_the_queue_of_this_deployment(
     env: dict[str, str], workers: Callable[..., Worker], photo_folder: Folder, tmp_path: Path
 ) -> None:
@@ -380,6 +382,7 @@ def chunks(count: int) -> list[Chunk]:
     return [Chunk("run", str(number), INGEST, target, [Source("a.jpg")]) for number in range(count)]
 
 
+@pytest.mark.slow
 def test_a_redis_that_hangs_or_is_full_is_told_within_seconds(tmp_path: Path) -> None:
     import redis
 
@@ -405,6 +408,7 @@ def test_a_redis_that_hangs_or_is_full_is_told_within_seconds(tmp_path: Path) ->
         server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.servers
 @pytest.mark.xdist_group("rabbitmq")
 def test_a_chunk_that_rabbitmq_does_not_confirm_is_not_sent(

@@ -139,6 +139,7 @@ def test_a_redis_that_cannot_be_written(redis: RedisServer) -> None:
     assert admin.keys("*") == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RABBITMQ.exists(), reason="RabbitMQ is not installed (tests/install-servers.sh)")
 def test_a_rabbitmq_that_refuses(tmp_path: Path) -> None:
     """Case a08: an unknown virtual host, a wrong password and a user without permissions are one line each."""

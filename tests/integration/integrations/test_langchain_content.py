@@ -97,6 +97,7 @@ def test_the_tool_refuses_an_empty_query_and_raises_faults_of_the_store(retrieve
         LightningDOTTool(retriever=retriever, top_k=3)
 
 
+@pytest.mark.slow
 def test_the_examples_answer_from_what_they_see(run: Callable[..., Any]) -> None:
     """The chain and the agent on the sample photos with the packaged model, as the README shows them."""
     ingested = run("celery", "-A", "workers", "enqueue", str(PHOTOS), "--metadata", str(PHOTOS / "photos.jsonl"))

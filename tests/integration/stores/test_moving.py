@@ -115,8 +115,8 @@ def test_the_command_records_where_the_region_data_is(run, address: str, tmp_pat
 @pytest.mark.parametrize(
     "index",
     [
-        "HNSW:M=8,ef=64",
-        *(pytest.param(index, marks=pytest.mark.slow) for index in ("IVF_FLAT:nlist=4,nprobe=4", "FLAT")),
+        "FLAT",
+        *(pytest.param(index, marks=pytest.mark.slow) for index in ("IVF_FLAT:nlist=4,nprobe=4", "HNSW:M=8,ef=64")),
     ],
 )
 def test_a_new_index_takes_the_place_of_the_old_one(address: str, index: str) -> None:

@@ -41,6 +41,7 @@ def rows(folder: Path) -> dict[str, Record]:
         return {row.id: row for row in store.iterate(with_embeddings=True)}
 
 
+@pytest.mark.slow
 def test_the_same_ids_and_vectors_as_inline_all_made_after_the_fork(
     run: Run, env: dict[str, str], worker: Worker, photo_folder: Folder, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_broker_that_refuses_the_connection_is_one_clear_line(rabbitmq_url: st
         assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_pool_whose_parent_has_used_the_model(
     run: Run, env: dict[str, str], photo_folder: Folder, tmp_path: Path
 ) -> None:
