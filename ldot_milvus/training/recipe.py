@@ -152,14 +152,12 @@ class Stage(_Section):
                 f"batch_size {self.batch_size} counts pairs: give a multiple of captions_per_photo, "
                 f"{self.captions_per_photo}"
             )
-        if self.task == "pretrain" and self.fresh:
-            raise ValueError("fresh: pre-training has no members, remove it")
         if (self.task == "pretrain") != bool(self.mix):
             raise ValueError("mix (the frequency of each objective) belongs to the task 'pretrain', which requires it")
         if min(self.mix.values(), default=0) < 0 or (self.mix and sum(self.mix.values()) == 0):
             raise ValueError("mix requires weights of at least 0, one of them above 0")
         only = {"standardise": self.standardise, "soft_targets": self.soft_targets, "distilled": self.distilled,
-                "hard_negatives": self.hard_negatives}  # fmt: skip
+                "hard_negatives": self.hard_negatives, "fresh": self.fresh}  # fmt: skip
         if self.task == "pretrain" and any(only.values()):
             given = ", ".join(name for name, value in only.items() if value)
             raise ValueError(f"{given}: not supported in pre-training, remove it")
@@ -241,10 +239,10 @@ class Recipe(_Section):
                 raise ValueError(
                     f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
                 )
-            if self.start.trains_edje and (stage.soft_targets or stage.captions_per_photo > 1):
+            if self.start.trains_edje and (stage.soft_targets or stage.captions_per_photo > 1 or stage.fresh):
                 raise ValueError(
-                    f"{stage.name}: a compressed re-ranker supports neither soft_targets nor captions_per_photo: "
-                    "remove them"
+                    f"{stage.name}: a compressed re-ranker supports none of soft_targets, captions_per_photo and "
+                    "fresh: remove them"
                 )
         return self
 

@@ -73,8 +73,14 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         (
             '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
             '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\nsoft_targets = 0.1',
-            "a compressed re-ranker supports neither soft_targets",
+            "a compressed re-ranker supports none of soft_targets",
         ),
+        (
+            '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
+            '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\nfresh = true',
+            "a compressed re-ranker supports none of soft_targets, captions_per_photo and fresh",
+        ),
+        ('task = "retrieval"', 'task = "pretrain"\nfresh = true\nmix = { cmr = 1 }', "fresh: not supported in pre-tr"),
         (
             '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
             '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\ndistilled = 0.5',
