@@ -227,7 +227,7 @@ def test_commands_that_are_only_listed_cost_nothing() -> None:
 
 
 def test_help_within_a_second(run: Run) -> None:
-    """Processor time, not elapsed time: below 1 s in the clean clone, 1.4 s on the same machine when it was throttled."""
+    """Processor time, not elapsed time: below 1 s in a clean clone, 1.4 s while the machine was throttled."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "enqueue" in run("celery", "-A", "workers", "--help").stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
