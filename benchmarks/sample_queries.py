@@ -10,14 +10,10 @@ probability of at most 0.5. Searches re-rank 20 photos.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
-from benchmarks.families import ROOT
 from benchmarks.report import report
-from ldot_milvus import Retriever, load_embedder, open_store
-from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.sources import expand
+from benchmarks.sample_photos import sample_photos
 
 SURE = 0.5
 ANSWERED: dict[str, tuple[int, ...]] = {
@@ -64,9 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows, nothing = [], []
-    with tempfile.TemporaryDirectory(prefix="ldot-bench-") as name, open_store(f"faiss:{name}", "photos") as store:
-        Ingestor(store, "ldot-mini", device="cpu").ingest(list(expand([str(ROOT / "examples" / "photos")])))
-        retriever = Retriever(load_embedder("ldot-mini", device="cpu"), store)
+    with sample_photos("ldot-mini") as retriever:
         for query, photos in ANSWERED.items():
             hits = retriever.search(query, k=5, rerank=20)
             places = [place for place, hit in enumerate(hits, start=1) if int(Path(hit.source).stem) in photos]

@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.families import ROOT
 from benchmarks.report import report
-from ldot_milvus import Retriever, load_embedder, open_store
-from ldot_milvus.ingest.ingestor import Ingestor
-from ldot_milvus.sources import expand
+from benchmarks.sample_photos import PHOTOS, sample_photos
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PHOTOS = ROOT / "examples" / "photos"
 RERANKED = 20
 SHOWN = 8
 
@@ -36,24 +31,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    errors = found(options.model)
+    rows = [json.loads(line) for line in (PHOTOS / "photos.jsonl").read_text(encoding="utf-8").splitlines()]
+    errors = found(options.model, rows)
     worst: dict[str, dict[str, Any]] = {}
     for error in sorted(errors, key=lambda error: -error["behind"]):
         worst.setdefault(error["right"], error)
     shown = list(worst.values())[:SHOWN]
-    report({"captions": 255, "wrong first answers": len(errors), "worst": shown}, options.out)
+    captions = sum(len(row["captions"]) for row in rows)
+    report({"captions": captions, "wrong first answers": len(errors), "worst": shown}, options.out)
     if options.picture is not None:
         draw(shown, options.picture)
 
 
-def found(model: str) -> list[dict[str, Any]]:
+def found(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Search all captions; return those with a wrong first answer, and how far the right photo is behind."""
     errors = []
-    with tempfile.TemporaryDirectory(prefix="ldot-bench-") as name, open_store(f"faiss:{name}", "photos") as store:
-        Ingestor(store, model, device="cpu").ingest(list(expand([str(PHOTOS)])))
-        retriever = Retriever(load_embedder(model, device="cpu"), store)
-        for line in (PHOTOS / "photos.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+    with sample_photos(model) as retriever:
+        for row in rows:
             for caption in row["captions"]:
                 hits = retriever.search(caption, k=RERANKED, rerank=RERANKED)
                 scores = {Path(hit.source).name: hit.rerank_score or 0.0 for hit in hits}

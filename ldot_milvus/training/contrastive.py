@@ -50,6 +50,10 @@ class Scorer(nn.Module):
         """Return True if the parameter of that name belongs to the pre-trained text encoder."""
         raise NotImplementedError
 
+    def inputs(self) -> list[nn.Linear]:
+        """Return the layers that read the features of regions, or the first stage's tokens."""
+        raise NotImplementedError
+
 
 class ContrastiveObjective(nn.Module):
     """The contrastive loss of a stage.

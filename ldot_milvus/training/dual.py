@@ -60,6 +60,11 @@ class DualScorer(Scorer):
     def is_text(self, parameter: str) -> bool:
         return ".text_model." in f".{parameter}" or ".text_layers." in parameter
 
+    @override
+    def inputs(self) -> list[nn.Linear]:
+        bodies = [self.encoder.image_model, *(member.image_model for member in self.encoder.members or [])]
+        return [body.img_embeddings.img_linear for body in bodies if body.img_embeddings is not None]
+
 
 def vectors(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode all captions (C, dim), in order of photo, and view 0 of all photos (N, dim)."""

@@ -82,8 +82,8 @@ class EdjeScorer(Scorer):
         logits = self.eval().pairs(batch, *matched_and_nearest(batch.similarities))
         self.model.classifier.bias.sub_(middle(logits, len(batch.ids)))
 
+    @override
     def inputs(self) -> list[nn.Linear]:
-        """Return the layers that read the first stage's tokens."""
         if self.model.bert.img_embeddings is not None:
             return [self.model.bert.img_embeddings.img_linear]
         adapter = self.model.adapter
@@ -103,11 +103,6 @@ class AlignmentTeacher(RerankScorer):
         regions = self.model.embed_regions(batch.features, batch.boxes)
         scores = self.model.score(words[texts], batch.mask[texts], regions[photos], batch.region_mask[photos]).float()
         return scores - middle(scores, len(words))
-
-    def inputs(self) -> list[nn.Linear]:
-        """Return the layer that reads the regions' features."""
-        assert self.model.bert.img_embeddings is not None
-        return [self.model.bert.img_embeddings.img_linear]
 
 
 Teacher = EdjeScorer | AlignmentTeacher

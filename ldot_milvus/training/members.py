@@ -14,6 +14,7 @@ from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.training.batches import region_tensors
 from ldot_milvus.training.data import CaptionedPhotos, evenly
+from ldot_milvus.training.dual import without_calibration
 
 SAMPLE, BATCH = 500, 50
 """Photos, with all their captions, by whose vectors the directions are chosen, and their number in a batch."""
@@ -33,19 +34,16 @@ def with_member(bundle: Bundle, member: LightningDOT, photos: CaptionedPhotos) -
     Raises:
         UsageError: the encoders do not share the word embeddings and first text layers.
     """
-    first: LightningDOT = bundle.encoder
+    first = without_calibration(bundle.encoder)
     config: LightningDOTConfig = copy.deepcopy(first.config)  # type: ignore[assignment]
     config.members += 1
-    config.calibration_anchors = 0
     try:
         joined = LightningDOT(LightningDOTConfig(**config.to_dict()))
     except ValueError as error:
         raise UsageError(f"fresh: this model can have no further member: {error}") from error
-    state = {name: tensor for name, tensor in first.state_dict().items() if not name.endswith("_calibration.anchors")}
-    state.pop("members.directions", None)
-    state |= _member_state(first, member, f"members.{config.members - 2}.")
-    joined.load_state_dict(state, strict=False)
     assert joined.members is not None
+    added = _member_state(first, member, f"members.{config.members - 2}.")
+    joined.load_state_dict(first.state_dict() | added | {"members.directions": joined.members.directions})
     joined.eval().members.place(_vectors(replace(bundle, encoder=joined), photos))
     return joined
 

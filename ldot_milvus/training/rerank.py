@@ -55,6 +55,11 @@ class RerankScorer(Scorer):
     def is_text(self, parameter: str) -> bool:
         return ".bert.encoder." in f".{parameter}" or ".bert.embeddings." in f".{parameter}"
 
+    @override
+    def inputs(self) -> list[nn.Linear]:
+        assert self.model.bert.img_embeddings is not None
+        return [self.model.bert.img_embeddings.img_linear]
+
 
 class TripletObjective(nn.Module):
     """UNITER's fine-tuning loss: a pair should score above its text with wrong photos and its photo with wrong texts.

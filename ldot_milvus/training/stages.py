@@ -100,9 +100,8 @@ def task_of(
         teacher = RerankScorer(copy.deepcopy(bundle.reranker)).to(device).requires_grad_(False)
     if stage.standardise:
         train, dev = standardised(train, dev)
-        for each in (scorer, teacher):
-            for linear in () if each is None else _region_inputs(each):
-                unfold_scale(linear, train)
+        for linear in [*scorer.inputs(), *([] if teacher is None else teacher.inputs())]:
+            unfold_scale(linear, train)
     prepare(scorer, stage, device)
     objective: nn.Module
     if stage.task == "pretrain":
@@ -131,8 +130,9 @@ def task_of(
 
     def write(scorer: Scorer, target: Path) -> None:
         scorer = copy.deepcopy(scorer).cpu()
-        for linear in _region_inputs(scorer) if stage.standardise else ():
-            fold_scale(linear, train)
+        if stage.standardise:
+            for linear in scorer.inputs():
+                fold_scale(linear, train)
         scorer.model.set_attn_implementation("sdpa")
         if member:
             assert isinstance(scorer, DualScorer)
@@ -175,17 +175,6 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 def _text_body(scorer: Scorer) -> BertBody:
     return scorer.encoder.text_model if isinstance(scorer, DualScorer) else scorer.model.bert
-
-
-def _region_inputs(scorer: Scorer) -> list[nn.Linear]:
-    """Return the layers that read region features: one, or one of each member."""
-    bodies: list[BertBody]
-    if isinstance(scorer, DualScorer):
-        encoder = scorer.encoder
-        bodies = [encoder.image_model, *(member.image_model for member in encoder.members or [])]
-    else:
-        bodies = [scorer.model.bert]
-    return [body.img_embeddings.img_linear for body in bodies if body.img_embeddings is not None]
 
 
 def _with_heads(bundle: Bundle) -> LightningDOTForPreTraining:

@@ -226,12 +226,21 @@ def test_commands_that_are_only_listed_cost_nothing() -> None:
         assert f"'ldot_milvus.{module}'" not in loaded
 
 
-def test_help_within_a_second(run: Run) -> None:
-    """Processor time, not elapsed time: below 1 s in a clean clone, 1.4 s while the machine was throttled."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_takes_no_longer_than_celerys_own(run: Run) -> None:
+    """In processor time, so that other load does not matter, and as a ratio, so that a slow processor does not.
+
+    Celery's own takes 1.2 s on a throttled machine, and an import of torch would add 3.7 s.
+    """
+
+    def spent(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "worker" in run("celery", *arguments).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
     assert "enqueue" in run("celery", "-A", "workers", "--help").stdout
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.5
+    ours, own = (min(spent(*arguments) for _ in range(2)) for arguments in (["-A", "workers", "--help"], ["--help"]))
+    assert ours < 1.25 * own
 
 
 def test_our_application_is_not_made_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
