@@ -1,11 +1,13 @@
 """Eight-bit storage of weights: a quarter of the float32 size on disk, dequantised on loading.
 
 Matrices are stored as int8 with one float32 scale per output row (symmetric, scale = max|row| / 127); vectors and
-small tensors are stored unchanged. ``from_pretrained`` recognises such a file by its safetensors header.
+small tensors are stored unchanged. Equal matrices, such as frozen layers that several networks of a model started from,
+are stored once. ``from_pretrained`` recognises such a file by its safetensors header.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,52 +25,98 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ldot_milvus.errors import ModelError
-from ldot_milvus.tensors import SCALE_SUFFIX
+from ldot_milvus.tensors import ABOVE, OWN, SCALE_SUFFIX, SHARED, shared_places
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = OWN
 _MINIMUM_SIZE = 4096
 
 
-def save_quantized(model: PreTrainedModel, folder: str | os.PathLike[str], *, keep: tuple[str, ...] = ()) -> None:
+def save_quantized(
+    model: PreTrainedModel, folder: str | os.PathLike[str], *, keep: tuple[str, ...] = (), part: bool = False
+) -> None:
     """Write ``model`` to ``folder`` like ``save_pretrained``, with its matrices as int8.
 
     Args:
         model: the model to store.
         folder: created if it does not exist.
         keep: a tensor whose name contains one of these strings is stored in half precision instead.
+        part: the model is a part of the one in the folder above, and reads the matrices that this has too from there.
     """
+    folder = Path(folder)
     tensors: dict[str, Tensor] = {}
+    stored = _matrices(folder.parent / WEIGHTS_FILE) if part else {}
+    shared: dict[str, tuple[str, str]] = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < _MINIMUM_SIZE:
             tensors[name] = tensor
-        elif any(part in name for part in keep):
+        elif any(kept in name for kept in keep):
             tensors[name] = tensor.half()
         else:
-            rows = tensor.float().flatten(1)
-            scale = rows.abs().amax(1).clamp_min(1e-12) / 127
-            tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
-            tensors[name + SCALE_SUFFIX] = scale
-    Path(folder).mkdir(parents=True, exist_ok=True)
+            matrix, scale = _quantized(tensor)
+            first = stored.setdefault(_digest(matrix, scale), (OWN, name))
+            if first != (OWN, name):
+                shared[name] = first
+            else:
+                tensors[name], tensors[name + SCALE_SUFFIX] = matrix, scale
+    folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    save_file(tensors, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt", "ldot_storage": "int8"})
+    metadata = {"format": "pt", "ldot_storage": "int8"} | ({SHARED: json.dumps(shared)} if shared else {})
+    save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
 
 
 def load_quantized(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a file of :func:`save_quantized` into a float32 state dict."""
+    """Read a file of :func:`save_quantized` into a float32 state dict.
+
+    Raises:
+        ModelError: it reads matrices from the file in the folder above, which does not exist.
+    """
     state: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        for name in names:
-            if name.endswith(SCALE_SUFFIX):
-                continue
-            tensor = file.get_tensor(name)
-            if name + SCALE_SUFFIX in names:
-                scale = file.get_tensor(name + SCALE_SUFFIX)
-                tensor = tensor.float() * scale.view(-1, *[1] * (tensor.dim() - 1))
-            state[name] = tensor.float() if tensor.is_floating_point() else tensor
+        for name in file.keys():  # noqa: SIM118  (it is no dict)
+            if not name.endswith(SCALE_SUFFIX):
+                state[name] = _stored(file, name)
+        shared = shared_places(Path(path), file.metadata())
+    for name, (other, stored) in shared.items():
+        with safe_open(other, framework="pt") as file:
+            state[name] = _stored(file, stored)
     return state
+
+
+def _quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix as int8, and the scales of its rows."""
+    rows = tensor.float().flatten(1)
+    scale = rows.abs().amax(1).clamp_min(1e-12) / 127
+    return (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape), scale
+
+
+def _stored(file: Any, name: str) -> Tensor:
+    """Read a tensor of a file, in float32 if it is of floating point or was."""
+    tensor: Tensor = file.get_tensor(name)
+    if name + SCALE_SUFFIX in file.keys():  # noqa: SIM118
+        return tensor.float() * file.get_tensor(name + SCALE_SUFFIX).view(-1, *[1] * (tensor.dim() - 1))
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _matrices(path: Path) -> dict[str, tuple[str, str]]:
+    """Return the places of the int8 matrices in the file of the folder above, by their digests."""
+    found: dict[str, tuple[str, str]] = {}
+    if not path.is_file() or not _is_quantized(str(path)):
+        return found
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            scale = name + SCALE_SUFFIX
+            if scale in file.keys():  # noqa: SIM118
+                found.setdefault(_digest(file.get_tensor(name), file.get_tensor(scale)), (ABOVE, name))
+    return found
+
+
+def _digest(matrix: Tensor, scale: Tensor) -> str:
+    digest = hashlib.sha256(str(matrix.shape).encode())
+    for tensor in (matrix, scale):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_quantized(path: str) -> bool:

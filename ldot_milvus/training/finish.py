@@ -68,7 +68,7 @@ def finish(
         if encoder.label_names is not None:
             save_quantized(EfficientNetLite.from_pretrained(best / LABELS), target / LABELS, keep=half_precision)
         if reranker is not None:
-            save_quantized(reranker, target / "reranker", keep=half_precision)
+            save_quantized(reranker, target / "reranker", keep=half_precision, part=True)
     for folder in (target, target / "reranker"):
         (folder / CALIBRATION).unlink(missing_ok=True)  # of the model from which the run started
     export_graphs(target)

@@ -54,6 +54,8 @@ class LightningDOTConfig(PretrainedConfig):
         label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
             names and with further members; training leaves them, and the word embeddings, as they are.
         members: number of dual encoders that are trained separately and searched as one (``members.Member``).
+        member_shared_layers: number of first layers of the sentence encoder that further members share, where these
+            are more than ``label_shared_layers``.
         label_features: a region's features are followed by those of the classifier and by the vectors of the label
             names in it (:class:`~ldot_milvus.regions.labels.LabelledExtractor`); ``region_dim`` includes them.
         label_classifier: options of the classifier (:class:`~ldot_milvus.regions.labels.LabelClassifier`), whose
@@ -91,6 +93,7 @@ class LightningDOTConfig(PretrainedConfig):
         label_weight: float = 0.3,
         label_shared_layers: int = 0,
         members: int = 1,
+        member_shared_layers: int = 0,
         label_features: bool = False,
         label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
@@ -122,6 +125,16 @@ class LightningDOTConfig(PretrainedConfig):
                 f"label_shared_layers is {label_shared_layers}, and the text encoder has "
                 f"{self.text_config.num_hidden_layers} layers"
             )
+        if member_shared_layers > label_shared_layers and not label_count:
+            raise ValueError(
+                f"member_shared_layers is {member_shared_layers}: members share more than the text encoder's first "
+                f"{label_shared_layers} layers only with the sentence encoder of label names, and there are none"
+            )
+        if not 0 <= member_shared_layers <= self.text_config.num_hidden_layers:
+            raise ValueError(
+                f"member_shared_layers is {member_shared_layers}, and the text encoder has "
+                f"{self.text_config.num_hidden_layers} layers"
+            )
         if label_count and not 0 < label_dim <= self.text_config.hidden_size:
             raise ValueError(
                 f"label_dim is {label_dim}, and the text encoder is {self.text_config.hidden_size} wide: it can be at "
@@ -141,6 +154,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.label_weight = label_weight
         self.label_shared_layers = label_shared_layers
         self.members = members
+        self.member_shared_layers = member_shared_layers
         self.label_features = label_features
         self.label_classifier = label_classifier
         self.pooler = pooler
@@ -148,6 +162,11 @@ class LightningDOTConfig(PretrainedConfig):
         self.fusion = fusion
         self.region_extractor = region_extractor
         super().__init__(**kwargs)
+
+    @property
+    def member_trunk(self) -> int:
+        """Number of first text layers that a further member shares."""
+        return max(self.label_shared_layers, self.member_shared_layers)
 
     @property
     def compared_dim(self) -> int:

@@ -74,9 +74,10 @@ class LightningDOT(BertBasedModel):
             vectors = self._text_vectors(self.text_states(input_ids, mask), mask, self.text_projection)
         else:
             shared = self._shared_states(input_ids, mask)
-            vectors = self._joined(self._texts(shared, mask))
+            trunk = self._member_trunk(shared, mask)
+            vectors = self._joined(self._texts(shared, trunk, mask))
             if self.label_names is not None:
-                sentences = self.label_names.sentences(self.text_model, shared, mask)
+                sentences = self.label_names.sentences(self.text_model, trunk, mask, self._more_shared)
                 vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
         if self.text_calibration is not None:
             vectors = torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
@@ -157,7 +158,8 @@ class LightningDOT(BertBasedModel):
 
         The arguments are those of :meth:`forward`; there may be more texts than images.
         """
-        texts = self._texts(self._shared_states(input_ids, attention_mask), attention_mask)
+        shared = self._shared_states(input_ids, attention_mask)
+        texts = self._texts(shared, self._member_trunk(shared, attention_mask), attention_mask)
         images = self._images(region_features, region_boxes, region_mask.bool())
         return torch.cat(texts, dim=1), torch.cat(images, dim=1)
 
@@ -181,15 +183,33 @@ class LightningDOT(BertBasedModel):
         shared = self._text_layers[: self.config.label_shared_layers]
         return self.text_model.encode(self.text_model.embeddings(input_ids), mask.bool(), shared)
 
-    def _texts(self, shared: Tensor, mask: Tensor) -> list[Tensor]:
-        """Return the members' vectors of texts (B, projection_dim), given the states after the shared layers."""
-        encoders: list[tuple[Any, nn.Module]] = [
-            (self._text_layers[self.config.label_shared_layers :], self.text_projection)
+    @property
+    def _more_shared(self) -> int:
+        """Number of the sentence encoder's own layers that further members share; 0 for a model without members."""
+        return self.config.member_trunk - self.config.label_shared_layers if self.members is not None else 0
+
+    def _member_trunk(self, shared: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, T, H) from which further members go on, given those after the shared layers."""
+        if not self._more_shared:
+            return shared
+        assert self.label_names is not None
+        return self.text_model.encode(shared, mask.bool(), self.label_names.layers[: self._more_shared])
+
+    def _texts(self, shared: Tensor, trunk: Tensor, mask: Tensor) -> list[Tensor]:
+        """Return the members' vectors of texts (B, projection_dim).
+
+        Args:
+            shared: the states from which the first member goes on.
+            trunk: those from which the others go on.
+            mask: (B, T), 1 = token, 0 = padding.
+        """
+        encoders: list[tuple[Tensor, Any, nn.Module]] = [
+            (shared, self._text_layers[self.config.label_shared_layers :], self.text_projection)
         ]
-        encoders += [(member.text_layers, member.text_projection) for member in self.members or []]
+        encoders += [(trunk, member.text_layers, member.text_projection) for member in self.members or []]
         return [
-            self._text_vectors(self.text_model.encode(shared, mask.bool(), layers), mask, project)
-            for layers, project in encoders
+            self._text_vectors(self.text_model.encode(states, mask.bool(), layers), mask, project)
+            for states, layers, project in encoders
         ]
 
     def _text_vectors(self, states: Tensor, mask: Tensor, project: nn.Module) -> Tensor:

@@ -24,19 +24,23 @@ from tests.labelled_models import CAPTIONS, build_labelled_model
 Models = tuple[LightningDOTEmbedder, LightningDOT, CaptionedPhotos]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "label names"])
+@pytest.fixture(scope="module", params=["plain", "label names", "layers of the sentence encoder"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Models:
     """A model, an encoder of the same shared layers and other weights, and photos with captions."""
-    folder = Path(tiny_model)
-    if request.param:
+    folder, labelled = Path(tiny_model), request.param != "plain"
+    if labelled:
         folder = build_labelled_model(tmp_path_factory.mktemp("models") / "labelled", tiny_model)[0]
     embedder = LightningDOTEmbedder(str(folder), device="cpu")
     member = copy.deepcopy(embedder.bundle.encoder)
     torch.manual_seed(7)
-    frozen = "text_model.encoder.layer.0." if request.param else "text_model.embeddings."
+    frozen = "text_model.encoder.layer.0." if labelled else "text_model.embeddings."
     for name, weight in member.named_parameters():
         if not name.startswith(("text_model.embeddings.", "label_names.", frozen)) and weight.dim() > 1:
             weight.data.normal_(0, 0.3)
+    if request.param == "layers of the sentence encoder":
+        embedder.bundle.encoder.config.member_shared_layers = 2
+        layers = embedder.bundle.encoder.label_names.layers
+        member.text_model.encoder.layer[1].load_state_dict(layers[0].state_dict())
     regions = embedder.image_features([make_photo(number) for number in range(4)])
     photos = CaptionedPhotos(list("abcd"), [[caption] for caption in CAPTIONS], [regions.__getitem__], 32)
     return embedder, member, photos
@@ -61,7 +65,7 @@ def test_a_score_is_the_mean_of_the_members(models: Models) -> None:
 def test_a_third_member_and_the_saved_model(models: Models, tmp_path: Path) -> None:
     embedder, member, photos = models
     two = replace(embedder.bundle, encoder=with_member(embedder.bundle, member, photos))
-    three = with_member(two, embedder.bundle.encoder, photos)
+    three = with_member(two, member, photos)
     assert three.config.members == 3
     copy_folder(embedder.bundle.files.folder, tmp_path / "model")
     three.save_pretrained(tmp_path / "model")
@@ -73,7 +77,8 @@ def test_a_third_member_and_the_saved_model(models: Models, tmp_path: Path) -> N
     regions = [photos.regions(row) for row in range(4)]
     np.testing.assert_allclose(saved.encode_features(regions), by_torch.encode_features(regions), atol=1e-5)
     width, scores = three.config.projection_dim, []
-    for one in (embedder, LightningDOTEmbedder(replace(embedder.bundle, encoder=member)), embedder):
+    other = LightningDOTEmbedder(replace(embedder.bundle, encoder=member))
+    for one in (embedder, other, other):
         scores.append(one.encode_texts(CAPTIONS)[:, :width] @ one.encode_features(regions)[:, :width].T)
     joined = saved.encode_texts(CAPTIONS)[:, :width] @ saved.encode_features(regions)[:, :width].T
     np.testing.assert_allclose(joined, np.mean(scores, axis=0), atol=1e-4, rtol=1e-4)
@@ -81,9 +86,8 @@ def test_a_third_member_and_the_saved_model(models: Models, tmp_path: Path) -> N
 
 def test_members_share_what_is_not_trained(models: Models) -> None:
     embedder, member, photos = models
-    for name in ("embeddings.word_embeddings", "encoder.layer.0.output.dense"):
-        if name.startswith("encoder") and not embedder.bundle.encoder.config.label_shared_layers:
-            continue
+    layers = range(embedder.bundle.encoder.config.member_trunk)
+    for name in ("embeddings.word_embeddings", *(f"encoder.layer.{layer}.output.dense" for layer in layers)):
         trained = copy.deepcopy(member)
         trained.text_model.get_submodule(name).weight.data += 1e-3
         with pytest.raises(UsageError, match=r"fresh: .* set frozen_text_layers"):
@@ -95,3 +99,5 @@ def test_other_text_encoders_have_no_members() -> None:
         LightningDOTConfig(text_config={"model_type": "distilbert"}, members=2)
     with pytest.raises(ValueError, match="members is 0"):
         LightningDOTConfig(members=0)
+    with pytest.raises(ValueError, match=r"member_shared_layers is 3: .* label names, and there are none"):
+        LightningDOTConfig(members=2, member_shared_layers=3)
