@@ -120,6 +120,7 @@ class Stage(_Section):
     frozen_text_layers: NonNegativeInt | None = None  # first text layers that are not trained, with the word embeddings
     standardise: bool = False  # train on region features of mean 0 and deviation 1; the weights absorb the scale after
     regions_kept: PositiveInt | None = None  # number of random regions of a photo in a batch; unset: all
+    region_features: PositiveInt | None = None  # first features of a region that the network reads; unset: all
     text_tokens: int | None = Field(default=None, ge=3)  # maximum tokens of a caption; unset: the model's limit
     words_dropped: Fraction = 0.0
     feature_dropout: Fraction = 0.0
@@ -157,7 +158,8 @@ class Stage(_Section):
         if min(self.mix.values(), default=0) < 0 or (self.mix and sum(self.mix.values()) == 0):
             raise ValueError("mix requires weights of at least 0, one of them above 0")
         only = {"standardise": self.standardise, "soft_targets": self.soft_targets, "distilled": self.distilled,
-                "hard_negatives": self.hard_negatives, "fresh": self.fresh}  # fmt: skip
+                "hard_negatives": self.hard_negatives, "fresh": self.fresh,
+                "region_features": self.region_features}  # fmt: skip
         if self.task == "pretrain" and any(only.values()):
             given = ", ".join(name for name, value in only.items() if value)
             raise ValueError(f"{given}: not supported in pre-training, remove it")
@@ -239,10 +241,11 @@ class Recipe(_Section):
                 raise ValueError(
                     f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
                 )
-            if self.start.trains_edje and (stage.soft_targets or stage.captions_per_photo > 1 or stage.fresh):
+            unsupported = stage.soft_targets or stage.captions_per_photo > 1 or stage.fresh or stage.region_features
+            if self.start.trains_edje and unsupported:
                 raise ValueError(
-                    f"{stage.name}: a compressed re-ranker supports none of soft_targets, captions_per_photo and "
-                    "fresh: remove them"
+                    f"{stage.name}: a compressed re-ranker supports none of soft_targets, captions_per_photo, "
+                    "region_features and fresh: remove them"
                 )
         return self
 

@@ -98,6 +98,9 @@ def task_of(
         if bundle.reranker is None or bundle.reranker.alignment is None:
             raise UsageError(f"{stage.name}: distilled requires a model with a re-ranker of scoring alignment")
         teacher = RerankScorer(copy.deepcopy(bundle.reranker)).to(device).requires_grad_(False)
+    if stage.region_features is not None:
+        _read_first(scorer, stage, train.width)
+        train, dev = (replace(photos, used=stage.region_features) for photos in (train, dev))
     if stage.standardise:
         train, dev = standardised(train, dev)
         for linear in [*scorer.inputs(), *([] if teacher is None else teacher.inputs())]:
@@ -145,6 +148,20 @@ def task_of(
         scorer.model.save_pretrained(target / "reranker" if rerank else target)
 
     return Task(objective, train, evaluate, negatives, write)
+
+
+@torch.no_grad()
+def _read_first(scorer: Scorer, stage: Stage, width: int) -> None:
+    """Remove the weights of all but the stage's first region features; training leaves them at 0."""
+    assert stage.region_features is not None
+    if stage.region_features > width:
+        raise UsageError(f"{stage.name}: region_features is {stage.region_features}, and a region has {width} features")
+    if isinstance(scorer, RerankScorer) and scorer.model.alignment is None:
+        raise UsageError(f"{stage.name}: region_features: a re-ranker with joint scoring reads all, remove it")
+    inputs = scorer.inputs()
+    if len(inputs) > 1:
+        raise UsageError(f"{stage.name}: region_features: the members of this model read different features, remove it")
+    inputs[0].weight[:, stage.region_features :] = 0
 
 
 def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:

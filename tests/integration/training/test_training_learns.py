@@ -138,7 +138,7 @@ def test_members_and_another_reranker(world: tuple[Path, Path], tiny_model: str,
     start = write_start(tmp_path / "start", tiny_model)
     stages: list[dict[str, Any]] = [
         {"name": "teacher", "task": "rerank", "epochs": 2},
-        {"name": "dual", "task": "retrieval", "distilled": 0.5, "standardise": True},
+        {"name": "dual", "task": "retrieval", "distilled": 0.5, "standardise": True, "region_features": 18},
         {"name": "dual-2", "task": "retrieval", "standardise": True, "fresh": True, "seed": 5},
         {"name": "reranker", "task": "rerank", "epochs": 1, "fresh": True, "seed": 6},
         {"name": "tuned", "task": "retrieval", "standardise": True, "epochs": 1, "learning_rate": 1e-4},
@@ -154,6 +154,10 @@ def test_members_and_another_reranker(world: tuple[Path, Path], tiny_model: str,
     assert all(np.array_equal(before[name], after[name]) for name in kept), "the first member is as it was"
     layer = "image_projection.0.weight"
     assert not np.array_equal(after[layer], after[f"members.0.{layer}"])
+    reads = "image_model.img_embeddings.img_linear.weight"
+    assert not after[reads][:, 18:].any(), "the first member reads 18 features of a region"
+    assert after[reads][:, :18].any(0).all()
+    assert after[f"members.0.{reads}"].any(0).all()
     networks = [
         (out / name / "best" / "reranker" / "model.safetensors").read_bytes() for name in ("dual-2", "reranker")
     ]
@@ -167,6 +171,10 @@ def test_members_and_another_reranker(world: tuple[Path, Path], tiny_model: str,
     images = embedder.encode_images([pair.load() for pair in pairs])
     assert_recall(tuned["dev"], both_bounds(texts @ images.T, np.repeat(np.arange(PHOTOS), 2), near=1e-4))
     assert measured(model, world)[0] > 1.5 * CHANCE
+    for features, match in ((25, "a region has 24 features"), (18, "read different features")):
+        again = {"task": "retrieval", "region_features": features, "frozen_text_layers": 0}
+        with pytest.raises(UsageError, match=match):
+            train(recipe(world, model, again), tmp_path / str(features))
     with pytest.raises(UsageError, match="has several members already"):
         train(recipe(world, model, {"task": "retrieval", "fresh": True, "frozen_text_layers": 0}), tmp_path / "more")
 

@@ -78,7 +78,7 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         (
             '"ldot-mini"\n[[stages]]\ntask = "retrieval"',
             '"ldot-mini"\nreranker = { scoring = "compressed" }\n[[stages]]\ntask = "rerank"\nfresh = true',
-            "a compressed re-ranker supports none of soft_targets, captions_per_photo and fresh",
+            "a compressed re-ranker supports none of soft_targets, captions_per_photo, region_features and fresh",
         ),
         ('task = "retrieval"', 'task = "pretrain"\nfresh = true\nmix = { cmr = 1 }', "fresh: not supported in pre-tr"),
         (
