@@ -84,6 +84,32 @@ def load_quantized(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
+def store_apart(folder: Path) -> None:
+    """Store the matrices that a part reads from the model's file in its own file: the model is about to change.
+
+    Args:
+        folder: of the part; nothing happens if it does not exist, or reads none.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        shared = shared_places(path, metadata)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not shared:
+        return
+    for name, (other, stored) in shared.items():
+        with safe_open(other, framework="pt") as file:
+            tensors[name] = file.get_tensor(stored)
+            if stored + SCALE_SUFFIX in file.keys():  # noqa: SIM118
+                tensors[name + SCALE_SUFFIX] = file.get_tensor(stored + SCALE_SUFFIX)
+    del metadata[SHARED]
+    unfinished = path.with_suffix(".tmp")
+    save_file(tensors, unfinished, metadata=metadata)  # the tensors may be mapped from the file
+    unfinished.replace(path)
+
+
 def _quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Return a matrix as int8, and the scales of its rows."""
     rows = tensor.float().flatten(1)

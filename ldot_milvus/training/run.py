@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.datasets import Pair, read_pairs
 from ldot_milvus.models.lightningdot.bundle import Bundle, load_extractor
-from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.lightningdot.files import RERANKER, find_lightningdot
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions import Regions
 from ldot_milvus.training.accelerators import accelerator_for
@@ -44,6 +44,7 @@ from ldot_milvus.training.recipe import Recipe, Stage
 from ldot_milvus.training.stages import CARD, Task, task_of
 from ldot_milvus.training.start import new_model
 from ldot_milvus.training.trainer import StageRun
+from ldot_milvus.weights import store_apart
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,7 @@ class Run:
             new_model(start, target)
         else:
             copy_folder(find_lightningdot(start.model).folder, target, CARD)
+            store_apart(target / RERANKER)
         if start.labels is not None:
             pairs = self._pairs["train"]
             captions = [pairs[row].captions[0] for row in evenly(len(pairs), CENTRED)]

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
+from ldot_milvus.models.lightningdot.files import RERANKER
 from ldot_milvus.models.lightningdot.layers import BertBody
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
 from ldot_milvus.models.loading import load_model
@@ -31,7 +32,7 @@ from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, wi
 from ldot_milvus.training.recipe import Stage, Start
 from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
 from ldot_milvus.training.start import starting_reranker
-from ldot_milvus.weights import WEIGHTS_FILE
+from ldot_milvus.weights import WEIGHTS_FILE, store_apart
 
 CARD = "README.md"
 
@@ -141,11 +142,12 @@ def task_of(
             assert isinstance(scorer, DualScorer)
             scorer = DualScorer(with_member(bundle, scorer.encoder.eval(), original))
         rerank = isinstance(scorer, RerankScorer)
-        copy_folder(bundle.files.folder, target, CARD, *(["reranker"] if rerank else []))
+        copy_folder(bundle.files.folder, target, CARD, *([RERANKER] if rerank else []))
+        store_apart(target / RERANKER)
         weights = bundle.files.extractor_weights
         if isinstance(weights, Path) and weights.is_dir() and not (target / "regions").exists():
             copy_folder(weights, target / "regions")  # the configuration's path is relative to the initial folder
-        scorer.model.save_pretrained(target / "reranker" if rerank else target)
+        scorer.model.save_pretrained(target / RERANKER if rerank else target)
 
     return Task(objective, train, evaluate, negatives, write)
 

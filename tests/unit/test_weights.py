@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ldot_milvus.errors import ModelError
 from ldot_milvus.model import CrossAttentionReranker, LightningDOT, LightningDOTConfig, RerankerConfig
 from ldot_milvus.tensors import SHARED, read_tensors
-from ldot_milvus.weights import WEIGHTS_FILE, save_quantized
+from ldot_milvus.weights import WEIGHTS_FILE, save_quantized, store_apart
 
 
 def test_int8_is_a_quarter_of_the_size_and_nearly_the_same(tiny_model: str, tmp_path: Path) -> None:
@@ -96,6 +96,21 @@ def test_equal_matrices_are_stored_once(sharing: tuple[LightningDOT, CrossAttent
             step = rows.abs().amax(1, keepdim=True) / 127
             assert ((by_torch[name].reshape(rows.shape) - rows).abs() <= step / 2 + 1e-7).all(), name
             torch.testing.assert_close(torch.from_numpy(by_numpy[name]), by_torch[name], rtol=1e-6, atol=0)
+
+
+def test_a_part_outlives_a_change_of_its_model(
+    sharing: tuple[LightningDOT, CrossAttentionReranker, Path],
+) -> None:
+    """Training writes another model over a copy of the one that it started from."""
+    model, part, folder = sharing
+    before = type(part).from_pretrained(folder / "part").state_dict()
+    store_apart(folder / "part")
+    store_apart(folder / "part")  # nothing is left to do
+    store_apart(folder / "nowhere")
+    torch.nn.init.normal_(model.text_model.embeddings.word_embeddings.weight)
+    model.save_pretrained(folder)
+    after = type(part).from_pretrained(folder / "part").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_part_stored_alone_shares_nothing(sharing: tuple[LightningDOT, CrossAttentionReranker, Path]) -> None:
