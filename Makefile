@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# On two cores, two test processes with one compute thread each are faster than one process with two threads. A third
-# process is faster still, since the one with the Milvus server mostly waits, but then tests compete for the cores.
-WORKERS ?= 2
+# On two cores, test processes with one compute thread each are faster than one process with two threads. Tests wait for
+# servers and other processes: two test processes left two fifths of the cores idle.
+WORKERS ?= 3
 
 .PHONY: help demo up down test test-all bench coverage docs lint clean
 

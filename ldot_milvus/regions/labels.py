@@ -159,7 +159,8 @@ class LabelledExtractor:
 def _extended(regions: Regions, seen: Array, names: Array) -> Regions:
     """Append the classifier's features (n, dim) and the names' vectors to the regions' features."""
     assert regions.label_probabilities is not None
-    places = regions.label_probabilities @ names
+    # NumPy's product has threads of its own, which still wait for work on the cores that torch's next step needs.
+    places = (torch.from_numpy(regions.label_probabilities) @ torch.from_numpy(names)).numpy()
     whole = np.broadcast_to(places[0], (len(regions), places.shape[1]))
     features = np.concatenate([regions.features, seen, places[regions.label_places], whole], axis=1)
     return replace(regions, features=features)

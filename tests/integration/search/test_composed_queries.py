@@ -130,6 +130,7 @@ def test_a_part_that_cannot_be_read(retriever: Retriever) -> None:
         retriever.search([(1, "dogs"), (1, Path("nowhere.jpg"))])
 
 
+@pytest.mark.slow  # twenty seconds of starting processes; the composition itself is tested above
 def test_from_the_shell(run: Run, folder: Path, tiny_model: str) -> None:
     env = {"LDOT_MODEL": tiny_model, "LDOT_DEVICE": "cpu"}
     arguments = ("--add", "0.5", "blue", "--add", "-1", "snow", "--add-image", "0.3", "photos/0003.jpg")

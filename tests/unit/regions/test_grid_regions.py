@@ -22,10 +22,10 @@ def test_boxes_tile_the_photo_row_by_row() -> None:
 @pytest.mark.parametrize("size", [(224, 224), (640, 480), (10, 4000), (1, 1), (3000, 50)])
 def test_any_shape_gives_49_regions(mini, size: tuple[int, int]) -> None:
     (regions,) = mini.bundle.extractor([Image.new("RGB", size, (200, 30, 30))])
-    assert regions.features.shape == (49, 2048)
+    assert regions.features.shape == (49, 3580)  # with those of the classifier and of the label names
     assert regions.features.dtype == np.float32
     assert np.isfinite(regions.features).all()
-    assert (regions.features >= 0).all()  # after the last ReLU
+    assert (regions.features[:, :2048] >= 0).all()  # after the last ReLU
 
 
 def test_a_region_depends_on_its_own_cell(mini) -> None:
