@@ -50,6 +50,21 @@ def shared_places(path: Path, metadata: Mapping[str, str] | None) -> dict[str, P
     return places
 
 
+def by_file(path: Path, names: Iterable[str], shared: Mapping[str, Place]) -> dict[Path, dict[str, str]]:
+    """Group tensors by the file that has them, so that each is opened once: their names there by their names.
+
+    Args:
+        path: the file that is read.
+        names: of the tensors in the model.
+        shared: what :func:`shared_places` says of the file.
+    """
+    grouped: dict[Path, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        place, stored = shared.get(name, (path, name))
+        grouped[place][name] = stored
+    return grouped
+
+
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float32]] | None:
     """Read tensors of a safetensors file in float32, dequantised if they are stored as int8.
 
@@ -68,12 +83,8 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float
 
     with safe_open(path, framework="np") as file:
         shared = shared_places(path, file.metadata())
-    wanted: dict[Path, dict[str, str]] = defaultdict(dict)
-    for name in names:
-        place, stored = shared.get(name, (path, name))
-        wanted[place][name] = stored
     tensors: dict[str, NDArray[np.float32]] = {}
-    for place, stored_names in wanted.items():
+    for place, stored_names in by_file(path, names, shared).items():
         with safe_open(place, framework="np") as file:
             known = set(file.keys())
             for name, stored in stored_names.items():

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ldot_milvus.errors import ModelError
-from ldot_milvus.tensors import ABOVE, OWN, SCALE_SUFFIX, SHARED, shared_places
+from ldot_milvus.tensors import ABOVE, OWN, SCALE_SUFFIX, SHARED, by_file, shared_places
 
 WEIGHTS_FILE = OWN
 _MINIMUM_SIZE = 4096
@@ -73,14 +73,10 @@ def load_quantized(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ModelError: it reads matrices from the file in the folder above, which does not exist.
     """
     state: dict[str, Tensor] = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (it is no dict)
-            if not name.endswith(SCALE_SUFFIX):
-                state[name] = _stored(file, name)
-        shared = shared_places(Path(path), file.metadata())
-    for name, (other, stored) in shared.items():
-        with safe_open(other, framework="pt") as file:
-            state[name] = _stored(file, stored)
+    for name, tensor, scale in _stored(Path(path)):
+        if scale is not None:
+            tensor = tensor.float() * scale.view(-1, *[1] * (tensor.dim() - 1))
+        state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state
 
 
@@ -91,23 +87,28 @@ def store_apart(folder: Path) -> None:
         folder: of the part; nothing happens if it does not exist, or reads none.
     """
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
+    metadata = _metadata(path) if path.is_file() else {}
+    if metadata.pop(SHARED, None) is None:
         return
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata() or {})
-        shared = shared_places(path, metadata)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if not shared:
-        return
-    for name, (other, stored) in shared.items():
-        with safe_open(other, framework="pt") as file:
-            tensors[name] = file.get_tensor(stored)
-            if stored + SCALE_SUFFIX in file.keys():  # noqa: SIM118
-                tensors[name + SCALE_SUFFIX] = file.get_tensor(stored + SCALE_SUFFIX)
-    del metadata[SHARED]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor, scale in _stored(path):
+        tensors |= {name: tensor} if scale is None else {name: tensor, name + SCALE_SUFFIX: scale}
     unfinished = path.with_suffix(".tmp")
     save_file(tensors, unfinished, metadata=metadata)  # the tensors may be mapped from the file
     unfinished.replace(path)
+
+
+def _stored(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield the name of each tensor, the tensor as it is stored, and the scales of its rows, None unless it is int8."""
+    with safe_open(path, framework="pt") as file:
+        shared = shared_places(path, file.metadata())
+        names = [name for name in file.keys() if not name.endswith(SCALE_SUFFIX)]  # noqa: SIM118  (it is no dict)
+    for place, stored_names in by_file(path, [*names, *shared], shared).items():
+        with safe_open(place, framework="pt") as file:
+            known = set(file.keys())
+            for name, stored in stored_names.items():
+                scale = stored + SCALE_SUFFIX
+                yield name, file.get_tensor(stored), file.get_tensor(scale) if scale in known else None
 
 
 def _quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,24 +118,13 @@ def _quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape), scale
 
 
-def _stored(file: Any, name: str) -> Tensor:
-    """Read a tensor of a file, in float32 if it is of floating point or was."""
-    tensor: Tensor = file.get_tensor(name)
-    if name + SCALE_SUFFIX in file.keys():  # noqa: SIM118
-        return tensor.float() * file.get_tensor(name + SCALE_SUFFIX).view(-1, *[1] * (tensor.dim() - 1))
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
 def _matrices(path: Path) -> dict[str, tuple[str, str]]:
     """Return the places of the int8 matrices in the file of the folder above, by their digests."""
     found: dict[str, tuple[str, str]] = {}
-    if not path.is_file() or not _is_quantized(str(path)):
-        return found
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            scale = name + SCALE_SUFFIX
-            if scale in file.keys():  # noqa: SIM118
-                found.setdefault(_digest(file.get_tensor(name), file.get_tensor(scale)), (ABOVE, name))
+    if path.is_file() and _is_quantized(path):
+        for name, tensor, scale in _stored(path):  # those that the file holds come first
+            if scale is not None:
+                found.setdefault(_digest(tensor, scale), (ABOVE, name))
     return found
 
 
@@ -145,9 +135,13 @@ def _digest(matrix: Tensor, scale: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _is_quantized(path: str) -> bool:
+def _metadata(path: str | Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("ldot_storage") == "int8"
+        return dict(file.metadata() or {})
+
+
+def _is_quantized(path: str | Path) -> bool:
+    return _metadata(path).get("ldot_storage") == "int8"
 
 
 class QuantizedStorage:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from ldot_milvus.models.calibration import CALIBRATION
+from ldot_milvus.models.lightningdot.bundle import load_reranker_model
 from ldot_milvus.models.lightningdot.files import LABELS, RERANKER, find_lightningdot
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.loading import load_model
@@ -57,7 +58,9 @@ def finish(
         source = best.parents[1] / settings.reranker / "best"
         shutil.rmtree(target / RERANKER)  # of the last stage that trained one
         copy_folder(source / RERANKER, target / RERANKER)
-        bundle = replace(bundle, reranker=load_model(str(source), device=None, dtype="float32").reranker)
+        own = find_lightningdot(str(source)).own_reranker()
+        assert own is not None
+        bundle = replace(bundle, reranker=load_reranker_model(own, bundle.device, bundle.dtype))
     encoder, reranker = bundle.encoder, bundle.reranker
     if recipe.changes_vectors and (anchors := anchors_of(recipe, origin)):
         plain = replace(bundle, reranker=None)

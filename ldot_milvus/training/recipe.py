@@ -227,9 +227,9 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _has_the_reranker(self) -> Recipe:
-        trained = [stage.name for stage in self.stages if stage.task == "rerank"]
-        if self.finish.reranker is not None and (self.finish.reranker not in trained or self.start.trains_edje):
-            known = ", ".join(trained) if trained and not self.start.trains_edje else "none"
+        trained = [stage.name for stage in self.stages if stage.task == "rerank" and not self.start.trains_edje]
+        if self.finish.reranker is not None and self.finish.reranker not in trained:
+            known = ", ".join(trained) or "none"
             raise ValueError(f"finish.reranker is {self.finish.reranker!r}; stages that train one: {known}")
         return self
 

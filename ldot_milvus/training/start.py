@@ -14,7 +14,7 @@ from ldot_milvus.errors import UsageError
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig, RerankerConfig
 from ldot_milvus.models.lightningdot.cross_attention import CrossAttentionReranker
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
-from ldot_milvus.models.lightningdot.files import find_lightningdot
+from ldot_milvus.models.lightningdot.files import RERANKER, find_lightningdot
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.recipe import Start
@@ -58,7 +58,7 @@ def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
         UsageError: settings of the new re-ranker are unknown or do not fit.
     """
     if find_lightningdot(str(folder)).own_reranker() is not None:
-        return CrossAttentionReranker.from_pretrained(folder / "reranker")
+        return CrossAttentionReranker.from_pretrained(folder / RERANKER)
     _check_names("start.reranker", RerankerConfig, start.reranker)
     encoder = load_model(str(folder), device="cpu", dtype="float32").encoder
     config = {"region_dim": encoder.config.region_dim, "max_text_length": encoder.config.max_text_length}
