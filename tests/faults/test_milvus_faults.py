@@ -235,6 +235,7 @@ def test_a_gpu_index_on_a_server_without_one(
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize("seconds", [0.3, 0.0], ids=["in time", "out of time before the index is asked for"])
 @pytest.mark.parametrize(
     ("state", "words"),
     [
@@ -244,9 +245,13 @@ def test_a_gpu_index_on_a_server_without_one(
     ids=["an index of no vectors", "out of memory"],
 )
 def test_a_gpu_that_builds_nothing(
-    state: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    state: dict[str, Any],
+    words: str,
+    seconds: float,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Recorded answers of servers with a GPU, since this machine has none."""
+    """Recorded answers of servers with a GPU, since this machine has none. A slow machine hears them too."""
 
     class Playing:
         address, lite = "http://played:19530", False
@@ -254,7 +259,7 @@ def test_a_gpu_that_builds_nothing(
         def call(self, name: str, *_: Any, **__: Any) -> Any:
             return state if name == "describe_index" else None
 
-    monkeypatch.setattr("ldot_milvus.stores.milvus.probing.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("ldot_milvus.stores.milvus.probing.PROBE_SECONDS", seconds)
     with caplog.at_level(logging.WARNING):
         assert settle_index(Playing(), IndexSpec("GPU_CAGRA")) == IndexSpec("HNSW")  # type: ignore[arg-type]
     assert words in caplog.text

@@ -125,7 +125,7 @@ class LightningDOTConfig(PretrainedConfig):
                 f"label_shared_layers is {label_shared_layers}, and the text encoder has "
                 f"{self.text_config.num_hidden_layers} layers"
             )
-        if member_shared_layers > label_shared_layers and not label_count:
+        if members > 1 and member_shared_layers > label_shared_layers and not label_count:
             raise ValueError(
                 f"member_shared_layers is {member_shared_layers}: members share more than the text encoder's first "
                 f"{label_shared_layers} layers only with the sentence encoder of label names, and there are none"
