@@ -168,5 +168,6 @@ def unfold_scale(linear: nn.Linear, photos: CaptionedPhotos) -> None:
 
 def _scale(photos: CaptionedPhotos, linear: nn.Linear) -> tuple[Tensor, Tensor]:
     assert photos.scale is not None
-    mean, deviation = (torch.from_numpy(values).to(linear.weight) for values in photos.scale)
+    read = linear.in_features  # all of a region's features, or the first ones
+    mean, deviation = (torch.from_numpy(values[:read]).to(linear.weight) for values in photos.scale)
     return mean, deviation

@@ -12,7 +12,7 @@ from ldot_milvus.training.rerank import RERANKED, rerank_first
 
 log = logging.getLogger(__name__)
 
-DOT_WEIGHTS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120)
+DOT_WEIGHTS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 160, 200)
 
 
 def best_dot_weight(bundle: Bundle, dev: CaptionedPhotos, first: int = RERANKED) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -87,17 +86,20 @@ def evaluate_dual(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Fi
 def caption_embeddings(bundle: Bundle, photos: CaptionedPhotos) -> Tensor:
     """Return the normalised mean (N, dim) of each photo's normalised, uncalibrated caption vectors."""
     calibrated = LightningDOTEmbedder(bundle).encode_texts([text for captions in photos.captions for text in captions])
-    plain = torch.from_numpy(calibrated[:, : bundle.encoder.config.projection_dim])
+    plain = torch.from_numpy(calibrated[:, : bundle.encoder.config.learned_dim])
     lengths = [len(captions) for captions in photos.captions]
     means = [captions.mean(0) for captions in nn.functional.normalize(plain, dim=-1).split(lengths)]
     return nn.functional.normalize(torch.stack(means), dim=-1)
 
 
-def without_calibration(model: LightningDOT) -> LightningDOT:
-    """Return the model with plain dot products, by which training ranks."""
-    if not model.config.calibration_anchors:
+def for_training(model: LightningDOT) -> LightningDOT:
+    """Return the model as training ranks with it: without hubness calibration and canonical correlations.
+
+    These are computed from the photos as they are, and training changes their features (``standardise``, ``mix``).
+    """
+    if not model.config.calibration_anchors and model.canonical is None:
         return model
-    return _recalibrated(model, 0)
+    return rebuilt(model, calibration_anchors=0, canonical_dim=0)
 
 
 def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> LightningDOT:
@@ -116,7 +118,7 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
         views=[lambda index: photos.views[0](rows[index])],
     )
     texts, images = (torch.from_numpy(values) for values in vectors(LightningDOTEmbedder(bundle), sample))
-    calibrated = _recalibrated(bundle.encoder, len(rows))
+    calibrated = rebuilt(bundle.encoder, calibration_anchors=len(rows))
     assert calibrated.text_calibration is not None
     assert calibrated.image_calibration is not None
     width = bundle.encoder.config.compared_dim  # without the coordinates of an earlier calibration
@@ -125,10 +127,16 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
     return calibrated
 
 
-def _recalibrated(model: LightningDOT, anchors: int) -> LightningDOT:
-    config: LightningDOTConfig = copy.deepcopy(model.config)  # type: ignore[assignment]
-    config.calibration_anchors = anchors
-    recalibrated = LightningDOT(config)
+def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
+    """Return the model with another configuration; parts that the model lacks, and anchors, are not yet set.
+
+    Raises:
+        ValueError: the configuration is invalid.
+    """
+    config: LightningDOTConfig = LightningDOTConfig(**{**model.config.to_dict(), **changes})
+    result = LightningDOT(config)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("_calibration.anchors")}
-    recalibrated.load_state_dict(state, strict=False)
-    return recalibrated.eval()
+    if config.canonical_dim != model.config.canonical_dim:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("canonical.")}
+    result.load_state_dict(state, strict=False)
+    return result.eval()

@@ -10,16 +10,19 @@ from pathlib import Path
 from torch import nn
 
 from ldot_milvus.models.calibration import CALIBRATION
-from ldot_milvus.models.lightningdot.bundle import load_reranker_model
+from ldot_milvus.models.lightningdot.bundle import Bundle, load_reranker_model
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.files import LABELS, RERANKER, find_lightningdot
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.regions.efficientnet import EfficientNetLite
 from ldot_milvus.regions.grid import GridBackbone
+from ldot_milvus.training.canonical import carried, with_canonical
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dot_weight import best_dot_weight
 from ldot_milvus.training.dual import calibrate
+from ldot_milvus.training.members import without_unread
 from ldot_milvus.training.probability import fit_probability
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.weights import save_quantized
@@ -62,13 +65,9 @@ def finish(
         assert own is not None
         bundle = replace(bundle, reranker=load_reranker_model(own, bundle.device, bundle.dtype))
     encoder, reranker = bundle.encoder, bundle.reranker
-    if recipe.changes_vectors and (anchors := anchors_of(recipe, origin)):
-        plain = replace(bundle, reranker=None)
-        encoder = nn.Module.to(calibrate(plain, train, anchors), bundle.device)
+    if recipe.changes_vectors:
+        encoder = _completed(recipe, origin, replace(bundle, reranker=None), train)
         encoder.save_pretrained(target)
-    if settings.dot_weight and reranker is not None:
-        reranker.config.dot_weight = best_dot_weight(replace(bundle, encoder=encoder), dev)
-        reranker.save_pretrained(target / RERANKER)
     if settings.storage == "int8":
         half_precision = tuple(settings.fuller_storage)
         save_quantized(encoder, target, keep=half_precision)
@@ -78,8 +77,27 @@ def finish(
             save_quantized(EfficientNetLite.from_pretrained(best / LABELS), target / LABELS, keep=half_precision)
         if reranker is not None:
             save_quantized(reranker, target / RERANKER, keep=half_precision, part=True)
+    if settings.dot_weight and reranker is not None:  # of the weights as stored, as the probabilities are
+        stored = load_model(str(target), device=None, dtype="float32")
+        assert stored.reranker is not None
+        stored.reranker.config.dot_weight = best_dot_weight(stored, dev)
+        stored.reranker.config.save_pretrained(target / RERANKER)
     for folder in (target, target / RERANKER):
         (folder / CALIBRATION).unlink(missing_ok=True)  # of the model from which the run started
     export_graphs(target)
     if settings.probability:
         log.info("probability: %s", fit_probability(target, dev))
+
+
+def _completed(recipe: Recipe, origin: Path, bundle: Bundle, train: CaptionedPhotos) -> LightningDOT:
+    """Return the encoder with what is computed after training: canonical correlations, then hubness calibration."""
+    bundle = replace(bundle, encoder=without_unread(bundle.encoder))
+    if recipe.finish.canonical_dim:
+        bundle = replace(bundle, encoder=with_canonical(bundle, train, recipe.finish.canonical_dim))
+    elif find_lightningdot(str(origin)).config.get("canonical_dim") and bundle.encoder.canonical is None:
+        source = load_model(str(origin), device=None, dtype="float32").encoder
+        bundle = replace(bundle, encoder=carried(bundle.encoder, source))
+    if anchors := anchors_of(recipe, origin):
+        on_device = replace(bundle, encoder=nn.Module.to(bundle.encoder, bundle.device))
+        bundle = replace(bundle, encoder=calibrate(on_device, train, anchors))
+    return nn.Module.to(bundle.encoder, bundle.device)

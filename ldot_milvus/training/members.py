@@ -14,7 +14,7 @@ from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.training.batches import region_tensors
 from ldot_milvus.training.data import CaptionedPhotos, evenly
-from ldot_milvus.training.dual import without_calibration
+from ldot_milvus.training.dual import for_training
 
 SAMPLE, BATCH = 500, 50
 """Photos, with all their captions, by whose vectors the directions are chosen, and their number in a batch."""
@@ -34,7 +34,7 @@ def with_member(bundle: Bundle, member: LightningDOT, photos: CaptionedPhotos) -
     Raises:
         UsageError: the encoders do not share the word embeddings and first text layers.
     """
-    first = without_calibration(bundle.encoder)
+    first = for_training(bundle.encoder)
     config: LightningDOTConfig = copy.deepcopy(first.config)  # type: ignore[assignment]
     config.members += 1
     try:
@@ -46,6 +46,22 @@ def with_member(bundle: Bundle, member: LightningDOT, photos: CaptionedPhotos) -
     joined.load_state_dict(first.state_dict() | added | {"members.directions": joined.members.directions})
     joined.eval().members.place(_vectors(replace(bundle, encoder=joined), photos))
     return joined
+
+
+def without_unread(model: LightningDOT) -> LightningDOT:
+    """Return a model of several members without the weights of features that its first member does not read."""
+    if model.members is None:
+        return model
+    embeddings = "image_model.img_embeddings."
+    state = model.state_dict()
+    read = state[f"{embeddings}img_linear.weight"].abs().amax(0).nonzero()
+    width = int(read.max()) + 1
+    config = LightningDOTConfig(**{**model.config.to_dict(), "first_region_dim": width})
+    for name in ("img_linear.weight", "mask_embedding.weight"):
+        state[embeddings + name] = state[embeddings + name][:, :width]
+    result = LightningDOT(config)
+    result.load_state_dict(state)
+    return result.eval()
 
 
 def _member_state(first: LightningDOT, member: LightningDOT, prefix: str) -> dict[str, Tensor]:

@@ -173,6 +173,7 @@ class Stage(_Section):
 class Finish(_Section):
     """Steps after the last stage, applied to its best model."""
 
+    canonical_dim: NonNegativeInt = 0  # of canonical correlations, computed anew; 0: as the initial model's
     calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as the initial model's
     reranker: str | None = None  # stage whose re-ranker the result has; unset: the last one
     dot_weight: bool = False  # select the weight of the dot product in re-ranking on the dev split
@@ -201,8 +202,9 @@ class Recipe(_Section):
 
     @property
     def changes_vectors(self) -> bool:
-        """True if the run changes the dual encoder: by a stage, or by label names."""
-        return self.start.labels is not None or any(stage.task != "rerank" for stage in self.stages)
+        """True if the run changes the dual encoder: by a stage, by label names or by canonical correlations."""
+        computed = self.start.labels is not None or self.finish.canonical_dim > 0
+        return computed or any(stage.task != "rerank" for stage in self.stages)
 
     @model_validator(mode="before")
     @classmethod
@@ -214,8 +216,8 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _changes_something(self) -> Recipe:
-        if not self.stages and self.start.labels is None:
-            raise ValueError("stages: give at least one, or start.labels")
+        if not self.stages and not self.changes_vectors:
+            raise ValueError("stages: give at least one, start.labels or finish.canonical_dim")
         return self
 
     @model_validator(mode="after")

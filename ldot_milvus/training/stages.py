@@ -25,7 +25,7 @@ from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
 from ldot_milvus.training.data import CaptionedPhotos
-from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, vectors, without_calibration
+from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, for_training, vectors
 from ldot_milvus.training.hard_negatives import mine_hard_negatives
 from ldot_milvus.training.members import with_member
 from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
@@ -87,7 +87,7 @@ def task_of(
         first = load_model(str(origin), device="cpu", dtype="float32").encoder if member else bundle.encoder
         if member and first.members is not None:
             raise UsageError(f"{stage.name}: fresh: the run's initial model has several members already, remove it")
-        scorer = DualScorer(without_calibration(first))
+        scorer = DualScorer(for_training(first))
     else:
         if bundle.encoder.members is not None:
             raise UsageError(f"{stage.name}: pre-training has no members: train the model before it has several")
@@ -206,4 +206,4 @@ def _with_heads(bundle: Bundle) -> LightningDOTForPreTraining:
     if has_heads:
         model: LightningDOTForPreTraining = LightningDOTForPreTraining.from_pretrained(bundle.files.folder)
         return model
-    return with_heads(without_calibration(bundle.encoder))
+    return with_heads(for_training(bundle.encoder))

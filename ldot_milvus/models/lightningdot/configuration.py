@@ -53,7 +53,12 @@ class LightningDOTConfig(PretrainedConfig):
         label_weight: weight of this block's dot product in the score.
         label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
             names and with further members; training leaves them, and the word embeddings, as they are.
+        canonical_dim: with n > 0, each vector has a block of the first n canonical directions of sentences and photos
+            (``canonical.CanonicalCorrelations``); only with label names, whose sentence encoder it reads.
+        canonical_weight: weight of this block's dot product in the score.
         members: number of dual encoders that are trained separately and searched as one (``members.Member``).
+        first_region_dim: number of a region's first features that the first member reads; None: all. Others read all.
+        member_dim: width of the members' joined vectors; None: that of a single member's, ``projection_dim``.
         member_shared_layers: number of first layers of the sentence encoder that further members share, where these
             are more than ``label_shared_layers``.
         label_features: a region's features are followed by those of the classifier and by the vectors of the label
@@ -92,7 +97,11 @@ class LightningDOTConfig(PretrainedConfig):
         label_dim: int = 126,
         label_weight: float = 0.3,
         label_shared_layers: int = 0,
+        canonical_dim: int = 0,
+        canonical_weight: float = 0.8,
         members: int = 1,
+        first_region_dim: int | None = None,
+        member_dim: int | None = None,
         member_shared_layers: int = 0,
         label_features: bool = False,
         label_classifier: dict[str, Any] | None = None,
@@ -140,6 +149,8 @@ class LightningDOTConfig(PretrainedConfig):
                 f"label_dim is {label_dim}, and the text encoder is {self.text_config.hidden_size} wide: it can be at "
                 "most that"
             )
+        if canonical_dim and not label_count:
+            raise ValueError("canonical_dim needs the sentence encoder of label names, and there are none")
         self.region_dim = region_dim
         self.region_classes = region_classes
         self.projection_dim = projection_dim
@@ -153,7 +164,11 @@ class LightningDOTConfig(PretrainedConfig):
         self.label_dim = label_dim
         self.label_weight = label_weight
         self.label_shared_layers = label_shared_layers
+        self.canonical_dim = canonical_dim
+        self.canonical_weight = canonical_weight
         self.members = members
+        self.first_region_dim = first_region_dim
+        self.member_dim = member_dim
         self.member_shared_layers = member_shared_layers
         self.label_features = label_features
         self.label_classifier = label_classifier
@@ -161,6 +176,9 @@ class LightningDOTConfig(PretrainedConfig):
         self.max_text_length = max_text_length
         self.fusion = fusion
         self.region_extractor = region_extractor
+        most = min(self.canonical_region_dim, 2 * self.text_config.hidden_size)
+        if canonical_dim > most:
+            raise ValueError(f"canonical_dim is {canonical_dim}, and this model has {most} directions at most")
         super().__init__(**kwargs)
 
     @property
@@ -169,9 +187,19 @@ class LightningDOTConfig(PretrainedConfig):
         return max(self.label_shared_layers, self.member_shared_layers)
 
     @property
+    def learned_dim(self) -> int:
+        """Width of what the networks learned: a projection, or the joined ones of all members."""
+        return (self.member_dim or self.projection_dim) if self.members > 1 else self.projection_dim
+
+    @property
+    def canonical_region_dim(self) -> int:
+        """Number of a region's first features that canonical correlations read: all but the vectors of label names."""
+        return self.region_dim - (2 * self.label_dim if self.label_features else 0)
+
+    @property
     def compared_dim(self) -> int:
-        """Width of what a text and a photo are compared by: the projections, and the block of label names."""
-        return self.projection_dim + (self.label_dim if self.label_count else 0)
+        """Width of what a text and a photo are compared by: the learned part, and the blocks beside it."""
+        return self.learned_dim + (self.label_dim if self.label_count else 0) + self.canonical_dim
 
     @property
     def embedding_dim(self) -> int:

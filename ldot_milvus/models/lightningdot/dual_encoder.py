@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from ldot_milvus.models.lightningdot.canonical import CanonicalCorrelations
 from ldot_milvus.models.lightningdot.configuration import CLS_TOKEN_ID, LightningDOTConfig
 from ldot_milvus.models.lightningdot.label_names import LabelNames
 from ldot_milvus.models.lightningdot.layers import (
@@ -38,7 +39,8 @@ class LightningDOT(BertBasedModel):
     def __init__(self, config: LightningDOTConfig) -> None:
         super().__init__(config)
         self.text_model: Any = text_body(config.text_config, pooler=config.pooler)
-        self.image_model = BertBody(config.image_config, region_dim=config.region_dim, pooler=config.pooler)
+        region_dim = config.first_region_dim or config.region_dim
+        self.image_model = BertBody(config.image_config, region_dim=region_dim, pooler=config.pooler)
         self.text_projection: nn.Module = nn.Identity()
         if config.project_text:
             self.text_projection = projection(config.text_config.hidden_size, config.projection_dim)
@@ -55,6 +57,12 @@ class LightningDOT(BertBasedModel):
                 config.text_config, config.label_count, config.label_dim,
                 config.label_shared_layers, config.label_weight,
             )  # fmt: skip
+        self.canonical = None
+        if config.canonical_dim:
+            self.canonical = CanonicalCorrelations(
+                2 * config.text_config.hidden_size, config.canonical_region_dim,
+                config.canonical_dim, config.canonical_weight,
+            )  # fmt: skip
         self.members = Members(config) if config.members > 1 else None
         self.post_init()
 
@@ -66,19 +74,23 @@ class LightningDOT(BertBasedModel):
             attention_mask: (B, T), 1 = token, 0 = padding; None if there is no padding.
 
         Returns:
-            (B, embedding_dim), normalised, calibrated and with a block of label names if the configuration says so.
-            The published models do none of this.
+            (B, embedding_dim), normalised, calibrated and with blocks of label names and canonical correlations if the
+            configuration says so. The published models do none of this.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.label_names is None and self.members is None:
             vectors = self._text_vectors(self.text_states(input_ids, mask), mask, self.text_projection)
         else:
-            shared = self._shared_states(input_ids, mask)
+            words = self.text_model.embeddings(input_ids)
+            shared = self._shared_states(words, mask)
             trunk = self._member_trunk(shared, mask)
             vectors = self._joined(self._texts(shared, trunk, mask))
             if self.label_names is not None:
                 sentences = self.label_names.sentences(self.text_model, trunk, mask, self._more_shared)
                 vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
+                if self.canonical is not None:
+                    block = self.canonical.text_block(_words_and_sentences(words, sentences, mask))
+                    vectors = torch.cat([vectors, block], dim=1)
         if self.text_calibration is not None:
             vectors = torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
         return vectors
@@ -100,17 +112,19 @@ class LightningDOT(BertBasedModel):
                 names, and unused by others.
 
         Returns:
-            (B, embedding_dim), normalised, calibrated and with a block of label names if the configuration says so.
-            The published models do none of this.
+            (B, embedding_dim), as :meth:`encode_text` says.
 
         Raises:
             ValueError: the model has label names, and there are no probabilities of them.
         """
-        vectors = self._joined(self._images(region_features, region_boxes, _region_mask(region_features, region_mask)))
+        mask = _region_mask(region_features, region_mask)
+        vectors = self._joined(self._images(region_features, region_boxes, mask))
         if self.label_names is not None:
             if label_probabilities is None:
                 raise ValueError("a model with label names requires label_probabilities")
             vectors = torch.cat([vectors, self.label_names.image_block(label_probabilities)], dim=1)
+        if self.canonical is not None:
+            vectors = torch.cat([vectors, self.canonical.image_block(region_features, mask)], dim=1)
         if self.image_calibration is not None:
             # In the dot product, each modality's correction is multiplied by the other's 1.
             vectors = torch.cat([vectors, torch.ones_like(vectors[:, :1]), self.image_calibration(vectors)], dim=1)
@@ -123,9 +137,15 @@ class LightningDOT(BertBasedModel):
             input_ids: (B, T) int64 WordPiece ids, [CLS] first.
             attention_mask: (B, T), 1 = token, 0 = padding.
         """
-        assert self.label_names is not None
-        shared = self._shared_states(input_ids, attention_mask)
-        return self.label_names.sentences(self.text_model, shared, attention_mask)
+        return self._sentences(self.text_model.embeddings(input_ids), attention_mask)
+
+    def encode_words_and_sentences(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode texts as the canonical correlations read them, (B, 2 * H): mean word embedding and sentence vector.
+
+        The arguments are those of :meth:`encode_sentences`.
+        """
+        words = self.text_model.embeddings(input_ids)
+        return _words_and_sentences(words, self._sentences(words, attention_mask), attention_mask)
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the last hidden states of texts, (B, T, H); the states of padding are undefined."""
@@ -158,7 +178,7 @@ class LightningDOT(BertBasedModel):
 
         The arguments are those of :meth:`forward`; there may be more texts than images.
         """
-        shared = self._shared_states(input_ids, attention_mask)
+        shared = self._shared_states(self.text_model.embeddings(input_ids), attention_mask)
         texts = self._texts(shared, self._member_trunk(shared, attention_mask), attention_mask)
         images = self._images(region_features, region_boxes, region_mask.bool())
         return torch.cat(texts, dim=1), torch.cat(images, dim=1)
@@ -178,10 +198,14 @@ class LightningDOT(BertBasedModel):
     def _text_layers(self) -> Any:
         return self.text_model.encoder.layer
 
-    def _shared_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the states (B, T, H) after the layers that the text encoder shares with the sentence encoder."""
-        shared = self._text_layers[: self.config.label_shared_layers]
-        return self.text_model.encode(self.text_model.embeddings(input_ids), mask.bool(), shared)
+    def _shared_states(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, T, H) of words after the layers that the text and the sentence encoder share."""
+        return self.text_model.encode(words, mask.bool(), self._text_layers[: self.config.label_shared_layers])
+
+    def _sentences(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Return the sentence encoder's vectors (B, H) of words (B, T, H)."""
+        assert self.label_names is not None
+        return self.label_names.sentences(self.text_model, self._shared_states(words, mask), mask)
 
     @property
     def _more_shared(self) -> int:
@@ -231,6 +255,10 @@ class LightningDOT(BertBasedModel):
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors.float(), dim=-1) if self.config.normalize else vectors
+
+
+def _words_and_sentences(words: Tensor, sentences: Tensor, mask: Tensor) -> Tensor:
+    return torch.cat([pool(words, mask, "mean").float(), sentences], dim=1)
 
 
 def _image_states(

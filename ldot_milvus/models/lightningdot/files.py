@@ -62,8 +62,10 @@ class LightningDOTFiles(ModelFiles):
     @override
     def dim(self) -> int:
         # Computed as in LightningDOTConfig.embedding_dim, without its import of transformers.
-        block = self.config["label_dim"] if self.has_labels else 0
-        return int(self.config["projection_dim"]) + (2 if self.config.get("calibration_anchors") else 0) + int(block)
+        config = self.config
+        joined = config.get("member_dim") if config.get("members", 1) > 1 else None
+        blocks = (config["label_dim"] if self.has_labels else 0) + config.get("canonical_dim", 0)
+        return int(joined or config["projection_dim"]) + int(blocks) + (2 if config.get("calibration_anchors") else 0)
 
     @property
     @override

@@ -24,7 +24,8 @@ class BertBasedModel(QuantizedStorage, BertPreTrainedModel):
 class RegionEmbeddings(nn.Module):
     """Image regions as input embeddings of a BERT body (UNITER, section 3.1).
 
-    ``LN(LN(img_linear(feature)) + LN(pos_linear(box)) + type)``, then dropout.
+    ``LN(LN(img_linear(feature)) + LN(pos_linear(box)) + type)``, then dropout. Of features that are longer than
+    ``region_dim``, the first are read.
     """
 
     def __init__(self, config: BertConfig, region_dim: int) -> None:
@@ -51,6 +52,7 @@ class RegionEmbeddings(nn.Module):
         Returns:
             (B, R, H).
         """
+        features = features[..., : self.img_linear.in_features]
         if masked is not None:
             features = features.masked_fill(masked.bool().unsqueeze(-1), 0) + self.mask_embedding(masked.long())
         dtype = self.img_linear.weight.dtype

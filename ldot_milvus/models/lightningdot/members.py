@@ -44,26 +44,25 @@ class Members(nn.ModuleList):
     """The further members of a model, and the directions in which the vectors of all are stored.
 
     The score of a text and a photo is the mean of the members' dot products (an ensemble: Hansen and Salamon, TPAMI
-    1990): the dot product of the vectors one after the other. They are stored by their first principal directions, as
-    many as a single member's vector has values: with two members, no recall is lost.
+    1990): the dot product of the vectors one after the other. They are stored by their first principal directions:
+    with two members of ldot-mini, 192 of 768 lose no recall.
 
     Attributes:
-        directions: (projection_dim, members * projection_dim), of length 1.
+        directions: (learned_dim, members * projection_dim), of length 1.
     """
 
     directions: Tensor
 
     def __init__(self, config: LightningDOTConfig) -> None:
         super().__init__(Member(config) for _ in range(config.members - 1))
-        width = config.projection_dim
-        self.register_buffer("directions", torch.zeros(width, config.members * width))
+        self.register_buffer("directions", torch.zeros(config.learned_dim, config.members * config.projection_dim))
 
     @override
     def __iter__(self) -> Iterator[Member]:
         return cast("Iterator[Member]", super().__iter__())
 
     def joined(self, vectors: list[Tensor]) -> Tensor:
-        """Join the vectors (B, projection_dim) of all members as (B, projection_dim)."""
+        """Join the vectors (B, projection_dim) of all members as (B, learned_dim)."""
         return torch.cat(vectors, dim=1) @ self.directions.to(vectors[0].dtype).T / math.sqrt(len(vectors))
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
         ),
         ('"retrieval"', '"ranking"', r"stages\.0\.task: .*'rerank'"),
         ('model = "ldot-mini"', "", "start: give either model"),
-        ('[[stages]]\ntask = "retrieval"\nepochs = 2', "", "stages: give at least one, or start.labels"),
+        ('[[stages]]\ntask = "retrieval"\nepochs = 2', "", "stages: give at least one, start.labels or finish"),
         ('"ldot-mini"', '"ldot-mini"\nlabels = { classifier = "x", size = 3 }', "start.labels.size: no such setting"),
         ("[[stages]]", '[finish]\nreranker = "x"\n[[stages]]', "finish.reranker is 'x'; stages that train one: none"),
         ("[start]", "[start", "not TOML"),

@@ -189,11 +189,12 @@ def test_captions_of_another_vocabulary_are_refused(tiny_model: str) -> None:
         tokenize(AutoTokenizer.from_pretrained(tiny_model), some, 20, 156)
 
 
-def test_scale_is_folded_in_and_out() -> None:
+@pytest.mark.parametrize("read", [WIDTH, WIDTH - 2])
+def test_scale_is_folded_in_and_out(read: int) -> None:
     (some,) = standardised(photos())
-    linear_layer = torch.nn.Linear(WIDTH, 5)
+    linear_layer = torch.nn.Linear(read, 5)
     before = copy.deepcopy(linear_layer.state_dict())
-    plain, scaled = (torch.from_numpy(part.features) for part in (photos().regions(3), some.regions(3)))
+    plain, scaled = (torch.from_numpy(part.features[:, :read]) for part in (photos().regions(3), some.regions(3)))
     with torch.inference_mode():
         expected = linear_layer(scaled)
         fold_scale(linear_layer, some)
