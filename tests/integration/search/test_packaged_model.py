@@ -107,22 +107,25 @@ def test_captions_find_their_photos_better_than_chance(retriever: Retriever) -> 
     assert found >= 30  # of 51; chance finds five
 
 
-LABELS = slice(384, 510)
-"""The label names in a vector."""
+LEARNED, LABELS, CANONICAL = slice(0, 192), slice(192, 318), slice(318, 510)
+"""What a vector consists of, before the correction."""
 
 
-def test_vectors_are_384_values_label_names_and_a_correction(mini) -> None:
-    texts = mini.encode_texts(["a dog", "a man on a horse"])
+def test_vectors_are_three_parts_and_a_correction(mini) -> None:
+    texts = mini.encode_texts(["a dog on a leash", "a man on a horse"])
     images = mini.encode_images([PHOTOS / "000000377575.jpg"])
     assert mini.dim == texts.shape[1] == images.shape[1] == 512
     # The length is 1 for each of the two members, and a little less in the stored directions of both.
-    lengths = np.linalg.norm(np.concatenate([texts, images])[:, :384], axis=1)
+    lengths = np.linalg.norm(np.concatenate([texts, images])[:, LEARNED], axis=1)
     assert (lengths > 0.7).all()
     assert (lengths < 1 + 1e-5).all()
+    np.testing.assert_allclose(np.linalg.norm(texts[:, CANONICAL], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(images[:, CANONICAL], axis=1), 0.8, atol=1e-5)
     np.testing.assert_allclose(texts[:, 511], 1)
     np.testing.assert_allclose(images[:, 510], 1)
-    dogs, riders = texts[:, LABELS] @ images[0, LABELS]  # the photo shows a dog, which the classifier knows
-    assert dogs > riders
+    for part in (LEARNED, LABELS, CANONICAL):
+        dogs, riders = texts[:, part] @ images[0, part]  # the photo shows a dog on a leash
+        assert dogs > riders
 
 
 def test_label_names_find_what_flickr8k_does_not_show(retriever: Retriever, mini) -> None:
