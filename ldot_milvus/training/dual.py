@@ -95,7 +95,7 @@ def caption_embeddings(bundle: Bundle, photos: CaptionedPhotos) -> Tensor:
 def for_training(model: LightningDOT) -> LightningDOT:
     """Return the model as training ranks with it: without hubness calibration and canonical correlations.
 
-    These are computed from the photos as they are, and training changes their features (``standardise``, ``mix``).
+    These are computed from the photos as they are, and training changes their features: it standardises and drops some.
     """
     if not model.config.calibration_anchors and model.canonical is None:
         return model

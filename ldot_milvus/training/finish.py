@@ -91,7 +91,7 @@ def finish(
 
 def _completed(recipe: Recipe, origin: Path, bundle: Bundle, train: CaptionedPhotos) -> LightningDOT:
     """Return the encoder with what is computed after training: canonical correlations, then hubness calibration."""
-    bundle = replace(bundle, encoder=without_unread(bundle.encoder))
+    bundle = replace(bundle, encoder=nn.Module.to(without_unread(bundle.encoder), bundle.device))
     if recipe.finish.canonical_dim:
         bundle = replace(bundle, encoder=with_canonical(bundle, train, recipe.finish.canonical_dim))
     elif find_lightningdot(str(origin)).config.get("canonical_dim") and bundle.encoder.canonical is None:
