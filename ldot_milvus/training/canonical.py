@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ldot_milvus.batches import batched
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.canonical import photo_features
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.training.batches import region_tensors
 from ldot_milvus.training.data import CaptionedPhotos
-from ldot_milvus.training.dual import rebuilt
+from ldot_milvus.training.dual import caption_batches, rebuilt
 
 TEXT_RIDGE, IMAGE_RIDGE = 0.05, 2.0
 """Ridge of each side, in units of a standardised channel's variance (canonical ridge: Vinod, 1976).
@@ -23,9 +22,6 @@ The mean recall on dev changes by less than 0.3 between 0.03 and 0.1, and betwee
 
 LEAST_DEVIATION = 0.01
 """Added to each channel's standard deviation, in units of their mean: what hardly varies is not amplified."""
-
-BATCH = 50
-"""Photos, with all their captions, that are encoded at once."""
 
 
 def with_canonical(bundle: Bundle, photos: CaptionedPhotos, dim: int) -> LightningDOT:
@@ -119,10 +115,8 @@ class _Moments:
 def _moments(bundle: Bundle, photos: CaptionedPhotos, width: int) -> _Moments:
     """Add up all photos; of a region, the first ``width`` features are read."""
     moments = _Moments()
-    for rows in batched(range(len(photos)), BATCH):
-        captions = [caption for row in rows for caption in photos.captions[row]]
-        tokens = bundle.texts.ids(captions, bundle.encoder.config.max_text_length)
-        texts = bundle.encoder.encode_words_and_sentences(*bundle.texts.padded(tokens)).cpu()
+    for rows, tokens in caption_batches(bundle, photos, range(len(photos))):
+        texts = bundle.encoder.encode_words_and_sentences(*tokens).cpu()
         owner = torch.repeat_interleave(torch.tensor([len(photos.captions[row]) for row in rows]))
         for view in range(len(photos.views)):
             features, _, mask = region_tensors([photos.regions(row, view) for row in rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,9 @@ from ldot_milvus.training.data import CaptionedPhotos, evenly
 
 TEMPERATURE = 0.07
 """Initial value of the softmax's learned temperature, for models with normalised vectors."""
+
+CAPTIONED = 50
+"""Photos, with all their captions, that are encoded at once."""
 
 Figures = dict[str, dict[str, float]]
 """Recall of each direction in percent: ``{"text_to_image": {"R@1": ...}, "image_to_text": {...}}``."""
@@ -75,6 +78,15 @@ def region_batches(photos: CaptionedPhotos) -> Iterator[list[Regions]]:
     """Yield the regions of all photos in batches of the embedder's size."""
     for rows in batched(range(len(photos)), IMAGE_BATCH):
         yield [photos.regions(row) for row in rows]
+
+
+def caption_batches(
+    bundle: Bundle, photos: CaptionedPhotos, rows: Sequence[int]
+) -> Iterator[tuple[list[int], tuple[Tensor, Tensor]]]:
+    """Yield some photos' rows in batches, and all their captions as padded token ids and mask."""
+    for some in batched(rows, CAPTIONED):
+        captions = [caption for row in some for caption in photos.captions[row]]
+        yield some, bundle.texts.padded(bundle.texts.ids(captions, bundle.encoder.config.max_text_length))
 
 
 def evaluate_dual(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> Figures:
@@ -128,7 +140,7 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
 
 
 def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
-    """Return the model with another configuration; parts that the model lacks, and anchors, are not yet set.
+    """Return the model with another configuration, on its device; parts that it lacks, and anchors, are not yet set.
 
     Raises:
         ValueError: the configuration is invalid.
@@ -139,4 +151,4 @@ def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
     if config.canonical_dim != model.config.canonical_dim:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("canonical.")}
     result.load_state_dict(state, strict=False)
-    return result.eval()
+    return nn.Module.to(result.eval(), model.device)

@@ -7,8 +7,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from ldot_milvus.models.calibration import CALIBRATION
 from ldot_milvus.models.lightningdot.bundle import Bundle, load_reranker_model
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
@@ -91,13 +89,12 @@ def finish(
 
 def _completed(recipe: Recipe, origin: Path, bundle: Bundle, train: CaptionedPhotos) -> LightningDOT:
     """Return the encoder with what is computed after training: canonical correlations, then hubness calibration."""
-    bundle = replace(bundle, encoder=nn.Module.to(without_unread(bundle.encoder), bundle.device))
+    bundle = replace(bundle, encoder=without_unread(bundle.encoder))
     if recipe.finish.canonical_dim:
         bundle = replace(bundle, encoder=with_canonical(bundle, train, recipe.finish.canonical_dim))
     elif find_lightningdot(str(origin)).config.get("canonical_dim") and bundle.encoder.canonical is None:
         source = load_model(str(origin), device=None, dtype="float32").encoder
         bundle = replace(bundle, encoder=carried(bundle.encoder, source))
     if anchors := anchors_of(recipe, origin):
-        on_device = replace(bundle, encoder=nn.Module.to(bundle.encoder, bundle.device))
-        bundle = replace(bundle, encoder=calibrate(on_device, train, anchors))
-    return nn.Module.to(bundle.encoder, bundle.device)
+        return calibrate(bundle, train, anchors)
+    return bundle.encoder

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.lightningdot.bundle import Bundle
@@ -14,10 +14,10 @@ from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.training.batches import region_tensors
 from ldot_milvus.training.data import CaptionedPhotos, evenly
-from ldot_milvus.training.dual import for_training
+from ldot_milvus.training.dual import caption_batches, for_training
 
-SAMPLE, BATCH = 500, 50
-"""Photos, with all their captions, by whose vectors the directions are chosen, and their number in a batch."""
+SAMPLE = 500
+"""Photos, with all their captions, by whose vectors the directions are chosen."""
 
 OWN = ("image_model.", "image_projection.", "text_projection.")
 LAYER = "text_model.encoder.layer."
@@ -61,7 +61,7 @@ def without_unread(model: LightningDOT) -> LightningDOT:
         state[embeddings + name] = state[embeddings + name][:, :width]
     result = LightningDOT(config)
     result.load_state_dict(state)
-    return result.eval()
+    return nn.Module.to(result.eval(), model.device)
 
 
 def _member_state(first: LightningDOT, member: LightningDOT, prefix: str) -> dict[str, Tensor]:
@@ -93,10 +93,7 @@ def _vectors(bundle: Bundle, photos: CaptionedPhotos) -> Tensor:
     """Return the members' vectors of some photos and their captions, one after the other, (n, members * dim)."""
     encoder, rows = bundle.encoder, evenly(len(photos), SAMPLE)
     found: list[Tensor] = []
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        captions = [caption for row in some for caption in photos.captions[row]]
-        tokens = bundle.texts.ids(captions, encoder.config.max_text_length)
+    for some, tokens in caption_batches(bundle, photos, rows):
         regions = region_tensors([photos.regions(row) for row in some])
-        found += encoder.member_vectors(*bundle.texts.padded(tokens), *regions)
+        found += encoder.member_vectors(*tokens, *regions)
     return torch.cat(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ldot_milvus.models.lightningdot.layers import pool
+
 
 class CanonicalCorrelations(nn.Module):
     """Compares the directions in which sentences and photos vary together (CCA: Hotelling, 1936).
@@ -54,8 +56,7 @@ def photo_features(features: Tensor, mask: Tensor) -> Tensor:
         features: (B, R, region_dim).
         mask: (B, R), True = region, False = padding.
     """
-    weights = mask.float().unsqueeze(-1)
-    mean = (features.float() * weights).sum(1) / weights.sum(1)
+    mean = pool(features.float(), mask, "mean")
     return mean.sign() * mean.abs().sqrt()
 
 
