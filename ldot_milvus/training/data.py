@@ -42,7 +42,6 @@ class CaptionedPhotos:
         width: of a region's feature vector.
         scale: by which training standardises the features; None leaves them unchanged.
         labels: number of the model's label names, whose probabilities every photo needs; 0 for a model without them.
-        used: number of first features that are read; the others are 0. None reads all.
     """
 
     names: list[str]
@@ -51,7 +50,6 @@ class CaptionedPhotos:
     width: int
     scale: Scale | None = None
     labels: int = 0
-    used: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,12 +78,9 @@ class CaptionedPhotos:
                 f"{self.names[row]}: its regions lack the probabilities of the model's {self.labels} labels: "
                 "give photos instead of region features"
             )
-        features = regions.features
-        if self.scale is not None:
-            features = (features - self.scale[0]) / self.scale[1]
-        if self.used is not None:
-            features = np.where(np.arange(self.width) < self.used, features, np.float32(0))
-        return replace(regions, features=features)
+        if self.scale is None:
+            return regions
+        return replace(regions, features=(regions.features - self.scale[0]) / self.scale[1])
 
     def measured(self, sample: int = 1000) -> Scale:
         """Measure mean and standard deviation of every channel over ``sample`` photos, evenly spaced."""

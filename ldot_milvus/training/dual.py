@@ -142,6 +142,8 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
 def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
     """Return the model with another configuration, on its device; parts that it lacks, and anchors, are not yet set.
 
+    With a smaller ``first_region_dim``, it keeps the weights of the features that are still read.
+
     Raises:
         ValueError: the configuration is invalid.
     """
@@ -150,5 +152,8 @@ def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("_calibration.anchors")}
     if config.canonical_dim != model.config.canonical_dim:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("canonical.")}
+    for name in ("img_linear", "mask_embedding"):
+        key = f"image_model.img_embeddings.{name}.weight"
+        state[key] = state[key][:, : config.first_region_dim]
     result.load_state_dict(state, strict=False)
     return nn.Module.to(result.eval(), model.device)

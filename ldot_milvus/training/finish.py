@@ -20,7 +20,6 @@ from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dot_weight import best_dot_weight
 from ldot_milvus.training.dual import calibrate
-from ldot_milvus.training.members import without_unread
 from ldot_milvus.training.probability import fit_probability
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.weights import save_quantized
@@ -89,7 +88,6 @@ def finish(
 
 def _completed(recipe: Recipe, origin: Path, bundle: Bundle, train: CaptionedPhotos) -> LightningDOT:
     """Return the encoder with what is computed after training: canonical correlations, then hubness calibration."""
-    bundle = replace(bundle, encoder=without_unread(bundle.encoder))
     if recipe.finish.canonical_dim:
         bundle = replace(bundle, encoder=with_canonical(bundle, train, recipe.finish.canonical_dim))
     elif find_lightningdot(str(origin)).config.get("canonical_dim") and bundle.encoder.canonical is None:

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.lightningdot.bundle import Bundle
@@ -46,22 +46,6 @@ def with_member(bundle: Bundle, member: LightningDOT, photos: CaptionedPhotos) -
     joined.load_state_dict(first.state_dict() | added | {"members.directions": joined.members.directions})
     joined.eval().members.place(_vectors(replace(bundle, encoder=joined), photos))
     return joined
-
-
-def without_unread(model: LightningDOT) -> LightningDOT:
-    """Return a model of several members without the weights of features that its first member does not read."""
-    if model.members is None:
-        return model
-    embeddings = "image_model.img_embeddings."
-    state = model.state_dict()
-    read = state[f"{embeddings}img_linear.weight"].abs().amax(0).nonzero()
-    width = int(read.max()) + 1
-    config = LightningDOTConfig(**{**model.config.to_dict(), "first_region_dim": width})
-    for name in ("img_linear.weight", "mask_embedding.weight"):
-        state[embeddings + name] = state[embeddings + name][:, :width]
-    result = LightningDOT(config)
-    result.load_state_dict(state)
-    return nn.Module.to(result.eval(), model.device)
 
 
 def _member_state(first: LightningDOT, member: LightningDOT, prefix: str) -> dict[str, Tensor]:

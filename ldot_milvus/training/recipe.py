@@ -167,6 +167,8 @@ class Stage(_Section):
             raise ValueError("teacher: only a compressed re-ranker has another teacher than the model's own re-ranker")
         if self.teacher is not None and not self.distilled:
             raise ValueError("teacher: has no effect without distilled, its share of the loss")
+        if self.fresh and self.task == "retrieval" and self.region_features is not None:
+            raise ValueError("region_features: a further member (fresh) reads all features of a region, remove it")
         return self
 
 

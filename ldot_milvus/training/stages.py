@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ldot_milvus.errors import UsageError
 from ldot_milvus.models.lightningdot.bundle import Bundle
+from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.files import RERANKER
 from ldot_milvus.models.lightningdot.layers import BertBody
@@ -25,7 +26,7 @@ from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
 from ldot_milvus.training.data import CaptionedPhotos
-from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, for_training, vectors
+from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, for_training, rebuilt, vectors
 from ldot_milvus.training.hard_negatives import mine_hard_negatives
 from ldot_milvus.training.members import with_member
 from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
@@ -80,13 +81,15 @@ def task_of(
     scorer: Scorer
     member = stage.fresh and stage.task == "retrieval"
     if stage.task == "rerank":
-        scorer = RerankScorer(starting_reranker(start, origin if stage.fresh else bundle.files.folder))
+        scorer = RerankScorer(starting_reranker(start, origin if stage.fresh else bundle.files.folder, stage))
         if scorer.model.alignment is None and not stage.hard_negatives:
             raise UsageError(f"{stage.name}: a re-ranker with joint scoring requires hard_negatives: give 1 or more")
     elif stage.task == "retrieval":
         first = load_model(str(origin), device="cpu", dtype="float32").encoder if member else bundle.encoder
         if member and first.members is not None:
             raise UsageError(f"{stage.name}: fresh: the run's initial model has several members already, remove it")
+        if stage.region_features is not None:
+            first = _reading_first(first, stage)
         scorer = DualScorer(for_training(first))
     else:
         if bundle.encoder.members is not None:
@@ -99,9 +102,6 @@ def task_of(
         if bundle.reranker is None or bundle.reranker.alignment is None:
             raise UsageError(f"{stage.name}: distilled requires a model with a re-ranker of scoring alignment")
         teacher = RerankScorer(copy.deepcopy(bundle.reranker)).to(device).requires_grad_(False)
-    if stage.region_features is not None:
-        _read_first(scorer, stage, train.width)
-        train, dev = (replace(photos, used=stage.region_features) for photos in (train, dev))
     if stage.standardise:
         train, dev = standardised(train, dev)
         for linear in [*scorer.inputs(), *([] if teacher is None else teacher.inputs())]:
@@ -152,18 +152,15 @@ def task_of(
     return Task(objective, train, evaluate, negatives, write)
 
 
-@torch.no_grad()
-def _read_first(scorer: Scorer, stage: Stage, width: int) -> None:
-    """Remove the weights of all but the stage's first region features; training leaves them at 0."""
-    assert stage.region_features is not None
-    if stage.region_features > width:
-        raise UsageError(f"{stage.name}: region_features is {stage.region_features}, and a region has {width} features")
-    if isinstance(scorer, RerankScorer) and scorer.model.alignment is None:
-        raise UsageError(f"{stage.name}: region_features: a re-ranker with joint scoring reads all, remove it")
-    inputs = scorer.inputs()
-    if len(inputs) > 1:
+def _reading_first(encoder: LightningDOT, stage: Stage) -> LightningDOT:
+    """Return the encoder with a network that reads the stage's first region features alone."""
+    if encoder.members is not None:
         raise UsageError(f"{stage.name}: region_features: the members of this model read different features, remove it")
-    inputs[0].weight[:, stage.region_features :] = 0
+    reads = encoder.config.read_region_dim
+    assert stage.region_features is not None
+    if stage.region_features > reads:
+        raise UsageError(f"{stage.name}: region_features is {stage.region_features}, and the model reads {reads}")
+    return rebuilt(encoder, first_region_dim=stage.region_features)
 
 
 def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:

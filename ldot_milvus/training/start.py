@@ -17,7 +17,7 @@ from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.files import RERANKER, find_lightningdot
 from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
-from ldot_milvus.training.recipe import Start
+from ldot_milvus.training.recipe import Stage, Start
 
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size",
          "max_position_embeddings", "layer_norm_eps")  # fmt: skip
@@ -51,17 +51,32 @@ def new_model(start: Start, folder: Path) -> None:
         copy_folder(_extractor(start.extractor), folder / "regions")
 
 
-def starting_reranker(start: Start, folder: Path) -> CrossAttentionReranker:
+def starting_reranker(start: Start, folder: Path, stage: Stage) -> CrossAttentionReranker:
     """Load the re-ranker of the model in ``folder``, or create one that is initialised from its text encoder.
 
+    Args:
+        start: configuration of a new one.
+        folder: of the model.
+        stage: its ``region_features`` are those that the re-ranker reads.
+
     Raises:
-        UsageError: settings of the new re-ranker are unknown or do not fit.
+        UsageError: settings of the new re-ranker are unknown or do not fit, or the present one reads other features.
     """
     if find_lightningdot(str(folder)).own_reranker() is not None:
-        return CrossAttentionReranker.from_pretrained(folder / RERANKER)
+        present: CrossAttentionReranker = CrossAttentionReranker.from_pretrained(folder / RERANKER)
+        reads = present.config.read_region_dim
+        if stage.region_features not in (None, reads):
+            raise UsageError(
+                f"{stage.name}: region_features is {stage.region_features}, and the model's re-ranker reads {reads}"
+            )
+        return present
     _check_names("start.reranker", RerankerConfig, start.reranker)
     encoder = load_model(str(folder), device="cpu", dtype="float32").encoder
-    config = {"region_dim": encoder.config.region_dim, "max_text_length": encoder.config.max_text_length}
+    width = encoder.config.region_dim
+    if (stage.region_features or 0) > width:
+        raise UsageError(f"{stage.name}: region_features is {stage.region_features}, and a region has {width}")
+    config = {"region_dim": width, "first_region_dim": stage.region_features,
+              "max_text_length": encoder.config.max_text_length}  # fmt: skip
     body = encoder.config.text_config.to_diff_dict()
     try:
         model = CrossAttentionReranker(RerankerConfig(**{"bert_config": body, **config, **start.reranker}))

@@ -187,6 +187,11 @@ class LightningDOTConfig(PretrainedConfig):
         return max(self.label_shared_layers, self.member_shared_layers)
 
     @property
+    def read_region_dim(self) -> int:
+        """Number of a region's first features that the first member reads."""
+        return self.first_region_dim or self.region_dim
+
+    @property
     def learned_dim(self) -> int:
         """Width of what the networks learned: a projection, or the joined ones of all members."""
         return (self.member_dim or self.projection_dim) if self.members > 1 else self.projection_dim
@@ -213,6 +218,7 @@ class RerankerConfig(PretrainedConfig):
     Args:
         bert_config: the transformer, a BERT.
         region_dim: width of a region's feature vector.
+        first_region_dim: number of its first features that are read; None: all.
         scoring: "joint" (published: UNITER's image-text matching) runs the transformer over words and regions
             together and scores the pooled first position. "alignment" runs it over the words alone and compares each
             word with the regions (``alignment.WordRegionAlignment``), which learns from far fewer pairs.
@@ -235,6 +241,7 @@ class RerankerConfig(PretrainedConfig):
         self,
         bert_config: BertConfig | dict[str, Any] | None = None,
         region_dim: int = 2048,
+        first_region_dim: int | None = None,
         scoring: str = "joint",
         region_alignment: bool = False,
         region_input: str = "features",
@@ -248,12 +255,18 @@ class RerankerConfig(PretrainedConfig):
             raise ValueError(f"region_input is {region_input!r}; it must be 'features' or 'embedded'")
         self.bert_config = _bert_config(bert_config)
         self.region_dim = region_dim
+        self.first_region_dim = first_region_dim
         self.scoring = scoring
         self.region_alignment = region_alignment
         self.region_input = region_input
         self.dot_weight = dot_weight
         self.max_text_length = max_text_length
         super().__init__(**kwargs)
+
+    @property
+    def read_region_dim(self) -> int:
+        """Number of a region's first features that are read."""
+        return self.first_region_dim or self.region_dim
 
 
 AutoConfig.register(LightningDOTConfig.model_type, LightningDOTConfig)

@@ -31,7 +31,7 @@ class CrossAttentionReranker(BertBasedModel):
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__(config)
         joint, width = config.scoring == "joint", config.bert_config.hidden_size
-        self.bert = BertBody(config.bert_config, region_dim=config.region_dim, pooler=joint)
+        self.bert = BertBody(config.bert_config, region_dim=config.read_region_dim, pooler=joint)
         self.rank_output = nn.Linear(width, 1) if joint else None
         self.region_projection = None if joint else projection(width, width)
         self.alignment = None if joint else WordRegionAlignment(width, both=config.region_alignment)

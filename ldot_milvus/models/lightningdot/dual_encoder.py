@@ -39,8 +39,7 @@ class LightningDOT(BertBasedModel):
     def __init__(self, config: LightningDOTConfig) -> None:
         super().__init__(config)
         self.text_model: Any = text_body(config.text_config, pooler=config.pooler)
-        region_dim = config.first_region_dim or config.region_dim
-        self.image_model = BertBody(config.image_config, region_dim=region_dim, pooler=config.pooler)
+        self.image_model = BertBody(config.image_config, region_dim=config.read_region_dim, pooler=config.pooler)
         self.text_projection: nn.Module = nn.Identity()
         if config.project_text:
             self.text_projection = projection(config.text_config.hidden_size, config.projection_dim)

@@ -34,7 +34,7 @@ class LightningDOTForPreTraining(BertBasedModel):
         self.word_transform = BertPredictionHeadTransform(body)
         self.word_bias = nn.Parameter(torch.zeros(body.vocab_size))
         self.feature_transform = _transform(body.hidden_size)
-        self.feature_bias = nn.Parameter(torch.zeros(config.region_dim))
+        self.feature_bias = nn.Parameter(torch.zeros(config.read_region_dim))
         self.region_classifier = nn.Sequential(
             *_transform(body.hidden_size), nn.Linear(body.hidden_size, config.region_classes)
         )
@@ -73,10 +73,19 @@ class LightningDOTForPreTraining(BertBasedModel):
         return self._fused(states, text)[masked_regions.bool()]
 
     def region_features(self, states: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """SMRM, feature regression: squared errors and predictions (N, region_dim) for ``features`` (N, region_dim)."""
+        """SMRM, feature regression.
+
+        Args:
+            states: (N, H).
+            features: (N, region_dim), of which the first are predicted if the encoder reads the first alone.
+
+        Returns:
+            Squared errors and predictions, (N, read_region_dim) each.
+        """
         reader = self.lightningdot.image_model.img_embeddings
         assert reader is not None
         predicted = nn.functional.linear(self.feature_transform(states), reader.img_linear.weight.T, self.feature_bias)
+        features = features[:, : predicted.shape[1]]
         return nn.functional.mse_loss(predicted, features, reduction="none"), predicted
 
     def region_classes(self, states: Tensor, soft_labels: Tensor) -> tuple[Tensor, Tensor]:

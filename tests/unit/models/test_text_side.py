@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -107,6 +108,19 @@ def test_scores_are_those_of_torch(storage: str, tiny_model: str, tmp_path: Path
         assert found.words == expected.words
         np.testing.assert_array_equal(found.regions, expected.regions)
         np.testing.assert_allclose(found.weights, expected.weights, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in DUAL if name != "another text encoder"])
+def test_no_node_computes_what_never_changes(tiny_model: str, tmp_path: Path, name: str) -> None:
+    """Reshapes copy the number of texts and of tokens, and every node is used."""
+    for path in export_graphs(with_graphs(tiny_model, tmp_path / "model", DUAL[name])):
+        graph = onnx.load(path, load_external_data=False).graph
+        made_by = {output: node.op_type for node in graph.node for output in node.output}
+        shapes = [made_by[node.input[1]] for node in graph.node if node.op_type == "Reshape"]
+        assert shapes
+        assert set(shapes) == {"Constant"}
+        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        assert used >= made_by.keys()
 
 
 def test_photos_and_region_data_are_made_by_torch(tiny_model: str, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_values_of_the_command_line(tmp_path: Path) -> None:
             "soft_targets: not supported in pre",
         ),
         ('"retrieval"', '"rerank"\ndistilled = 0.5', "distilled: only the dual encoder"),
+        ('"retrieval"', '"retrieval"\nfresh = true\nregion_features = 9', "a further member .* reads all features"),
         ('"retrieval"', '"rerank"\nteacher = "x"', "teacher: has no effect without distilled"),
         ('"retrieval"', '"rerank"\nloss = "alignment"', "loss: only a re-ranker with start.reranker.scoring 'aligned'"),
         ('"retrieval"', '"rerank"\ndistilled = 0.5\nteacher = "x"', "distilled: only the dual encoder .* and a compr"),
