@@ -61,7 +61,7 @@ class GridExtractor:
         self.dim = int(sizes[-1])
         self.device = torch.device(device)
         self.dtype = dtype
-        backbone = _fuse_batch_norms(backbone.float().eval())
+        backbone = _for_inference(backbone.float().eval())
         backbone = nn.Module.to(backbone, self.device, dtype)
         self._backbone = nn.Module.to(backbone, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(PIXEL_MEAN, device=self.device, dtype=dtype).view(1, 3, 1, 1)
@@ -120,9 +120,11 @@ def grid_boxes(cells: int) -> Array:
     return boxes7(corners.reshape(-1, 4))
 
 
-def _fuse_batch_norms(backbone: ResNetModel) -> ResNetModel:
-    """Fold each batch norm into the convolution before it, which halves the memory traffic."""
+def _for_inference(backbone: ResNetModel) -> ResNetModel:
+    """Fold each batch norm into the convolution before it, and rectify in place: less than half the memory traffic."""
     for module in backbone.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
         convolution = getattr(module, "convolution", None)
         normalization = getattr(module, "normalization", None)
         if isinstance(convolution, nn.Conv2d) and isinstance(normalization, nn.BatchNorm2d):
