@@ -50,19 +50,22 @@ def with_member(bundle: Bundle, member: LightningDOT, photos: CaptionedPhotos) -
 
 def _member_state(first: LightningDOT, member: LightningDOT, prefix: str) -> dict[str, Tensor]:
     """Return the weights of an encoder under a member's names."""
-    shared = first.config.label_shared_layers
+    shared, trunk = first.config.label_shared_layers, first.config.member_trunk
     ours, state = first.state_dict(), {}
     for name, tensor in member.state_dict().items():
         if name.startswith(OWN):
             state[prefix + name] = tensor
         elif name.startswith(LAYER):
             layer, rest = name.removeprefix(LAYER).split(".", 1)
-            if int(layer) >= shared:
-                state[f"{prefix}text_layers.{int(layer) - shared}.{rest}"] = tensor
-            elif not torch.equal(tensor, ours[name]):
+            number = int(layer)
+            if number >= trunk:
+                state[f"{prefix}text_layers.{number - trunk}.{rest}"] = tensor
+                continue
+            frozen = ours[name if number < shared else f"label_names.layers.{number - shared}.{rest}"]
+            if not torch.equal(tensor, frozen):
                 raise UsageError(
-                    f"fresh: layer {int(layer) + 1} of the text encoder was trained, and members share the first "
-                    f"{shared}: set frozen_text_layers to that in every stage"
+                    f"fresh: layer {number + 1} of the text encoder was trained, and members share the first "
+                    f"{trunk}: set frozen_text_layers to that in every stage"
                 )
         elif name.startswith("text_model.embeddings.") and not torch.equal(tensor, ours[name]):
             raise UsageError("fresh: the word embeddings were trained, and members share them: set frozen_text_layers")

@@ -174,7 +174,9 @@ def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
         encoder = scorer.encoder
         if encoder.label_names is not None:
             encoder.label_names.requires_grad_(False)
-        if stage.fresh or encoder.label_names is not None or encoder.members is not None:
+        if stage.fresh:
+            frozen = max(frozen or 0, encoder.config.member_trunk)
+        elif encoder.label_names is not None or encoder.members is not None:
             frozen = max(frozen or 0, encoder.config.label_shared_layers)  # others read them too
     if frozen is not None:
         # Frozen layers make a step cheaper, and preserve more of the pre-trained model.

@@ -59,6 +59,8 @@ class LightningDOTConfig(PretrainedConfig):
         members: number of dual encoders that are trained separately and searched as one (``members.Member``).
         first_region_dim: number of a region's first features that the first member reads; None: all. Others read all.
         member_dim: width of the members' joined vectors; None: that of a single member's, ``projection_dim``.
+        member_shared_layers: number of first layers of the sentence encoder that further members share, where these
+            are more than ``label_shared_layers``.
         label_features: a region's features are followed by those of the classifier and by the vectors of the label
             names in it (:class:`~ldot_milvus.regions.labels.LabelledExtractor`); ``region_dim`` includes them.
         label_classifier: options of the classifier (:class:`~ldot_milvus.regions.labels.LabelClassifier`), whose
@@ -100,6 +102,7 @@ class LightningDOTConfig(PretrainedConfig):
         members: int = 1,
         first_region_dim: int | None = None,
         member_dim: int | None = None,
+        member_shared_layers: int = 0,
         label_features: bool = False,
         label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
@@ -131,6 +134,16 @@ class LightningDOTConfig(PretrainedConfig):
                 f"label_shared_layers is {label_shared_layers}, and the text encoder has "
                 f"{self.text_config.num_hidden_layers} layers"
             )
+        if members > 1 and member_shared_layers > label_shared_layers and not label_count:
+            raise ValueError(
+                f"member_shared_layers is {member_shared_layers}: members share more than the text encoder's first "
+                f"{label_shared_layers} layers only with the sentence encoder of label names, and there are none"
+            )
+        if not 0 <= member_shared_layers <= self.text_config.num_hidden_layers:
+            raise ValueError(
+                f"member_shared_layers is {member_shared_layers}, and the text encoder has "
+                f"{self.text_config.num_hidden_layers} layers"
+            )
         if label_count and not 0 < label_dim <= self.text_config.hidden_size:
             raise ValueError(
                 f"label_dim is {label_dim}, and the text encoder is {self.text_config.hidden_size} wide: it can be at "
@@ -156,6 +169,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.members = members
         self.first_region_dim = first_region_dim
         self.member_dim = member_dim
+        self.member_shared_layers = member_shared_layers
         self.label_features = label_features
         self.label_classifier = label_classifier
         self.pooler = pooler
@@ -166,6 +180,11 @@ class LightningDOTConfig(PretrainedConfig):
         if canonical_dim > most:
             raise ValueError(f"canonical_dim is {canonical_dim}, and this model has {most} directions at most")
         super().__init__(**kwargs)
+
+    @property
+    def member_trunk(self) -> int:
+        """Number of first text layers that a further member shares."""
+        return max(self.label_shared_layers, self.member_shared_layers)
 
     @property
     def read_region_dim(self) -> int:

@@ -82,9 +82,10 @@ class LightningDOT(BertBasedModel):
         else:
             words = self.text_model.embeddings(input_ids)
             shared = self._shared_states(words, mask)
-            vectors = self._joined(self._texts(shared, mask))
+            trunk = self._member_trunk(shared, mask)
+            vectors = self._joined(self._texts(shared, trunk, mask))
             if self.label_names is not None:
-                sentences = self.label_names.sentences(self.text_model, shared, mask)
+                sentences = self.label_names.sentences(self.text_model, trunk, mask, self._more_shared)
                 vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
                 if self.canonical is not None:
                     block = self.canonical.text_block(_words_and_sentences(words, sentences, mask))
@@ -177,7 +178,7 @@ class LightningDOT(BertBasedModel):
         The arguments are those of :meth:`forward`; there may be more texts than images.
         """
         shared = self._shared_states(self.text_model.embeddings(input_ids), attention_mask)
-        texts = self._texts(shared, attention_mask)
+        texts = self._texts(shared, self._member_trunk(shared, attention_mask), attention_mask)
         images = self._images(region_features, region_boxes, region_mask.bool())
         return torch.cat(texts, dim=1), torch.cat(images, dim=1)
 
@@ -197,7 +198,7 @@ class LightningDOT(BertBasedModel):
         return self.text_model.encoder.layer
 
     def _shared_states(self, words: Tensor, mask: Tensor) -> Tensor:
-        """Return the states (B, T, H) of words after the layers that all text encoders share."""
+        """Return the states (B, T, H) of words after the layers that the text and the sentence encoder share."""
         return self.text_model.encode(words, mask.bool(), self._text_layers[: self.config.label_shared_layers])
 
     def _sentences(self, words: Tensor, mask: Tensor) -> Tensor:
@@ -205,14 +206,33 @@ class LightningDOT(BertBasedModel):
         assert self.label_names is not None
         return self.label_names.sentences(self.text_model, self._shared_states(words, mask), mask)
 
-    def _texts(self, shared: Tensor, mask: Tensor) -> list[Tensor]:
-        """Return the members' vectors of texts (B, projection_dim), given the states after the shared layers."""
-        own = self._text_layers[self.config.label_shared_layers :]
-        encoders: list[tuple[Any, nn.Module]] = [(own, self.text_projection)]
-        encoders += [(member.text_layers, member.text_projection) for member in self.members or []]
+    @property
+    def _more_shared(self) -> int:
+        """Number of the sentence encoder's own layers that further members share; 0 for a model without members."""
+        return self.config.member_trunk - self.config.label_shared_layers if self.members is not None else 0
+
+    def _member_trunk(self, shared: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, T, H) from which further members go on, given those after the shared layers."""
+        if not self._more_shared:
+            return shared
+        assert self.label_names is not None
+        return self.text_model.encode(shared, mask.bool(), self.label_names.layers[: self._more_shared])
+
+    def _texts(self, shared: Tensor, trunk: Tensor, mask: Tensor) -> list[Tensor]:
+        """Return the members' vectors of texts (B, projection_dim).
+
+        Args:
+            shared: the states from which the first member goes on.
+            trunk: those from which the others go on.
+            mask: (B, T), 1 = token, 0 = padding.
+        """
+        encoders: list[tuple[Tensor, Any, nn.Module]] = [
+            (shared, self._text_layers[self.config.label_shared_layers :], self.text_projection)
+        ]
+        encoders += [(trunk, member.text_layers, member.text_projection) for member in self.members or []]
         return [
-            self._text_vectors(self.text_model.encode(shared, mask.bool(), layers), mask, project)
-            for layers, project in encoders
+            self._text_vectors(self.text_model.encode(states, mask.bool(), layers), mask, project)
+            for states, layers, project in encoders
         ]
 
     def _text_vectors(self, states: Tensor, mask: Tensor, project: nn.Module) -> Tensor:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Member(nn.Module):
     """A further dual encoder: what it does not share with the model's first one.
 
-    It reads the same words and regions. It shares the word embeddings and the first text layers, which are not trained.
+    It reads the same words and regions. It shares the word embeddings and the first text layers, which are not trained:
+    those that the first dual encoder shares with the sentence encoder of the label names, and possibly more of the
+    latter's.
 
     Args:
         config: of the model.
@@ -29,8 +31,8 @@ class Member(nn.Module):
     def __init__(self, config: LightningDOTConfig) -> None:
         super().__init__()
         text, images = config.text_config, config.image_config
-        own = range(config.label_shared_layers, text.num_hidden_layers)
-        self.text_layers = nn.ModuleList(BertLayer(text) for _ in own)
+        count = text.num_hidden_layers - config.member_trunk
+        self.text_layers = nn.ModuleList(BertLayer(text) for _ in range(count))
         self.text_projection: nn.Module = nn.Identity()
         if config.project_text:
             self.text_projection = projection(text.hidden_size, config.projection_dim)

@@ -25,7 +25,7 @@ from tests.labelled_models import CAPTIONS, build_labelled_model
 Models = tuple[LightningDOTEmbedder, LightningDOT, CaptionedPhotos]
 
 
-@pytest.fixture(scope="module", params=["plain", "label names"])
+@pytest.fixture(scope="module", params=["plain", "label names", "layers of the sentence encoder"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Models:
     """A model, an encoder of the same shared layers and other weights, and photos with captions."""
     folder, labelled = Path(tiny_model), request.param != "plain"
@@ -38,6 +38,10 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     for name, weight in member.named_parameters():
         if not name.startswith(("text_model.embeddings.", "label_names.", frozen)) and weight.dim() > 1:
             weight.data.normal_(0, 0.3)
+    if request.param == "layers of the sentence encoder":
+        embedder.bundle.encoder.config.member_shared_layers = 2
+        layers = embedder.bundle.encoder.label_names.layers
+        member.text_model.encoder.layer[1].load_state_dict(layers[0].state_dict())
     regions = embedder.image_features([make_photo(number) for number in range(4)])
     photos = CaptionedPhotos(list("abcd"), [[caption] for caption in CAPTIONS], [regions.__getitem__], 32)
     return embedder, member, photos
@@ -121,7 +125,7 @@ def test_the_first_member_reads_the_first_features(models: Models, width: int) -
 
 def test_members_share_what_is_not_trained(models: Models) -> None:
     embedder, member, photos = models
-    layers = range(embedder.bundle.encoder.config.label_shared_layers)
+    layers = range(embedder.bundle.encoder.config.member_trunk)
     for name in ("embeddings.word_embeddings", *(f"encoder.layer.{layer}.output.dense" for layer in layers)):
         trained = copy.deepcopy(member)
         trained.text_model.get_submodule(name).weight.data += 1e-3
@@ -134,3 +138,5 @@ def test_other_text_encoders_have_no_members() -> None:
         LightningDOTConfig(text_config={"model_type": "distilbert"}, members=2)
     with pytest.raises(ValueError, match="members is 0"):
         LightningDOTConfig(members=0)
+    with pytest.raises(ValueError, match=r"member_shared_layers is 3: .* label names, and there are none"):
+        LightningDOTConfig(members=2, member_shared_layers=3)
