@@ -205,6 +205,19 @@ def test_a_reranker_reads_the_first_features(
     assert same < 1e-5 < other
 
 
+def test_pretraining_of_an_encoder_that_reads_the_first_features(
+    world: tuple[Path, Path], tiny_model: str, tmp_path: Path
+) -> None:
+    """Feature regression predicts those that the encoder reads."""
+    stages = [
+        {"name": "dual", "task": "retrieval", "region_features": 18},
+        {"name": "pretraining", "task": "pretrain", "mix": {"smrm_features": 1}},
+    ]
+    train(recipe(world, write_start(tmp_path / "start", tiny_model), *stages), tmp_path / "out", most_steps=2)
+    heads = LightningDOTForPreTraining.from_pretrained(tmp_path / "out" / "pretraining" / "best")
+    assert heads.feature_bias.shape == (18,)
+
+
 @pytest.mark.parametrize(
     ("stages", "match"),
     [
