@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +66,8 @@ def by_file(path: Path, names: Iterable[str], shared: Mapping[str, Place]) -> di
     return grouped
 
 
-def read_tensors(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float32]] | None:
-    """Read tensors of a safetensors file in float32, dequantised if they are stored as int8.
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]] | None:
+    """Read tensors of a safetensors file in float32, dequantised if they are stored as int8; those of int64 as such.
 
     Args:
         path: the file.
@@ -83,15 +84,18 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, NDArray[np.float
 
     with safe_open(path, framework="np") as file:
         shared = shared_places(path, file.metadata())
-    tensors: dict[str, NDArray[np.float32]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for place, stored_names in by_file(path, names, shared).items():
         with safe_open(place, framework="np") as file:
             known = set(file.keys())
             for name, stored in stored_names.items():
                 scaled = stored + SCALE_SUFFIX in known
-                if file.get_slice(stored).get_dtype() not in (("I8",) if scaled else ("F32", "F16")):
+                kind = file.get_slice(stored).get_dtype()
+                if kind not in (("I8",) if scaled else ("F32", "F16", "I64")):
                     return None
-                tensor = file.get_tensor(stored).astype(np.float32)
+                tensor = file.get_tensor(stored)
+                if kind != "I64":
+                    tensor = tensor.astype(np.float32)
                 if scaled:
                     tensor *= file.get_tensor(stored + SCALE_SUFFIX).reshape(-1, *[1] * (tensor.ndim - 1))
                 tensors[name] = tensor

@@ -84,7 +84,7 @@ def load_graph(path: Path, weights: Path, config: Mapping[str, Any]) -> Graph | 
         raise ModelError(f"the weights in {weights.parent} cannot be loaded: {first_line(error)}") from error
 
 
-def _session(graph: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> Any:
+def _session(graph: bytes, tensors: Mapping[str, NDArray[Any]]) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -111,7 +111,7 @@ def for_training(model: LightningDOT) -> LightningDOT:
     """
     if not model.config.calibration_anchors and model.canonical is None:
         return model
-    return rebuilt(model, calibration_anchors=0, canonical_dim=0)
+    return rebuilt(model, calibration_anchors=0, canonical_dim=0, canonical_words=0)
 
 
 def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> LightningDOT:
@@ -150,7 +150,7 @@ def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
     config: LightningDOTConfig = LightningDOTConfig(**{**model.config.to_dict(), **changes})
     result = LightningDOT(config)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("_calibration.anchors")}
-    if config.canonical_dim != model.config.canonical_dim:
+    if (config.canonical_dim, config.canonical_words) != (model.config.canonical_dim, model.config.canonical_words):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("canonical.")}
     for name in ("img_linear", "mask_embedding"):
         key = f"image_model.img_embeddings.{name}.weight"

@@ -55,6 +55,7 @@ class LightningDOTConfig(PretrainedConfig):
             names and with further members; training leaves them, and the word embeddings, as they are.
         canonical_dim: with n > 0, each vector has a block of the first n canonical directions of sentences and photos
             (``canonical.CanonicalCorrelations``); only with label names, whose sentence encoder it reads.
+        canonical_words: number of frequent words whose counts in a text they read beside its vector.
         canonical_weight: weight of this block's dot product in the score.
         members: number of dual encoders that are trained separately and searched as one (``members.Member``).
         first_region_dim: number of a region's first features that the first member reads; None: all. Others read all.
@@ -98,6 +99,7 @@ class LightningDOTConfig(PretrainedConfig):
         label_weight: float = 0.3,
         label_shared_layers: int = 0,
         canonical_dim: int = 0,
+        canonical_words: int = 0,
         canonical_weight: float = 0.8,
         members: int = 1,
         first_region_dim: int | None = None,
@@ -165,6 +167,7 @@ class LightningDOTConfig(PretrainedConfig):
         self.label_weight = label_weight
         self.label_shared_layers = label_shared_layers
         self.canonical_dim = canonical_dim
+        self.canonical_words = canonical_words
         self.canonical_weight = canonical_weight
         self.members = members
         self.first_region_dim = first_region_dim

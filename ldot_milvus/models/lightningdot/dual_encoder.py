@@ -59,7 +59,7 @@ class LightningDOT(BertBasedModel):
         self.canonical = None
         if config.canonical_dim:
             self.canonical = CanonicalCorrelations(
-                2 * config.text_config.hidden_size, config.canonical_region_dim,
+                2 * config.text_config.hidden_size, config.canonical_words, config.canonical_region_dim,
                 config.canonical_dim, config.canonical_weight,
             )  # fmt: skip
         self.members = Members(config) if config.members > 1 else None
@@ -88,7 +88,8 @@ class LightningDOT(BertBasedModel):
                 sentences = self.label_names.sentences(self.text_model, trunk, mask, self._more_shared)
                 vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
                 if self.canonical is not None:
-                    block = self.canonical.text_block(_words_and_sentences(words, sentences, mask))
+                    texts = _words_and_sentences(words, sentences, mask)
+                    block = self.canonical.text_block(texts, input_ids, mask)
                     vectors = torch.cat([vectors, block], dim=1)
         if self.text_calibration is not None:
             vectors = torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
@@ -139,7 +140,7 @@ class LightningDOT(BertBasedModel):
         return self._sentences(self.text_model.embeddings(input_ids), attention_mask)
 
     def encode_words_and_sentences(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode texts as the canonical correlations read them, (B, 2 * H): mean word embedding and sentence vector.
+        """Encode texts as vectors for canonical correlations, (B, 2 * H): mean word embedding and sentence vector.
 
         The arguments are those of :meth:`encode_sentences`.
         """

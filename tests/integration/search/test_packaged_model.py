@@ -120,7 +120,7 @@ def test_vectors_are_three_parts_and_a_correction(mini) -> None:
     assert (lengths > 0.7).all()
     assert (lengths < 1 + 1e-5).all()
     np.testing.assert_allclose(np.linalg.norm(texts[:, CANONICAL], axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(images[:, CANONICAL], axis=1), 0.8, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(images[:, CANONICAL], axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(texts[:, 511], 1)
     np.testing.assert_allclose(images[:, 510], 1)
     for part in (LEARNED, LABELS, CANONICAL):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.errors import UsageError
 from ldot_milvus.model import LightningDOT, LightningDOTConfig
+from ldot_milvus.models.lightningdot.canonical import word_counts
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.lightningdot.text_side import load_texts
 from ldot_milvus.regions import Regions
@@ -81,10 +82,14 @@ def test_the_block_is_ridge_regularised_cca(
     """Against the textbook form: an eigenproblem of both covariances, over one row for each pair of text and view."""
     encoder = embedder.bundle.encoder
     texts, images, chosen = [], [], []
+    tokens = [embedder.bundle.texts.ids(captions, 40) for captions in photos.captions]
+    every = [set(caption) for some in tokens for caption in some]
+    frequent = [word for word in sorted(set().union(*every)) if 10 <= sum(word in one for one in every) < len(every)]
+    assert len(frequent) >= len(THINGS)
     used = 32 + 24 * int(encoder.config.label_features)  # without the names' vectors
-    for row, captions in enumerate(photos.captions):
-        tokens = embedder.bundle.texts.ids(captions, 40)
-        read = encoder.encode_words_and_sentences(*embedder.bundle.texts.padded(tokens)).detach().numpy()
+    for row in range(PHOTOS):
+        read = encoder.encode_words_and_sentences(*embedder.bundle.texts.padded(tokens[row])).detach().numpy()
+        read = np.hstack([read, [[list(caption).count(word) for word in frequent] for caption in tokens[row]]])
         for view in (0, 1):
             mean = photos.regions(row, view).features[:, :used].mean(0)
             texts += list(read)
@@ -95,6 +100,10 @@ def test_the_block_is_ridge_regularised_cca(
     for values in (x, y):
         values -= values.mean(0)
         scales.append(values.std(0) + 0.01 * values.std(0).mean())
+        if values is y:
+            counts = y[:, -len(frequent) :].std(0)
+            others = y[:, : -len(frequent)].std(0)
+            scales[-1] = np.hstack([others + 0.01 * others.mean(), counts + counts.mean()])
         values /= scales[-1]
     xx = x.T @ x / len(x) + IMAGE_RIDGE * np.eye(x.shape[1])
     yy = y.T @ y / len(y) + TEXT_RIDGE * np.eye(y.shape[1])
@@ -146,6 +155,12 @@ def test_the_saved_model_and_its_graph(fitted: LightningDOTEmbedder, folder: Pat
     np.testing.assert_allclose(saved.encode_features(regions), fitted.encode_features(regions), atol=1e-5)
 
 
+def test_padding_and_unknown_words_count_nothing() -> None:
+    ids = torch.tensor([[101, 7, 9, 7, 102], [101, 9, 102, 7, 7]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert word_counts(ids, mask, torch.tensor([7, 8, 9])).tolist() == [[2, 0, 1], [0, 0, 1]]
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """Photos with captions, for recipes."""
@@ -165,6 +180,7 @@ def test_a_recipe_of_nothing_else(folder: Path, given: dict[str, object], tmp_pa
     assert all(name.startswith("canonical.") for name in after.keys() - before.keys())
     assert made.canonical.image_directions.abs().sum(1).min() > 0
     assert len(made.canonical.image_directions) == 7
+    assert made.config.canonical_words == 0  # eight photos have no words that ten captions share
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "labels"])
