@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
@@ -63,7 +64,7 @@ def save_quantized(
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     metadata = {"format": "pt", "ldot_storage": "int8"} | ({SHARED: json.dumps(shared)} if shared else {})
-    save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
+    _write(tensors, folder / WEIGHTS_FILE, metadata)
 
 
 def load_quantized(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -94,8 +95,18 @@ def store_apart(folder: Path) -> None:
     for name, tensor, scale in _stored(path):
         tensors |= {name: tensor} if scale is None else {name: tensor, name + SCALE_SUFFIX: scale}
     unfinished = path.with_suffix(".tmp")
-    save_file(tensors, unfinished, metadata=metadata)  # the tensors may be mapped from the file
+    _write(tensors, unfinished, metadata)  # the tensors may be mapped from the file
     unfinished.replace(path)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on its content alone: a fingerprint is a digest of files."""
+    content = save(tensors, metadata=metadata)
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = metadata  # safetensors writes its entries in another order each time
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    path.write_bytes(content[:8] + text.ljust(length) + content[8 + length :])
 
 
 def _stored(path: Path) -> Iterator[tuple[str, Tensor, Tensor | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def test_header_says_int8(tiny_model: str, tmp_path: Path) -> None:
     head = (tmp_path / WEIGHTS_FILE).read_bytes()
     length = int.from_bytes(head[:8], "little")
     assert json.loads(head[8 : 8 + length])["__metadata__"]["ldot_storage"] == "int8"
+
+
+def test_equal_weights_are_equal_files(sharing: tuple[LightningDOT, CrossAttentionReranker, Path]) -> None:
+    """A fingerprint is a digest of files, and safetensors orders the header's entries at random."""
+    model, part, folder = sharing
+    before = [(place / WEIGHTS_FILE).read_bytes() for place in (folder, folder / "part")]
+    umask = os.umask(0)
+    os.umask(umask)
+    for _ in range(8):
+        save_quantized(model, folder)
+        save_quantized(part, folder / "part", part=True)
+        assert [(place / WEIGHTS_FILE).read_bytes() for place in (folder, folder / "part")] == before
+    assert (folder / WEIGHTS_FILE).stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 WORDS = "embeddings.word_embeddings.weight"
