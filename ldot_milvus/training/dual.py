@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ldot_milvus.batches import batched
+from ldot_milvus.errors import UsageError
 from ldot_milvus.evaluation.recall import both_ways
 from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.configuration import LightningDOTConfig
@@ -28,6 +29,9 @@ TEMPERATURE = 0.07
 
 CAPTIONED = 50
 """Photos, with all their captions, that are encoded at once."""
+
+PLACED = 500
+"""Photos, with all their captions, by whose vectors principal directions are chosen."""
 
 Figures = dict[str, dict[str, float]]
 """Recall of each direction in percent: ``{"text_to_image": {"R@1": ...}, "image_to_text": {...}}``."""
@@ -60,12 +64,12 @@ class DualScorer(Scorer):
 
     @override
     def is_text(self, parameter: str) -> bool:
-        return ".text_model." in f".{parameter}" or ".text_layers." in parameter
+        return ".text_model." in f".{parameter}"
 
     @override
     def inputs(self) -> list[nn.Linear]:
-        bodies = [self.encoder.image_model, *(member.image_model for member in self.encoder.members or [])]
-        return [body.img_embeddings.img_linear for body in bodies if body.img_embeddings is not None]
+        assert self.encoder.image_model.img_embeddings is not None
+        return [self.encoder.image_model.img_embeddings.img_linear]
 
 
 def vectors(embedder: LightningDOTEmbedder, photos: CaptionedPhotos) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -105,13 +109,36 @@ def caption_embeddings(bundle: Bundle, photos: CaptionedPhotos) -> Tensor:
 
 
 def for_training(model: LightningDOT) -> LightningDOT:
-    """Return the model as training ranks with it: without hubness calibration and canonical correlations.
+    """Return the model as training ranks with it, without what is computed after training.
 
-    These are computed from the photos as they are, and training changes their features: it standardises and drops some.
+    That is hubness calibration, canonical correlations and principal directions. They are computed from the photos as
+    they are, and training changes their features: it standardises and drops some.
     """
-    if not model.config.calibration_anchors and model.canonical is None:
+    if not model.config.calibration_anchors and model.canonical is None and model.principal is None:
         return model
-    return rebuilt(model, calibration_anchors=0, canonical_dim=0, canonical_words=0)
+    return rebuilt(model, calibration_anchors=0, canonical_dim=0, canonical_words=0, principal_dim=0)
+
+
+def reduced(bundle: Bundle, photos: CaptionedPhotos, dim: int) -> LightningDOT:
+    """Return the encoder of ``bundle`` with the principal directions of its projected vectors, uncalibrated.
+
+    Args:
+        bundle: of the encoder.
+        photos: the source of the vectors: photos at even distances, with all their captions.
+        dim: number of directions.
+
+    Raises:
+        UsageError: there are fewer directions.
+    """
+    plain = rebuilt(bundle.encoder, calibration_anchors=0, principal_dim=0)
+    try:
+        result = rebuilt(plain, principal_dim=dim)
+    except ValueError as error:
+        raise UsageError(f"finish.principal_dim: {error}") from error
+    assert result.principal is not None
+    found = vectors(LightningDOTEmbedder(replace(bundle, encoder=plain)), _sample(photos, PLACED))
+    result.principal.place(torch.from_numpy(np.concatenate(found)[:, : plain.config.projection_dim]))
+    return result
 
 
 def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> LightningDOT:
@@ -122,21 +149,26 @@ def calibrate(bundle: Bundle, photos: CaptionedPhotos, anchors: int) -> Lightnin
         photos: the source of the anchors: photos at even distances, and the first caption of each.
         anchors: number of anchors of each modality; fewer if there are fewer photos.
     """
-    rows = evenly(len(photos), anchors)
-    sample = replace(
-        photos,
-        names=[photos.names[row] for row in rows],
-        captions=[photos.captions[row][:1] for row in rows],
-        views=[lambda index: photos.views[0](rows[index])],
-    )
+    sample = _sample(photos, anchors, captions=1)
     texts, images = (torch.from_numpy(values) for values in vectors(LightningDOTEmbedder(bundle), sample))
-    calibrated = rebuilt(bundle.encoder, calibration_anchors=len(rows))
+    calibrated = rebuilt(bundle.encoder, calibration_anchors=len(sample))
     assert calibrated.text_calibration is not None
     assert calibrated.image_calibration is not None
     width = bundle.encoder.config.compared_dim  # without the coordinates of an earlier calibration
     calibrated.text_calibration.anchors.copy_(images[:, :width])
     calibrated.image_calibration.anchors.copy_(texts[:, :width])
     return calibrated
+
+
+def _sample(photos: CaptionedPhotos, count: int, captions: int | None = None) -> CaptionedPhotos:
+    """Return photos at even distances, at most ``count``, with the first captions of each; None for all."""
+    rows = evenly(len(photos), count)
+    return replace(
+        photos,
+        names=[photos.names[row] for row in rows],
+        captions=[photos.captions[row][:captions] for row in rows],
+        views=[lambda index: photos.views[0](rows[index])],
+    )
 
 
 def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
@@ -152,6 +184,8 @@ def rebuilt(model: LightningDOT, **changes: int) -> LightningDOT:
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("_calibration.anchors")}
     if (config.canonical_dim, config.canonical_words) != (model.config.canonical_dim, model.config.canonical_words):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("canonical.")}
+    if config.principal_dim != model.config.principal_dim:
+        state.pop("principal.directions", None)
     for name in ("img_linear", "mask_embedding"):
         key = f"image_model.img_embeddings.{name}.weight"
         state[key] = state[key][:, : config.first_region_dim]

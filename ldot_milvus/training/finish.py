@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from ldot_milvus.models.calibration import CALIBRATION
-from ldot_milvus.models.lightningdot.bundle import Bundle, load_reranker_model
+from ldot_milvus.models.lightningdot.bundle import Bundle
 from ldot_milvus.models.lightningdot.dual_encoder import LightningDOT
 from ldot_milvus.models.lightningdot.files import LABELS, RERANKER, find_lightningdot
 from ldot_milvus.models.lightningdot.onnx_export import export_graphs
@@ -19,7 +18,7 @@ from ldot_milvus.training.canonical import carried, with_canonical
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dot_weight import best_dot_weight
-from ldot_milvus.training.dual import calibrate
+from ldot_milvus.training.dual import calibrate, reduced
 from ldot_milvus.training.probability import fit_probability
 from ldot_milvus.training.recipe import Recipe
 from ldot_milvus.weights import save_quantized
@@ -54,13 +53,6 @@ def finish(
     settings = recipe.finish
     copy_folder(best, target)
     bundle = load_model(str(best), device=None, dtype="float32")
-    if settings.reranker is not None:
-        source = best.parents[1] / settings.reranker / "best"
-        shutil.rmtree(target / RERANKER)  # of the last stage that trained one
-        copy_folder(source / RERANKER, target / RERANKER)
-        own = find_lightningdot(str(source)).own_reranker()
-        assert own is not None
-        bundle = replace(bundle, reranker=load_reranker_model(own, bundle.device, bundle.dtype))
     encoder, reranker = bundle.encoder, bundle.reranker
     if recipe.changes_vectors:
         encoder = _completed(recipe, origin, replace(bundle, reranker=None), train)
@@ -87,10 +79,16 @@ def finish(
 
 
 def _completed(recipe: Recipe, origin: Path, bundle: Bundle, train: CaptionedPhotos) -> LightningDOT:
-    """Return the encoder with what is computed after training: canonical correlations, then hubness calibration."""
+    """Return the encoder with what is computed after training; by default, as the run's initial model has it."""
+    initial = find_lightningdot(str(origin)).config
+    principal_dim = recipe.finish.principal_dim
+    if principal_dim is None and bundle.encoder.principal is None:
+        principal_dim = int(initial.get("principal_dim", 0))
+    if principal_dim:
+        bundle = replace(bundle, encoder=reduced(bundle, train, principal_dim))
     if recipe.finish.canonical_dim:
         bundle = replace(bundle, encoder=with_canonical(bundle, train, recipe.finish.canonical_dim))
-    elif find_lightningdot(str(origin)).config.get("canonical_dim") and bundle.encoder.canonical is None:
+    elif initial.get("canonical_dim") and bundle.encoder.canonical is None:
         source = load_model(str(origin), device=None, dtype="float32").encoder
         bundle = replace(bundle, encoder=carried(bundle.encoder, source))
     if anchors := anchors_of(recipe, origin):

@@ -99,7 +99,6 @@ class Stage(_Section):
     task: Literal["pretrain", "retrieval", "rerank"]
     epochs: PositiveInt | None = None  # of the learning rate's schedule; an epoch shows every caption once
     steps: PositiveInt | None = None  # of the schedule, instead of epochs
-    fresh: bool = False  # start as the run began: a further member of the dual encoder, or another re-ranker
     stop: PositiveInt | None = None  # end after this number of epochs: a high final rate can generalise better
     patience: PositiveInt | None = None  # end after this number of consecutive evaluations without a better dev recall
     evaluate_every: PositiveInt | None = None  # steps; unset: an epoch
@@ -158,8 +157,7 @@ class Stage(_Section):
         if min(self.mix.values(), default=0) < 0 or (self.mix and sum(self.mix.values()) == 0):
             raise ValueError("mix requires weights of at least 0, one of them above 0")
         only = {"standardise": self.standardise, "soft_targets": self.soft_targets, "distilled": self.distilled,
-                "hard_negatives": self.hard_negatives, "fresh": self.fresh,
-                "region_features": self.region_features}  # fmt: skip
+                "hard_negatives": self.hard_negatives, "region_features": self.region_features}  # fmt: skip
         if self.task == "pretrain" and any(only.values()):
             given = ", ".join(name for name, value in only.items() if value)
             raise ValueError(f"{given}: not supported in pre-training, remove it")
@@ -167,17 +165,15 @@ class Stage(_Section):
             raise ValueError("teacher: only a compressed re-ranker has another teacher than the model's own re-ranker")
         if self.teacher is not None and not self.distilled:
             raise ValueError("teacher: has no effect without distilled, its share of the loss")
-        if self.fresh and self.task == "retrieval" and self.region_features is not None:
-            raise ValueError("region_features: a further member (fresh) reads all features of a region, remove it")
         return self
 
 
 class Finish(_Section):
     """Steps after the last stage, applied to its best model."""
 
+    principal_dim: PositiveInt | None = None  # of the learned part of vectors, by its principal directions; likewise
     canonical_dim: NonNegativeInt = 0  # of canonical correlations, computed anew; 0: as the initial model's
     calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as the initial model's
-    reranker: str | None = None  # stage whose re-ranker the result has; unset: the last one
     dot_weight: bool = False  # select the weight of the dot product in re-ranking on the dev split
     probability: bool = False  # fit the probability of a hit on the dev split
     storage: Literal["float32", "int8"] = "float32"
@@ -204,9 +200,9 @@ class Recipe(_Section):
 
     @property
     def changes_vectors(self) -> bool:
-        """True if the run changes the dual encoder: by a stage, by label names or by canonical correlations."""
-        computed = self.start.labels is not None or self.finish.canonical_dim > 0
-        return computed or any(stage.task != "rerank" for stage in self.stages)
+        """True if the run changes the dual encoder: by a stage, by label names or by what is computed after."""
+        after = self.finish.canonical_dim or self.finish.principal_dim
+        return bool(self.start.labels or after) or any(stage.task != "rerank" for stage in self.stages)
 
     @model_validator(mode="before")
     @classmethod
@@ -230,14 +226,6 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
-    def _has_the_reranker(self) -> Recipe:
-        trained = [stage.name for stage in self.stages if stage.task == "rerank" and not self.start.trains_edje]
-        if self.finish.reranker is not None and self.finish.reranker not in trained:
-            known = ", ".join(trained) or "none"
-            raise ValueError(f"finish.reranker is {self.finish.reranker!r}; stages that train one: {known}")
-        return self
-
-    @model_validator(mode="after")
     def _fits_the_reranker(self) -> Recipe:
         aligned = self.start.reranker.get("scoring") == "aligned"
         for stage in self.stages:
@@ -254,11 +242,11 @@ class Recipe(_Section):
                 raise ValueError(
                     f"{stage.name}: loss: only a re-ranker with start.reranker.scoring 'aligned' has an alignment"
                 )
-            unsupported = stage.soft_targets or stage.captions_per_photo > 1 or stage.fresh or stage.region_features
+            unsupported = stage.soft_targets or stage.captions_per_photo > 1 or stage.region_features
             if self.start.trains_edje and unsupported:
                 raise ValueError(
-                    f"{stage.name}: a compressed re-ranker supports none of soft_targets, captions_per_photo, "
-                    "region_features and fresh: remove them"
+                    f"{stage.name}: a compressed re-ranker supports none of soft_targets, captions_per_photo and "
+                    "region_features: remove them"
                 )
         return self
 

@@ -194,7 +194,7 @@ class Run:
         bundle = load_model(str(folder), device="cpu", dtype="float32")
         torch.manual_seed(stage.seed)
         accelerator = accelerator_for(self._recipe.trainer, self._out, stage)
-        task = task_of(stage, self._recipe.start, bundle, self._train, self._dev, accelerator.device, self._origin)
+        task = task_of(stage, self._recipe.start, bundle, self._train, self._dev, accelerator.device)
         config = bundle.encoder.config
         batches = Batches(
             task.train,

@@ -22,13 +22,11 @@ from ldot_milvus.models.lightningdot.embedder import LightningDOTEmbedder
 from ldot_milvus.models.lightningdot.files import RERANKER
 from ldot_milvus.models.lightningdot.layers import BertBody
 from ldot_milvus.models.lightningdot.pretraining import LightningDOTForPreTraining
-from ldot_milvus.models.loading import load_model
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.contrastive import ContrastiveObjective, Scorer, fold_scale, standardised, unfold_scale
 from ldot_milvus.training.data import CaptionedPhotos
 from ldot_milvus.training.dual import DualScorer, Figures, evaluate_dual, for_training, rebuilt, vectors
 from ldot_milvus.training.hard_negatives import mine_hard_negatives
-from ldot_milvus.training.members import with_member
 from ldot_milvus.training.pretraining import PretrainingObjective, check_mix, with_heads
 from ldot_milvus.training.recipe import Stage, Start
 from ldot_milvus.training.rerank import RerankScorer, TripletObjective, evaluate_reranker
@@ -62,7 +60,6 @@ def task_of(
     train: CaptionedPhotos,
     dev: CaptionedPhotos,
     device: torch.device,
-    origin: Path,
 ) -> Task:
     """Create the task of a stage.
 
@@ -73,27 +70,19 @@ def task_of(
         train: photos to train on.
         dev: photos to evaluate on.
         device: of the model in training.
-        origin: folder of the run's initial model, from which a fresh stage starts.
 
     Raises:
         UsageError: the model or the data do not support the stage.
     """
     scorer: Scorer
-    member = stage.fresh and stage.task == "retrieval"
     if stage.task == "rerank":
-        scorer = RerankScorer(starting_reranker(start, origin if stage.fresh else bundle.files.folder, stage))
+        scorer = RerankScorer(starting_reranker(start, bundle.files.folder, stage))
         if scorer.model.alignment is None and not stage.hard_negatives:
             raise UsageError(f"{stage.name}: a re-ranker with joint scoring requires hard_negatives: give 1 or more")
     elif stage.task == "retrieval":
-        first = load_model(str(origin), device="cpu", dtype="float32").encoder if member else bundle.encoder
-        if member and first.members is not None:
-            raise UsageError(f"{stage.name}: fresh: the run's initial model has several members already, remove it")
-        if stage.region_features is not None:
-            first = _reading_first(first, stage)
-        scorer = DualScorer(for_training(first))
+        encoder = bundle.encoder if stage.region_features is None else _reading_first(bundle.encoder, stage)
+        scorer = DualScorer(for_training(encoder))
     else:
-        if bundle.encoder.members is not None:
-            raise UsageError(f"{stage.name}: pre-training has no members: train the model before it has several")
         labels = train.regions(0).soft_labels
         check_mix(stage, bundle.encoder, None if labels is None else labels.shape[1])
         scorer = DualScorer(_with_heads(bundle))
@@ -138,9 +127,6 @@ def task_of(
             for linear in scorer.inputs():
                 fold_scale(linear, train)
         scorer.model.set_attn_implementation("sdpa")
-        if member:
-            assert isinstance(scorer, DualScorer)
-            scorer = DualScorer(with_member(bundle, scorer.encoder.eval(), original))
         rerank = isinstance(scorer, RerankScorer)
         copy_folder(bundle.files.folder, target, CARD, *([RERANKER] if rerank else []))
         store_apart(target / RERANKER)
@@ -154,8 +140,6 @@ def task_of(
 
 def _reading_first(encoder: LightningDOT, stage: Stage) -> LightningDOT:
     """Return the encoder with a network that reads the stage's first region features alone."""
-    if encoder.members is not None:
-        raise UsageError(f"{stage.name}: region_features: the members of this model read different features, remove it")
     reads = encoder.config.read_region_dim
     assert stage.region_features is not None
     if stage.region_features > reads:
@@ -174,10 +158,7 @@ def prepare(scorer: Scorer, stage: Stage, device: torch.device) -> None:
         encoder = scorer.encoder
         if encoder.label_names is not None:
             encoder.label_names.requires_grad_(False)
-        if stage.fresh:
-            frozen = max(frozen or 0, encoder.config.member_trunk)
-        elif encoder.label_names is not None or encoder.members is not None:
-            frozen = max(frozen or 0, encoder.config.label_shared_layers)  # others read them too
+            frozen = max(frozen or 0, encoder.config.label_shared_layers)  # the sentence encoder reads them too
     if frozen is not None:
         # Frozen layers make a step cheaper, and preserve more of the pre-trained model.
         body = _text_body(scorer)

@@ -52,16 +52,14 @@ class LightningDOTConfig(PretrainedConfig):
         label_dim: width of this block, at most that of the text encoder.
         label_weight: weight of this block's dot product in the score.
         label_shared_layers: number of first layers that the text encoder shares with the sentence encoder of the label
-            names and with further members; training leaves them, and the word embeddings, as they are.
+            names; training leaves them, and the word embeddings, as they are.
         canonical_dim: with n > 0, each vector has a block of the first n canonical directions of sentences and photos
             (``canonical.CanonicalCorrelations``); only with label names, whose sentence encoder it reads.
         canonical_words: number of frequent words whose counts in a text they read beside its vector.
         canonical_weight: weight of this block's dot product in the score.
-        members: number of dual encoders that are trained separately and searched as one (``members.Member``).
-        first_region_dim: number of a region's first features that the first member reads; None: all. Others read all.
-        member_dim: width of the members' joined vectors; None: that of a single member's, ``projection_dim``.
-        member_shared_layers: number of first layers of the sentence encoder that further members share, where these
-            are more than ``label_shared_layers``.
+        first_region_dim: number of a region's first features that the image encoder reads; None: all.
+        principal_dim: with n > 0, projected vectors are stored by their first n principal directions
+            (``layers.PrincipalDirections``).
         label_features: a region's features are followed by those of the classifier and by the vectors of the label
             names in it (:class:`~ldot_milvus.regions.labels.LabelledExtractor`); ``region_dim`` includes them.
         label_classifier: options of the classifier (:class:`~ldot_milvus.regions.labels.LabelClassifier`), whose
@@ -101,10 +99,8 @@ class LightningDOTConfig(PretrainedConfig):
         canonical_dim: int = 0,
         canonical_words: int = 0,
         canonical_weight: float = 0.8,
-        members: int = 1,
         first_region_dim: int | None = None,
-        member_dim: int | None = None,
-        member_shared_layers: int = 0,
+        principal_dim: int = 0,
         label_features: bool = False,
         label_classifier: dict[str, Any] | None = None,
         pooler: bool = True,
@@ -124,26 +120,11 @@ class LightningDOTConfig(PretrainedConfig):
                 f"project_text=False needs projection_dim ({projection_dim}) to equal the text encoder's "
                 f"hidden_size ({self.text_config.hidden_size})"
             )
-        if members < 1:
-            raise ValueError(f"members is {members}; a model has at least one")
-        shares = label_count or members > 1
-        if shares and type(self.text_config) is not BertConfig:
-            raise ValueError(
-                f"label names and members need a text encoder of type bert, not {self.text_config.model_type}"
-            )
-        if shares and not 0 <= label_shared_layers <= self.text_config.num_hidden_layers:
+        if label_count and type(self.text_config) is not BertConfig:
+            raise ValueError(f"label names need a text encoder of type bert, not {self.text_config.model_type}")
+        if label_count and not 0 <= label_shared_layers <= self.text_config.num_hidden_layers:
             raise ValueError(
                 f"label_shared_layers is {label_shared_layers}, and the text encoder has "
-                f"{self.text_config.num_hidden_layers} layers"
-            )
-        if members > 1 and member_shared_layers > label_shared_layers and not label_count:
-            raise ValueError(
-                f"member_shared_layers is {member_shared_layers}: members share more than the text encoder's first "
-                f"{label_shared_layers} layers only with the sentence encoder of label names, and there are none"
-            )
-        if not 0 <= member_shared_layers <= self.text_config.num_hidden_layers:
-            raise ValueError(
-                f"member_shared_layers is {member_shared_layers}, and the text encoder has "
                 f"{self.text_config.num_hidden_layers} layers"
             )
         if label_count and not 0 < label_dim <= self.text_config.hidden_size:
@@ -153,6 +134,8 @@ class LightningDOTConfig(PretrainedConfig):
             )
         if canonical_dim and not label_count:
             raise ValueError("canonical_dim needs the sentence encoder of label names, and there are none")
+        if not 0 <= principal_dim <= projection_dim:
+            raise ValueError(f"principal_dim is {principal_dim}, and vectors have {projection_dim} directions")
         self.region_dim = region_dim
         self.region_classes = region_classes
         self.projection_dim = projection_dim
@@ -169,10 +152,8 @@ class LightningDOTConfig(PretrainedConfig):
         self.canonical_dim = canonical_dim
         self.canonical_words = canonical_words
         self.canonical_weight = canonical_weight
-        self.members = members
         self.first_region_dim = first_region_dim
-        self.member_dim = member_dim
-        self.member_shared_layers = member_shared_layers
+        self.principal_dim = principal_dim
         self.label_features = label_features
         self.label_classifier = label_classifier
         self.pooler = pooler
@@ -185,19 +166,14 @@ class LightningDOTConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     @property
-    def member_trunk(self) -> int:
-        """Number of first text layers that a further member shares."""
-        return max(self.label_shared_layers, self.member_shared_layers)
-
-    @property
     def read_region_dim(self) -> int:
-        """Number of a region's first features that the first member reads."""
+        """Number of a region's first features that the image encoder reads."""
         return self.first_region_dim or self.region_dim
 
     @property
     def learned_dim(self) -> int:
-        """Width of what the networks learned: a projection, or the joined ones of all members."""
-        return (self.member_dim or self.projection_dim) if self.members > 1 else self.projection_dim
+        """Width of what the networks learned."""
+        return self.principal_dim or self.projection_dim
 
     @property
     def canonical_region_dim(self) -> int:

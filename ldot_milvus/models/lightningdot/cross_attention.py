@@ -102,11 +102,14 @@ class CrossAttentionReranker(BertBasedModel):
             regions: (B, R, H), without padding.
 
         Returns:
-            (B, T, R) from 0 to 1: the cosine, 0 where it is negative; with joint scoring, the attention of words to
-            regions in the last layers.
+            (B, T, R) from 0 to 1: how far the cosine, 0 where it is negative, is above the word's mean over the photo;
+            with joint scoring, the attention of words to regions in the last layers.
         """
         if self.alignment is not None:
-            return self.alignment.cosines(words, nn.functional.normalize(regions, dim=-1)).clamp(0, 1)
+            # What a word shares with the whole photo does not say where it is, and a re-ranker that compares regions
+            # with words too gives every region some of it: 0.15, where the best regions of ldot-mini have 0.4 to 0.6.
+            cosines = self.alignment.cosines(words, nn.functional.normalize(regions, dim=-1)).clamp(0, 1)
+            return (cosines - cosines.mean(-1, keepdim=True)).clamp_min(0)
         count = words.shape[1]
         return self.bert.last_attention(torch.cat([words, regions], dim=1))[:, :count, count:]
 

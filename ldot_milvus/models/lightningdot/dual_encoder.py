@@ -15,11 +15,11 @@ from ldot_milvus.models.lightningdot.layers import (
     BertBasedModel,
     BertBody,
     HubnessCalibration,
+    PrincipalDirections,
     pool,
     projection,
     text_body,
 )
-from ldot_milvus.models.lightningdot.members import Members
 
 
 class LightningDOT(BertBasedModel):
@@ -62,7 +62,9 @@ class LightningDOT(BertBasedModel):
                 2 * config.text_config.hidden_size, config.canonical_words, config.canonical_region_dim,
                 config.canonical_dim, config.canonical_weight,
             )  # fmt: skip
-        self.members = Members(config) if config.members > 1 else None
+        self.principal = None
+        if config.principal_dim:
+            self.principal = PrincipalDirections(config.projection_dim, config.principal_dim)
         self.post_init()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -77,20 +79,18 @@ class LightningDOT(BertBasedModel):
             configuration says so. The published models do none of this.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if self.label_names is None and self.members is None:
-            vectors = self._text_vectors(self.text_states(input_ids, mask), mask, self.text_projection)
+        if self.label_names is None:
+            vectors = self._text_vectors(self.text_states(input_ids, mask), mask)
         else:
             words = self.text_model.embeddings(input_ids)
             shared = self._shared_states(words, mask)
-            trunk = self._member_trunk(shared, mask)
-            vectors = self._joined(self._texts(shared, trunk, mask))
-            if self.label_names is not None:
-                sentences = self.label_names.sentences(self.text_model, trunk, mask, self._more_shared)
-                vectors = torch.cat([vectors, self.label_names.text_block(sentences)], dim=1)
-                if self.canonical is not None:
-                    texts = _words_and_sentences(words, sentences, mask)
-                    block = self.canonical.text_block(texts, input_ids, mask)
-                    vectors = torch.cat([vectors, block], dim=1)
+            states = self.text_model.encode(shared, mask.bool(), self._text_layers[self.config.label_shared_layers :])
+            sentences = self.label_names.sentences(self.text_model, shared, mask)
+            blocks = [self._text_vectors(states, mask), self.label_names.text_block(sentences)]
+            if self.canonical is not None:
+                texts = _words_and_sentences(words, sentences, mask)
+                blocks.append(self.canonical.text_block(texts, input_ids, mask))
+            vectors = torch.cat(blocks, dim=1)
         if self.text_calibration is not None:
             vectors = torch.cat([vectors, self.text_calibration(vectors), torch.ones_like(vectors[:, :1])], dim=1)
         return vectors
@@ -118,7 +118,8 @@ class LightningDOT(BertBasedModel):
             ValueError: the model has label names, and there are no probabilities of them.
         """
         mask = _region_mask(region_features, region_mask)
-        vectors = self._joined(self._images(region_features, region_boxes, mask))
+        states = self.image_states(region_features, region_boxes, mask)
+        vectors = self._learned(self.image_projection(pool(states, _with_cls(mask), self.config.pooling)))
         if self.label_names is not None:
             if label_probabilities is None:
                 raise ValueError("a model with label names requires label_probabilities")
@@ -166,22 +167,11 @@ class LightningDOT(BertBasedModel):
             region_features, region_boxes, region_mask: see :meth:`encode_image`.
             masked_regions: (B, R), True = region that masked region modelling masks; None masks nothing.
         """
-        return _image_states(
-            self.image_model, region_features, region_boxes, _region_mask(region_features, region_mask), masked_regions
-        )
-
-    def member_vectors(
-        self, input_ids: Tensor, attention_mask: Tensor,
-        region_features: Tensor, region_boxes: Tensor, region_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Encode texts and images by each member alone: two tensors (B, members * projection_dim).
-
-        The arguments are those of :meth:`forward`; there may be more texts than images.
-        """
-        shared = self._shared_states(self.text_model.embeddings(input_ids), attention_mask)
-        texts = self._texts(shared, self._member_trunk(shared, attention_mask), attention_mask)
-        images = self._images(region_features, region_boxes, region_mask.bool())
-        return torch.cat(texts, dim=1), torch.cat(images, dim=1)
+        body = self.image_model
+        cls_ids = torch.full((len(region_features), 1), CLS_TOKEN_ID, device=region_features.device)
+        regions = body.embed_regions(region_features, region_boxes, masked_regions)
+        embeddings = torch.cat([body.embeddings(cls_ids), regions], dim=1)
+        return body.encode(embeddings, _with_cls(_region_mask(region_features, region_mask)))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None,
@@ -207,66 +197,18 @@ class LightningDOT(BertBasedModel):
         assert self.label_names is not None
         return self.label_names.sentences(self.text_model, self._shared_states(words, mask), mask)
 
-    @property
-    def _more_shared(self) -> int:
-        """Number of the sentence encoder's own layers that further members share; 0 for a model without members."""
-        return self.config.member_trunk - self.config.label_shared_layers if self.members is not None else 0
+    def _text_vectors(self, states: Tensor, mask: Tensor) -> Tensor:
+        return self._learned(self.text_projection(pool(states, mask, self.config.pooling)))
 
-    def _member_trunk(self, shared: Tensor, mask: Tensor) -> Tensor:
-        """Return the states (B, T, H) from which further members go on, given those after the shared layers."""
-        if not self._more_shared:
-            return shared
-        assert self.label_names is not None
-        return self.text_model.encode(shared, mask.bool(), self.label_names.layers[: self._more_shared])
-
-    def _texts(self, shared: Tensor, trunk: Tensor, mask: Tensor) -> list[Tensor]:
-        """Return the members' vectors of texts (B, projection_dim).
-
-        Args:
-            shared: the states from which the first member goes on.
-            trunk: those from which the others go on.
-            mask: (B, T), 1 = token, 0 = padding.
-        """
-        encoders: list[tuple[Tensor, Any, nn.Module]] = [
-            (shared, self._text_layers[self.config.label_shared_layers :], self.text_projection)
-        ]
-        encoders += [(trunk, member.text_layers, member.text_projection) for member in self.members or []]
-        return [
-            self._text_vectors(self.text_model.encode(states, mask.bool(), layers), mask, project)
-            for states, layers, project in encoders
-        ]
-
-    def _text_vectors(self, states: Tensor, mask: Tensor, project: nn.Module) -> Tensor:
-        return self._scaled(project(pool(states, mask, self.config.pooling)))
-
-    def _images(self, features: Tensor, boxes: Tensor, mask: Tensor) -> list[Tensor]:
-        """Return the members' vectors of images (B, projection_dim)."""
-        encoders: list[tuple[BertBody, nn.Module]] = [(self.image_model, self.image_projection)]
-        encoders += [(member.image_model, member.image_projection) for member in self.members or []]
-        return [
-            self._scaled(
-                project(pool(_image_states(body, features, boxes, mask), _with_cls(mask), self.config.pooling))
-            )
-            for body, project in encoders
-        ]
-
-    def _joined(self, vectors: list[Tensor]) -> Tensor:
-        return vectors[0] if self.members is None else self.members.joined(vectors)
-
-    def _scaled(self, vectors: Tensor) -> Tensor:
-        return nn.functional.normalize(vectors.float(), dim=-1) if self.config.normalize else vectors
+    def _learned(self, vectors: Tensor) -> Tensor:
+        """Scale projected vectors (B, projection_dim) to length 1 and reduce them, as the configuration says."""
+        if self.config.normalize:
+            vectors = nn.functional.normalize(vectors.float(), dim=-1)
+        return vectors if self.principal is None else self.principal(vectors)
 
 
 def _words_and_sentences(words: Tensor, sentences: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([pool(words, mask, "mean").float(), sentences], dim=1)
-
-
-def _image_states(
-    body: BertBody, features: Tensor, boxes: Tensor, mask: Tensor, masked_regions: Tensor | None = None
-) -> Tensor:
-    cls_ids = torch.full((len(features), 1), CLS_TOKEN_ID, device=features.device)
-    regions = body.embed_regions(features, boxes, masked_regions)
-    return body.encode(torch.cat([body.embeddings(cls_ids), regions], dim=1), _with_cls(mask))
 
 
 def _region_mask(features: Tensor, mask: Tensor | None) -> Tensor:

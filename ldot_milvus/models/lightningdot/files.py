@@ -63,9 +63,9 @@ class LightningDOTFiles(ModelFiles):
     def dim(self) -> int:
         # Computed as in LightningDOTConfig.embedding_dim, without its import of transformers.
         config = self.config
-        joined = config.get("member_dim") if config.get("members", 1) > 1 else None
         blocks = (config["label_dim"] if self.has_labels else 0) + config.get("canonical_dim", 0)
-        return int(joined or config["projection_dim"]) + int(blocks) + (2 if config.get("calibration_anchors") else 0)
+        learned = config.get("principal_dim") or config["projection_dim"]
+        return int(learned + blocks) + (2 if config.get("calibration_anchors") else 0)
 
     @property
     @override

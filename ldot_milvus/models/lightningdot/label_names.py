@@ -46,16 +46,15 @@ class LabelNames(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def sentences(self, body: BertBody, states: Tensor, mask: Tensor, done: int = 0) -> Tensor:
+    def sentences(self, body: BertBody, states: Tensor, mask: Tensor) -> Tensor:
         """Encode sentences with m as vectors (B, H) of length 1.
 
         Args:
             body: the text encoder.
             states: (B, T, H), after the shared layers.
             mask: (B, T), 1 = token, 0 = padding.
-            done: number of layers after these that ``states`` have passed too.
         """
-        states = body.encode(states, mask.bool(), self.layers[done:])
+        states = body.encode(states, mask.bool(), self.layers)
         return nn.functional.normalize(pool(states, mask, "mean").float(), dim=-1)
 
     def text_block(self, sentences: Tensor) -> Tensor:

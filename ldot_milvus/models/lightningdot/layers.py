@@ -156,6 +156,34 @@ class HubnessCalibration(nn.Module):
         return -self.weight * self.temperature * mean
 
 
+class PrincipalDirections(nn.Module):
+    """Reduce vectors of texts and photos to the directions in which they are longest, with nearly the same products.
+
+    Args:
+        width: of the vectors.
+        dim: number of directions.
+    """
+
+    directions: Tensor
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("directions", torch.zeros(dim, width))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return vectors (B, width) as (B, dim)."""
+        return vectors @ self.directions.to(vectors.dtype).T
+
+    @torch.no_grad()
+    def place(self, vectors: Tensor) -> None:
+        """Set the directions to the principal ones of ``vectors`` (n, width), of texts and photos.
+
+        They are not centred: dot products are to stay as they are, not distances from a mean.
+        """
+        values = vectors.double()
+        self.directions.copy_(torch.linalg.eigh(values.T @ values).eigenvectors.flip(1).T[: len(self.directions)])
+
+
 def projection(hidden_size: int, projection_dim: int) -> nn.Sequential:
     """Create ``encode_proj`` of the published code: Linear h -> 2h, GELU, LayerNorm, Linear 2h -> projection_dim."""
     wide = hidden_size * 2

@@ -23,7 +23,7 @@ def test_the_recipe_of_the_packaged_model(tmp_path: Path) -> None:
     """Its settings fit a sentence encoder of as many layers, and the packaged region extractor and classifier."""
     AutoTokenizer.from_pretrained(find_lightningdot("ldot-mini").folder).save_pretrained(tmp_path / "sentences")
     torch.manual_seed(0)
-    body = BertConfig(hidden_size=128, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=128)
+    body = BertConfig(hidden_size=192, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=128)
     BertModel(body, add_pooling_layer=False).save_pretrained(tmp_path / "sentences")
     photos = tmp_path / "photos"
     photos.mkdir()

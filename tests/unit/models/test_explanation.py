@@ -86,7 +86,7 @@ def test_an_empty_text_and_damaged_region_data_are_refused(reranker) -> None:
         reranker.explain("dog", {"boxes": kept["boxes"]})
 
 
-def test_weights_of_alignment_are_cosines_and_of_attention_shares(reranker) -> None:
+def test_weights_of_alignment_are_cosines_above_the_mean_and_of_attention_shares(reranker) -> None:
     (kept,) = reranker.keep([regions(5)])
     weights = reranker.explain("two dogs", kept).weights
     if reranker.model.alignment is None:
@@ -98,8 +98,10 @@ def test_weights_of_alignment_are_cosines_and_of_attention_shares(reranker) -> N
         states = reranker.model.encode_words(*reranker._texts.padded([tokens]))[0]
     cosines = torch.nn.functional.cosine_similarity(
         states[:, None], torch.from_numpy(kept["features"].astype(np.float32))[None], dim=-1
-    ).numpy()
-    expected = [cosines[list(word.tokens)].max(0).clip(0) for word in words]
+    )
+    above = (cosines.clip(0) - cosines.clip(0).mean(1, keepdim=True)).clip(0).numpy()
+    expected = [above[list(word.tokens)].max(0) for word in words]
+    assert np.max(expected) > 0
     np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
