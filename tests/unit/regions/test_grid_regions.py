@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldot_milvus import LightningDOTEmbedder
 from ldot_milvus.errors import InputError
 from ldot_milvus.regions import Regions
 from ldot_milvus.regions.grid import GridBackbone, GridExtractor, grid_boxes
@@ -69,11 +70,13 @@ def test_mirrored_average_is_that_of_both_photos(tiny_model: str) -> None:
     np.testing.assert_allclose(both.features.reshape(4, 4, -1), (straight + turned[:, ::-1]) / 2, rtol=1e-4, atol=1e-3)
 
 
-def test_a_photo_does_not_depend_on_its_batch(mini) -> None:
+def test_a_photo_does_not_depend_on_its_batch() -> None:
+    """In float32: with bfloat16, which is chosen where the processor has it, sums differ by their order."""
+    extractor = LightningDOTEmbedder("ldot-mini", device="cpu", dtype="float32").bundle.extractor
     rng = np.random.default_rng(2)
     images = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(3)]
-    together = mini.bundle.extractor(images)
-    (alone,) = mini.bundle.extractor(images[1:2])
+    together = extractor(images)
+    (alone,) = extractor(images[1:2])
     np.testing.assert_allclose(alone.features, together[1].features, atol=1e-3)
 
 
