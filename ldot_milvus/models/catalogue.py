@@ -125,7 +125,7 @@ def _blip(data: str, size: str, kept: Kept, figure: Figure | None = None) -> Pub
 
 PUBLISHED = (
     PublishedModel(
-        "ldot-mini", "lightningdot", "Apache-2.0", "79 M parameters with the region extractor",
+        "ldot-mini", "lightningdot", "Apache-2.0", "71 M parameters with the region extractor",
         "LDOT_MODEL=ldot-mini", Kept(49, 384, rest=49 * 8 * 4),
         (
             Figure(FLICKR8K, 36.7, 48.6, "fine-tuned, dot product", _CARD),
