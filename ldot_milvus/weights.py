@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import pickle
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +101,7 @@ def store_apart(folder: Path) -> None:
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file whose bytes depend on its content alone: a fingerprint is a digest of files."""
     content = save(tensors, metadata=metadata)
-    (length,) = struct.unpack("<Q", content[:8])
+    length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = metadata  # safetensors writes its entries in another order each time
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

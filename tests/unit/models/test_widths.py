@@ -1,4 +1,4 @@
-"""Principal directions: vectors of fewer values with the same scores; how a run finishes with them."""
+"""What a dual encoder reads and stores: the first features of regions, and the principal directions of its vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldot_milvus.models.lightningdot.onnx_export import export_graphs
 from ldot_milvus.models.lightningdot.text_side import load_texts
 from ldot_milvus.training.checkpoints import copy_folder
 from ldot_milvus.training.data import CaptionedPhotos
-from ldot_milvus.training.dual import calibrate, reduced
+from ldot_milvus.training.dual import calibrate, rebuilt, reduced
 from ldot_milvus.training.recipe import read_recipe
 from ldot_milvus.training.run import train
 from tests.conftest import make_photo
@@ -35,6 +35,21 @@ def given(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     embedder = LightningDOTEmbedder(str(folder), device="cpu", dtype="float32")
     regions = embedder.image_features([make_photo(number) for number in range(4)])
     return embedder, CaptionedPhotos(list("abcd"), [[text] for text in CAPTIONS], [regions.__getitem__], 32)
+
+
+@pytest.mark.parametrize("width", [1, 20, 32])
+def test_the_first_features_alone_are_read(given: Given, width: int) -> None:
+    """Those that the encoder does not read have no weights, and change nothing."""
+    embedder, photos = given
+    first = rebuilt(embedder.bundle.encoder, first_region_dim=width)
+    assert first.image_model.img_embeddings.img_linear.weight.shape[1] == first.config.first_region_dim == width
+    wide = rebuilt(embedder.bundle.encoder)
+    wide.image_model.img_embeddings.img_linear.weight.data[:, width:] = 0
+    regions = [photos.regions(row) for row in range(4)]
+    vectors = [
+        LightningDOTEmbedder(replace(embedder.bundle, encoder=one)).encode_features(regions) for one in (wide, first)
+    ]
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5)
 
 
 def test_fewer_values_with_the_same_scores(given: Given) -> None:
@@ -102,6 +117,8 @@ def test_a_run_computes_them_after_training(given: Given, tmp_path: Path) -> Non
 
 def test_what_is_refused(given: Given) -> None:
     embedder, photos = given
+    with pytest.raises(ValueError, match="need a text encoder of type bert, not distilbert"):
+        LightningDOTConfig(text_config={"model_type": "distilbert"}, label_count=2)
     with pytest.raises(ValueError, match="principal_dim is 9, and vectors have 8 directions"):
         LightningDOTConfig(projection_dim=8, principal_dim=9)
     with pytest.raises(UsageError, match=r"finish\.principal_dim: principal_dim is 17, and vectors have 16"):
