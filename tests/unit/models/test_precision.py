@@ -36,10 +36,32 @@ def test_only_a_processor_that_has_bfloat16_uses_it_unasked(
     assert choose_convolution_dtype(name, torch.device(device)) == expected[native]
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(), reason="this processor would emulate bfloat16, for minutes")
-def test_bfloat16_moves_a_vector_by_less_than_a_thousandth() -> None:
+@pytest.mark.parametrize(
+    ("amx", "avx512", "amd", "fast"),
+    [
+        (True, True, False, True),  # Xeon with AMX
+        (False, True, False, False),  # Xeon whose machine has no AMX
+        (False, True, True, True),  # EPYC
+        (False, False, True, False),  # an older EPYC
+        (False, False, False, False),
+    ],
+)
+def test_bfloat16_is_fast_by_amx_and_by_the_avx512_of_amd(
+    amx: bool, avx512: bool, amd: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(loading, "_is_amd", lambda: amd)
+    assert has_fast_bfloat16() == fast
+
+
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this processor would emulate bfloat16, for minutes"
+)
+def test_bfloat16_moves_a_vector_by_less_than_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
     photos = sorted(PHOTOS.glob("*.jpg"))[:6]
     exact = LightningDOTEmbedder("ldot-mini", device="cpu", dtype="float32").encode_images(photos)
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: True)
     chosen = LightningDOTEmbedder("ldot-mini", device="cpu").encode_images(photos)
     norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(chosen, axis=1)
     assert ((exact * chosen).sum(1) / norms > 0.999).all()
