@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.encoding --out benchmarks/results/encoding.json
 
-Both encode the sample photos in turns, in one process. Where bfloat16 is not faster than float32, both are the same. Texts
-by ONNX Runtime are compared with the same encoder in torch.
+Both encode the sample photos in turns, in one process. Where bfloat16 is not faster than float32, both are the same.
+Texts by ONNX Runtime are compared with the same encoder in torch.
 """
 
 from __future__ import annotations
