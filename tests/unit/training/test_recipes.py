@@ -26,10 +26,11 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 
 
 def test_every_stage_sets_defaults() -> None:
-    recipe = read_recipe("ldot-mini", DATA | {"stages.1.batch_size": 128})
-    assert [stage.batch_size for stage in recipe.stages] == [256, 128]
-    assert [stage.learning_rate for stage in recipe.stages] == [7e-4, 7e-4]
-    assert [stage.distilled for stage in recipe.stages] == [0, 0.7]
+    recipe = read_recipe("ldot-mini", DATA | {"stages.1.batch_size": 64})
+    assert [stage.batch_size for stage in recipe.stages] == [256, 64, 128]
+    assert [stage.learning_rate for stage in recipe.stages] == [7e-4, 5e-4, 4e-4]
+    assert [stage.distilled for stage in recipe.stages] == [0, 0, 0.7]
+    assert [stage.weight_decay for stage in recipe.stages] == [0.05, 0.05, 0.05]
 
 
 def test_values_of_the_command_line(tmp_path: Path) -> None:
