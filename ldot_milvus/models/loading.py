@@ -139,9 +139,8 @@ def has_fast_bfloat16() -> bool:
 
 
 def _is_amd() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere, platform knows the vendor
-    vendor = "AuthenticAMD"
-    return vendor in platform.processor() or (cpuinfo.exists() and vendor in cpuinfo.read_text())
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux, where platform.processor starts a process and does not name the vendor
+    return "AuthenticAMD" in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
 
 
 class QuietTransformers:

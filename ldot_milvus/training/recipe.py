@@ -171,13 +171,18 @@ class Stage(_Section):
 class Finish(_Section):
     """Steps after the last stage, applied to its best model."""
 
-    principal_dim: PositiveInt | None = None  # of the learned part of vectors, by its principal directions; likewise
+    principal_dim: PositiveInt | None = None  # principal directions of what is learned; unset: as the initial model's
     canonical_dim: NonNegativeInt = 0  # of canonical correlations, computed anew; 0: as the initial model's
     calibration_anchors: int | None = Field(default=None, ge=0)  # of hubness calibration; unset: as the initial model's
     dot_weight: bool = False  # select the weight of the dot product in re-ranking on the dev split
     probability: bool = False  # fit the probability of a hit on the dev split
     storage: Literal["float32", "int8"] = "float32"
     fuller_storage: list[str] = []  # int8 storage stores tensors whose names contain one of these in half precision
+
+    @property
+    def reads_all_photos(self) -> bool:
+        """True if parts of the dual encoder are computed from all training photos, not from the anchors' alone."""
+        return bool(self.canonical_dim or self.principal_dim)
 
 
 class Trainer(_Section):
@@ -201,8 +206,8 @@ class Recipe(_Section):
     @property
     def changes_vectors(self) -> bool:
         """True if the run changes the dual encoder: by a stage, by label names or by what is computed after."""
-        after = self.finish.canonical_dim or self.finish.principal_dim
-        return bool(self.start.labels or after) or any(stage.task != "rerank" for stage in self.stages)
+        computed = self.start.labels is not None or self.finish.reads_all_photos
+        return computed or any(stage.task != "rerank" for stage in self.stages)
 
     @model_validator(mode="before")
     @classmethod
@@ -215,7 +220,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _changes_something(self) -> Recipe:
         if not self.stages and not self.changes_vectors:
-            raise ValueError("stages: give at least one, start.labels or finish.canonical_dim")
+            raise ValueError("stages: give at least one, start.labels or finish.canonical_dim or finish.principal_dim")
         return self
 
     @model_validator(mode="after")

@@ -162,7 +162,7 @@ class Run:
 
     def _read_regions(self, bundle: Bundle) -> None:
         data, pairs = self._recipe.data, self._pairs["train"]
-        if self._recipe.stages or self._recipe.finish.canonical_dim:
+        if self._recipe.stages or self._recipe.finish.reads_all_photos:
             self._train = self._photos(pairs, bundle, data.extraction, views=data.views)
         else:  # the photos of the calibration's anchors alone
             rows = evenly(len(pairs), max(1, anchors_of(self._recipe, self._origin)))

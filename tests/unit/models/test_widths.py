@@ -113,6 +113,9 @@ def test_a_run_computes_them_after_training(given: Given, tmp_path: Path) -> Non
         assert (kept.config.principal_dim, anew.config.principal_dim) == (5, 6)
         assert torch.allclose(kept.principal.directions, first.principal.directions) == (recipe == "labels")
         assert anew.principal.directions.norm(dim=1).tolist() == pytest.approx([1] * 6, abs=1e-4)
+        if recipe == "labels":  # what is learned stays as it is: the directions are those of all four photos
+            same, own = (one.principal.directions for one in (reduced(embedder.bundle, photos, 6), anew))
+            torch.testing.assert_close(own.T @ own, same.T @ same, atol=1e-3, rtol=0)
 
 
 def test_what_is_refused(given: Given) -> None:
